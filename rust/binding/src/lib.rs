@@ -1,7 +1,13 @@
-//! PyO3 face of the engine: translation only.
+//! PyO3 face of the engine: translation only. `enter` is the one door into the engine; `frames` is the codec for those who
+//! have no store (name server, client); `store` is the broker's engine. The Python side is described in `_engine.pyi`.
 use pyo3::prelude::*;
 
+mod enter;
+mod frames;
+
 #[pymodule]
-fn _engine(_m: &Bound<'_, PyModule>) -> PyResult<()> {
+fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(frames::encode_frame, m)?)?;
+    m.add_class::<frames::Decoder>()?;
     Ok(())
 }
