@@ -7,6 +7,7 @@ explains it; flags, file, environment, the manual and `getBrokerConfig` are all 
     class BrokerOptions(Options):
         ENVIRONMENT = "AEROBEE_BROKER_"
         IGNORED = options_ignored.BROKER
+        REFUSED = options_ignored.BROKER_REFUSED
 
         listen_port = setting(10911, "Port that clients dial.", low=0, high=65535)
         broker_ip1 = setting("", "Address that clients are told to dial.", name="brokerIP1")
@@ -134,6 +135,14 @@ class Change:
     notes: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A key of Apache RocketMQ for something that is not here: `harmless` values pass, any other is an error."""
+
+    harmless: tuple[str, ...]
+    reason: str
+
+
 class Options:
     """Base of every daemon's settings; see the head of this file. Made by `load` or from keyword arguments."""
 
@@ -141,6 +150,8 @@ class Options:
     """Apache's key → row, in the order of declaration."""
     IGNORED: ClassVar[Mapping[str, str]] = {}
     """Keys of Apache RocketMQ that are accepted and have no effect here → why. A row of the same name wins."""
+    REFUSED: ClassVar[Mapping[str, Refusal]] = {}
+    """Keys that ask for a protection or a file layout that is not here; see `options_ignored`."""
     ENVIRONMENT: ClassVar[str] = ""
     """Prefix of the environment variables: `AEROBEE_BROKER_` makes `listenPort` `AEROBEE_BROKER_LISTEN_PORT`."""
 
@@ -224,17 +235,31 @@ class Options:
                     setattr(self, row_.attribute, row_.parse(text))
                 except ValueError as error:
                     problems.append(f"{origin}{key} {error}")
-            elif key in cls.IGNORED:
-                note = f"{key} has no effect: {cls.IGNORED[key]}"
-                if note not in self.notes:
-                    self.notes.append(note)
-            else:
-                problems.append(f"{origin}unknown key {key!r}{_nearest(key, [*cls.ROWS, *cls.IGNORED])}")
+                continue
+            try:
+                note = cls._pass_over(key, text)
+            except ValueError as error:
+                problems.append(f"{origin}{error}")
+                continue
+            if note and note not in self.notes:
+                self.notes.append(note)
         if not problems:
             problems = self.check()
         if problems:
             raise OptionsError(problems)
         return self
+
+    @classmethod
+    def _pass_over(cls, key: str, text: str) -> str:
+        """What to say about a key that has no row; ValueError if it is unknown or must not be ignored."""
+        refusal = cls.REFUSED.get(key)
+        if refusal is not None:
+            if text.strip() not in refusal.harmless:
+                raise ValueError(f"{key}={text.strip()} cannot be honoured: {refusal.reason}")
+            return ""
+        if key in cls.IGNORED:
+            return f"{key} has no effect: {cls.IGNORED[key]}"
+        raise ValueError(f"unknown key {key!r}{_nearest(key, [*cls.ROWS, *cls.IGNORED, *cls.REFUSED])}")
 
     def check(self) -> list[str]:
         """Rules between settings; returns one sentence a problem. Subclasses override it."""
@@ -265,10 +290,10 @@ class Options:
         for key, text in texts.items():
             row = self.ROWS.get(key)
             if row is None:
-                if key in self.IGNORED:
-                    notes.append(f"{key} has no effect: {self.IGNORED[key]}")
-                else:
-                    problems.append(f"unknown key {key!r}{_nearest(key, [*self.ROWS, *self.IGNORED])}")
+                try:
+                    notes.extend(note for note in [self._pass_over(key, text)] if note)
+                except ValueError as error:
+                    problems.append(str(error))
                 continue
             if remote and not row.remote:
                 problems.append(f"{key} can only be changed in the configuration file on the machine itself")
