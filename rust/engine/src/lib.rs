@@ -13,5 +13,6 @@ pub mod property;
 pub mod record;
 pub mod recovery;
 pub mod session;
+pub mod sql;
 pub mod store;
 pub mod tables;
