@@ -38,6 +38,10 @@ pub mod flag {
     pub const START_DELIVER: u32 = 1 << 12;
     /// `MSG_TYPE`, `REPLY_TO_CLIENT` or `CORRELATION_ID`: request and reply.
     pub const REQUEST_REPLY: u32 = 1 << 13;
+    /// `_SYS_MSG_PRIORITY_`: the queue is chosen by priority, or the property is taken out.
+    pub const PRIORITY: u32 = 1 << 14;
+    /// `INNER_NUM`: several messages in one record.
+    pub const INNER_BATCH: u32 = 1 << 15;
 }
 
 /// Where a value lies inside the property string.
@@ -106,6 +110,8 @@ pub fn scan(properties: &[u8]) -> Known {
                 b"TRACE_ON" => known.flags |= flag::TRACE_ON,
                 b"CLUSTER" => known.flags |= flag::CLUSTER,
                 b"__CRC32#" => known.flags |= flag::CRC32,
+                b"_SYS_MSG_PRIORITY_" => known.flags |= flag::PRIORITY,
+                b"INNER_NUM" => known.flags |= flag::INNER_BATCH,
                 b"MSG_TYPE" | b"REPLY_TO_CLIENT" | b"CORRELATION_ID" => known.flags |= flag::REQUEST_REPLY,
                 _ => {}
             }
