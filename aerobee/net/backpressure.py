@@ -1,0 +1,76 @@
+"""What happens when a peer reads more slowly than we write: the whole of it is in this file.
+
+The transport counts bytes it could not hand to the kernel. Above `UNREAD_BYTES_HIGH` it calls `pause_writing`, below
+`UNREAD_BYTES_LOW` `resume_writing`. In between
+
+* a server's connection is not read: a client that does not take its replies gets no further requests accepted, so its
+  backlog is at most what its last chunk asked for;
+* a client's connection goes on reading (the server may be waiting for exactly that), and whoever wants to send
+  awaits `writable()`.
+
+A peer that lets more than `UNREAD_BYTES_MAX` pile up, by long replies or by notices it did not ask for, is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+UNREAD_BYTES_HIGH: Final = 256 * 1024
+UNREAD_BYTES_LOW: Final = 64 * 1024
+UNREAD_BYTES_MAX: Final = 256 * 1024 * 1024
+assert UNREAD_BYTES_LOW < UNREAD_BYTES_HIGH < UNREAD_BYTES_MAX
+
+
+class BackPressure:
+    """The flow-control half of a connection; `transport` is set while it is open."""
+
+    __slots__ = ("_held", "_reads_while_blocked", "_writers", "blocked", "transport")
+
+    def __init__(self, *, reads_while_blocked: bool) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.blocked = False
+        """The peer is not reading what we wrote."""
+        self._reads_while_blocked = reads_while_blocked
+        self._held = False
+        self._writers: list[asyncio.Future[None]] | None = None
+
+    def pause_writing(self) -> None:
+        """Called by the transport: too much is unread."""
+        self.blocked = True
+        if not self._reads_while_blocked:
+            self._set_reading()
+
+    def resume_writing(self) -> None:
+        """Called by the transport: the peer caught up."""
+        self.blocked = False
+        self._set_reading()
+        self._wake_writers()
+
+    def hold_reading(self, held: bool) -> None:
+        """Stops (or takes up again) reading for a reason of the owner's: a shutdown, a full store."""
+        self._held = held
+        self._set_reading()
+
+    async def writable(self) -> None:
+        """Returns at once while the peer keeps up, otherwise when it has caught up or the connection ended."""
+        while self.blocked and self.transport is not None:
+            waiter = asyncio.get_running_loop().create_future()
+            if self._writers is None:
+                self._writers = []
+            self._writers.append(waiter)
+            await waiter
+
+    def _set_reading(self) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        wanted = not self._held and (self._reads_while_blocked or not self.blocked)
+        if wanted != transport.is_reading():
+            (transport.resume_reading if wanted else transport.pause_reading)()
+
+    def _wake_writers(self) -> None:
+        writers, self._writers = self._writers, None
+        for waiter in writers or ():
+            if not waiter.done():
+                waiter.set_result(None)
