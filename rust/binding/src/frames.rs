@@ -1,5 +1,5 @@
 //! Commands as Python tuples, and back: for the name server and the client, which have no store.
-use aerobee_engine::frame::{Cutter, ProtocolError, FRAME_BYTES_MAX};
+use aerobee_engine::frame::{Cutter, Flow, ProtocolError, FRAME_BYTES_MAX};
 use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -91,13 +91,13 @@ impl Decoder {
         let commands = PyList::empty(py);
         let header = &mut self.header;
         let mut raised: Option<PyErr> = None;
-        let fed = self.cutter.feed(data.as_slice(), self.frame_bytes_max, |frame| -> Result<(), ProtocolError> {
+        let fed = self.cutter.feed(data.as_slice(), self.frame_bytes_max, |frame| -> Result<Flow, ProtocolError> {
             header.read(frame.encoding, frame.header)?;
             if raised.is_none() {
                 let made = command_tuple(py, header, frame.header, frame.body, frame.encoding);
                 raised = made.and_then(|command| commands.append(command)).err();
             }
-            Ok(())
+            Ok(Flow::Go)
         });
         if let Some(error) = raised {
             return Err(error);

@@ -142,45 +142,63 @@ impl Cutter {
         self.tail.len()
     }
 
-    /// Hands every frame that `data` completes to `take`, in order; keeps what is left over.
+    /// Hands every frame that `data` completes to `take`, in order; keeps what is left over. When `take` answers
+    /// [`Flow::Stop`] the frames behind are kept as well, for a later call (with no data, if there is none).
     /// After an error the stream is lost: nothing is kept.
     pub fn feed(
         &mut self,
         mut data: &[u8],
         frame_bytes_max: usize,
-        mut take: impl FnMut(Frame<'_>) -> Result<(), ProtocolError>,
-    ) -> Result<(), ProtocolError> {
-        while !self.tail.is_empty() {
-            let want = match front(&self.tail, frame_bytes_max) {
-                Ok(Front::Partial(want)) => want,
-                Ok(Front::Whole(frame, _)) => {
-                    let done = take(frame);
-                    self.tail.clear();
-                    if self.tail.capacity() > 1 << 20 {
-                        self.tail = Vec::new();
+        mut take: impl FnMut(Frame<'_>) -> Result<Flow, ProtocolError>,
+    ) -> Result<Flow, ProtocolError> {
+        let mut at = 0;
+        while at < self.tail.len() {
+            match front(&self.tail[at..], frame_bytes_max) {
+                Ok(Front::Whole(frame, used)) => {
+                    at += used;
+                    match take(frame) {
+                        Ok(Flow::Go) => {}
+                        Ok(Flow::Stop) => {
+                            self.tail.drain(..at);
+                            self.tail.extend_from_slice(data);
+                            return Ok(Flow::Stop);
+                        }
+                        Err(error) => {
+                            self.tail = Vec::new();
+                            return Err(error);
+                        }
                     }
-                    done?;
-                    break;
+                }
+                Ok(Front::Partial(want)) => {
+                    let have = self.tail.len() - at;
+                    // Until the first 8 bytes are there only they are fetched; then the frame's own end is known.
+                    let want = if have < PREFIX_BYTES { PREFIX_BYTES } else { want };
+                    let n = data.len().min(want - have);
+                    if n == 0 {
+                        self.tail.drain(..at);
+                        return Ok(Flow::Go);
+                    }
+                    self.tail.extend_from_slice(&data[..n]);
+                    data = &data[n..];
                 }
                 Err(error) => {
                     self.tail = Vec::new();
                     return Err(error);
                 }
-            };
-            if data.is_empty() {
-                return Ok(());
             }
-            // Until the first 8 bytes are there only they are fetched; then the frame's own end is known.
-            let want = if self.tail.len() < PREFIX_BYTES { PREFIX_BYTES } else { want };
-            let n = data.len().min(want - self.tail.len());
-            self.tail.extend_from_slice(&data[..n]);
-            data = &data[n..];
+        }
+        self.tail.clear();
+        if self.tail.capacity() > TAIL_BYTES_KEPT {
+            self.tail = Vec::new();
         }
         while !data.is_empty() {
             match front(data, frame_bytes_max)? {
                 Front::Whole(frame, used) => {
-                    take(frame)?;
                     data = &data[used..];
+                    if let Flow::Stop = take(frame)? {
+                        self.tail.extend_from_slice(data);
+                        return Ok(Flow::Stop);
+                    }
                 }
                 Front::Partial(_) => {
                     self.tail.extend_from_slice(data);
@@ -188,6 +206,16 @@ impl Cutter {
                 }
             }
         }
-        Ok(())
+        Ok(Flow::Go)
     }
 }
+
+/// Whether the next frame may be taken now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    Go,
+    Stop,
+}
+
+/// A tail that grew for one large frame is given back; up to this size it is kept for the next one.
+const TAIL_BYTES_KEPT: usize = 64 * 1024;

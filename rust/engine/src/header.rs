@@ -107,6 +107,16 @@ impl Header {
         self.fields.iter().rev().find(|(k, _)| self.bytes(source, *k) == key.as_bytes()).map(|(_, v)| self.text(source, *v))
     }
 
+    /// A header from its parts; its source is empty.
+    pub fn assemble<'a>(code: i32, opaque: i32, flag: i32, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Header {
+        let mut header = Header { code, opaque, flag, ..Header::default() };
+        for (key, value) in fields {
+            let field = (header.keep(key.as_bytes()), header.keep(value.as_bytes()));
+            header.fields.push(field);
+        }
+        header
+    }
+
     /// Reads a header. `source` has to be given again to resolve texts.
     pub fn read(&mut self, encoding: Encoding, source: &[u8]) -> Result<(), ProtocolError> {
         self.code = 0;
@@ -759,7 +769,16 @@ pub fn push_number(out: &mut Vec<u8>, value: i64) {
 /// Text inside a JSON string: quotes, backslashes and control characters escaped.
 #[inline]
 fn push_escaped(out: &mut Vec<u8>, text: &str) {
-    let bytes = text.as_bytes();
+    // Nearly all texts need nothing; this test is a few vector instructions.
+    if !text.bytes().fold(false, |odd, byte| odd | (byte < 0x20) | (byte == b'"') | (byte == b'\\')) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        push_escaped_bytes(out, text.as_bytes());
+    }
+}
+
+#[cold]
+fn push_escaped_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut from = 0;
     for (at, byte) in bytes.iter().enumerate() {
         if *byte >= 0x20 && *byte != b'"' && *byte != b'\\' {

@@ -1,0 +1,239 @@
+//! What the engine may serve without asking: settings, topics, groups and their subscriptions, filled in by policy.
+//!
+//! The engine holds no opinion of its own: a topic, group or subscription that is not here, or not `fast`, makes the
+//! command come out for policy. Statistics of what was served are counted in the rows they concern.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::sql;
+use crate::store::QueueRef;
+
+/// Permission bits of topics and brokers.
+pub const PERM_READ: u32 = 4;
+pub const PERM_WRITE: u32 = 2;
+
+/// Settings for all topics and groups. Sizes in bytes, times in milliseconds; defaults are Apache's.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// False: every command comes out for policy.
+    pub fast: bool,
+    pub broker_perm: u32,
+    pub frame_bytes_max: usize,
+    pub body_bytes_max: usize,
+    /// The address in offset message ids; the store writes its own into records.
+    pub store_host: SocketAddr,
+    pub region: String,
+    pub trace_on: bool,
+    pub cluster: String,
+    /// False: a pull that may wait is held for `short_polling_ms` whatever it asks.
+    pub long_polling: bool,
+    pub short_polling_ms: i64,
+    pub lite_pull: bool,
+    /// A batch of recent records.
+    pub pull_bytes_max: u64,
+    pub pull_count_max: u32,
+    /// A batch of records that lie more than `recent_bytes` before the log's end.
+    pub old_pull_bytes_max: u64,
+    pub old_pull_count_max: u32,
+    pub recent_bytes: u64,
+    /// Queue entries one pull looks at in search of a match.
+    pub filter_entries_max: u32,
+    /// Once a turn's replies are this long, the frames behind wait for the next call ([`crate::session::Turn::more`]).
+    pub turn_bytes_max: usize,
+    /// Pulls one session may have parked.
+    pub parked_max: usize,
+    /// A synchronous flush that takes longer is answered with FLUSH_DISK_TIMEOUT.
+    pub sync_flush_timeout_ms: i64,
+    /// Version in the headers of replies.
+    pub version: i32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            fast: true,
+            broker_perm: PERM_READ | PERM_WRITE,
+            frame_bytes_max: crate::frame::FRAME_BYTES_MAX,
+            body_bytes_max: 4 * 1024 * 1024,
+            store_host: SocketAddr::from((Ipv4Addr::LOCALHOST, 10911)),
+            region: "DefaultRegion".into(),
+            trace_on: true,
+            cluster: "DefaultCluster".into(),
+            long_polling: true,
+            short_polling_ms: 1000,
+            lite_pull: true,
+            pull_bytes_max: 256 * 1024,
+            pull_count_max: 32,
+            old_pull_bytes_max: 64 * 1024,
+            old_pull_count_max: 8,
+            recent_bytes: u64::MAX,
+            filter_entries_max: 800,
+            turn_bytes_max: 4 * 1024 * 1024,
+            parked_max: 100_000,
+            sync_flush_timeout_ms: 5000,
+            version: 513,
+        }
+    }
+}
+
+/// Messages and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub count: u64,
+    pub bytes: u64,
+}
+
+impl Traffic {
+    #[inline]
+    pub fn add(&mut self, count: u64, bytes: u64) {
+        self.count += count;
+        self.bytes += bytes;
+    }
+}
+
+/// A topic policy has told about.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    pub name: Arc<str>,
+    pub perm: u32,
+    pub read_queues: u32,
+    pub write_queues: u32,
+    pub sys_flag: i32,
+    pub fast: bool,
+    /// Handles of queues already used, by queue id.
+    pub queues: Vec<Option<QueueRef>>,
+    pub puts: Traffic,
+}
+
+/// Which messages a pull wants.
+#[derive(Debug, Clone)]
+pub enum Filter {
+    All,
+    /// Java hashes of the tags; the exact match is the client's.
+    Tags(Arc<[i32]>),
+    Sql(Arc<sql::Filter>),
+}
+
+impl Filter {
+    /// By the queue entry alone; what only the record can tell passes.
+    #[inline]
+    pub fn admits(&self, tags_code: i64) -> bool {
+        match self {
+            Filter::Tags(codes) => codes.contains(&(tags_code as i32)),
+            _ => true,
+        }
+    }
+
+    /// A tag expression: `*`, empty, or tags with `||` between them.
+    pub fn tags(expression: &str) -> Filter {
+        if expression.is_empty() || expression == "*" {
+            return Filter::All;
+        }
+        let tags = expression.split("||").map(str::trim).filter(|tag| !tag.is_empty());
+        Filter::Tags(tags.map(|tag| crate::property::java_hash(tag.as_bytes())).collect())
+    }
+}
+
+/// What a group's members said in their heartbeats about one topic.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    pub version: i64,
+    pub filter: Filter,
+}
+
+/// One group on one topic.
+#[derive(Debug, Clone)]
+pub struct GroupTopic {
+    pub name: Arc<str>,
+    pub subscription: Option<Subscription>,
+    pub gets: Traffic,
+}
+
+/// A consumer group policy has told about.
+#[derive(Debug, Clone)]
+pub struct Group {
+    pub name: Arc<str>,
+    pub consume: bool,
+    pub fast: bool,
+    pub sys_flag: i32,
+    pub topics: HashMap<Arc<str>, GroupTopic>,
+}
+
+impl Group {
+    pub fn topic(&mut self, topic: &str) -> &mut GroupTopic {
+        if !self.topics.contains_key(topic) {
+            let name: Arc<str> = topic.into();
+            self.topics.insert(name.clone(), GroupTopic { name, subscription: None, gets: Traffic::default() });
+        }
+        self.topics.get_mut(topic).expect("just made")
+    }
+}
+
+/// Everything policy has allowed.
+#[derive(Debug, Default)]
+pub struct Tables {
+    pub settings: Settings,
+    pub topics: HashMap<Arc<str>, Topic>,
+    pub groups: HashMap<Arc<str>, Group>,
+}
+
+impl Tables {
+    /// Adds the topic or changes its row; counters stay.
+    pub fn allow_topic(&mut self, name: &str, perm: u32, read_queues: u32, write_queues: u32, sys_flag: i32, fast: bool) {
+        match self.topics.get_mut(name) {
+            Some(topic) => {
+                topic.perm = perm;
+                topic.read_queues = read_queues;
+                topic.write_queues = write_queues;
+                topic.sys_flag = sys_flag;
+                topic.fast = fast;
+            }
+            None => {
+                let name: Arc<str> = name.into();
+                let topic = Topic {
+                    name: name.clone(),
+                    perm,
+                    read_queues,
+                    write_queues,
+                    sys_flag,
+                    fast,
+                    queues: Vec::new(),
+                    puts: Traffic::default(),
+                };
+                self.topics.insert(name, topic);
+            }
+        }
+    }
+
+    fn group(&mut self, name: &str) -> &mut Group {
+        if !self.groups.contains_key(name) {
+            let name: Arc<str> = name.into();
+            let group = Group { name: name.clone(), consume: true, fast: false, sys_flag: 0, topics: HashMap::new() };
+            self.groups.insert(name, group);
+        }
+        self.groups.get_mut(name).expect("just made")
+    }
+
+    /// Adds the group or changes its row; counters and subscriptions stay.
+    pub fn allow_group(&mut self, name: &str, consume: bool, sys_flag: i32, fast: bool) {
+        let group = self.group(name);
+        group.consume = consume;
+        group.sys_flag = sys_flag;
+        group.fast = fast;
+    }
+
+    pub fn subscribe(&mut self, group: &str, topic: &str, subscription: Subscription) {
+        self.group(group).topic(topic).subscription = Some(subscription);
+    }
+
+    pub fn unsubscribe(&mut self, group: &str, topic: Option<&str>) {
+        let Some(group) = self.groups.get_mut(group) else { return };
+        for (name, row) in &mut group.topics {
+            if topic.is_none() || topic == Some(name) {
+                row.subscription = None;
+            }
+        }
+    }
+}

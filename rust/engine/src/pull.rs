@@ -1,0 +1,487 @@
+//! PULL_MESSAGE and LITE_PULL_MESSAGE: reading a queue by RocketMQ's rules, and the reply.
+//!
+//! Records are copied once, from the store's map into the reply. Left to others: waiting (`parked`), commits of offsets
+//! and who may pull (`session`, policy).
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::header::{parse_i64, Encoding, Fixed, Header, Writer, FLAG_RESPONSE};
+use crate::record::RecordView;
+use crate::store::{Entry, QueueRef, Store};
+use crate::tables::{Filter, Settings, Tables, PERM_READ};
+
+pub const PULL_MESSAGE: i32 = 11;
+pub const LITE_PULL_MESSAGE: i32 = 361;
+
+/// Bits of a pull's sysFlag.
+pub const PULL_COMMIT: i64 = 1;
+pub const PULL_SUSPEND: i64 = 2;
+pub const PULL_SUBSCRIPTION: i64 = 4;
+pub const PULL_CLASS_FILTER: i64 = 8;
+
+pub const SUCCESS: i32 = 0;
+pub const PULL_NOT_FOUND: i32 = 19;
+pub const PULL_RETRY_IMMEDIATELY: i32 = 20;
+pub const PULL_OFFSET_MOVED: i32 = 21;
+
+/// A queue entry that points nowhere has this size.
+const HOLE_BYTES: u32 = i32::MAX as u32;
+/// Entries fetched at a time while looking for matches.
+const LOOK_ENTRIES: usize = 128;
+
+/// How a read ended; the names travel in replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Found,
+    NoMatchedMessage,
+    MessageWasRemoving,
+    OffsetFoundNull,
+    OffsetOverflowBadly,
+    OffsetOverflowOne,
+    OffsetTooSmall,
+    NoMatchedLogicQueue,
+    NoMessageInQueue,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Found => "FOUND",
+            Status::NoMatchedMessage => "NO_MATCHED_MESSAGE",
+            Status::MessageWasRemoving => "MESSAGE_WAS_REMOVING",
+            Status::OffsetFoundNull => "OFFSET_FOUND_NULL",
+            Status::OffsetOverflowBadly => "OFFSET_OVERFLOW_BADLY",
+            Status::OffsetOverflowOne => "OFFSET_OVERFLOW_ONE",
+            Status::OffsetTooSmall => "OFFSET_TOO_SMALL",
+            Status::NoMatchedLogicQueue => "NO_MATCHED_LOGIC_QUEUE",
+            Status::NoMessageInQueue => "NO_MESSAGE_IN_QUEUE",
+        }
+    }
+
+    /// The response code of a pull that asked for `offset`.
+    pub fn code(self, offset: i64) -> i32 {
+        match self {
+            Status::Found => SUCCESS,
+            Status::NoMatchedMessage | Status::MessageWasRemoving => PULL_RETRY_IMMEDIATELY,
+            Status::NoMatchedLogicQueue | Status::NoMessageInQueue if offset != 0 => PULL_OFFSET_MOVED,
+            Status::NoMatchedLogicQueue | Status::NoMessageInQueue => PULL_NOT_FOUND,
+            Status::OffsetFoundNull | Status::OffsetOverflowOne => PULL_NOT_FOUND,
+            Status::OffsetOverflowBadly | Status::OffsetTooSmall => PULL_OFFSET_MOVED,
+        }
+    }
+}
+
+/// What a read found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub status: Status,
+    pub next_offset: i64,
+    pub min_offset: i64,
+    pub max_offset: i64,
+    pub count: u32,
+    pub bytes: u64,
+}
+
+/// Bounds of one batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub count_max: u32,
+    pub bytes_max: u64,
+    /// The same for records more than `recent_bytes` before the log's end.
+    pub old_count_max: u32,
+    pub old_bytes_max: u64,
+    pub recent_bytes: u64,
+    pub filter_entries_max: u32,
+}
+
+impl Limits {
+    /// What the settings allow, lowered to what was asked.
+    pub fn of(settings: &Settings, count_max: u32, bytes_max: u64) -> Limits {
+        Limits {
+            count_max: settings.pull_count_max.min(count_max),
+            bytes_max: settings.pull_bytes_max.min(bytes_max),
+            old_count_max: settings.old_pull_count_max.min(count_max),
+            old_bytes_max: settings.old_pull_bytes_max.min(bytes_max),
+            recent_bytes: settings.recent_bytes,
+            filter_entries_max: settings.filter_entries_max.max(count_max),
+        }
+    }
+}
+
+/// A pull that has been understood.
+#[derive(Clone, Debug)]
+pub struct Pull {
+    pub group: Arc<str>,
+    pub topic: Arc<str>,
+    pub queue_id: u32,
+    pub offset: i64,
+    pub count_max: u32,
+    pub bytes_max: u64,
+    pub filter: Filter,
+    /// How long it may wait.
+    pub hold_ms: Option<i64>,
+    pub commit_offset: Option<i64>,
+    pub opaque: i32,
+    pub encoding: Encoding,
+    pub topic_sys_flag: i32,
+    pub group_sys_flag: i32,
+}
+
+/// The header fields of a pull.
+struct Fields<'a> {
+    group: &'a str,
+    topic: &'a str,
+    queue_id: i64,
+    offset: i64,
+    count_max: i64,
+    bytes_max: Option<i64>,
+    sys_flag: i64,
+    commit_offset: i64,
+    suspend_ms: i64,
+    subscription: &'a str,
+    sub_version: i64,
+    expression_type: &'a str,
+    /// Fields only policy understands.
+    special: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(header: &'a Header, source: &'a [u8]) -> Option<Fields<'a>> {
+        let mut fields = Fields {
+            group: "",
+            topic: "",
+            queue_id: -1,
+            offset: 0,
+            count_max: 0,
+            bytes_max: None,
+            sys_flag: 0,
+            commit_offset: 0,
+            suspend_ms: 0,
+            subscription: "",
+            sub_version: 0,
+            expression_type: "",
+            special: false,
+        };
+        for (key, value) in header.fields(source) {
+            let number = || parse_i64(value.as_bytes());
+            match key {
+                "consumerGroup" => fields.group = value,
+                "topic" => fields.topic = value,
+                "queueId" => fields.queue_id = number()?,
+                "queueOffset" => fields.offset = number()?,
+                "maxMsgNums" => fields.count_max = number()?,
+                "maxMsgBytes" => fields.bytes_max = Some(number()?),
+                "sysFlag" => fields.sys_flag = number()?,
+                "commitOffset" => fields.commit_offset = number()?,
+                "suspendTimeoutMillis" => fields.suspend_ms = number()?,
+                "subscription" => fields.subscription = value,
+                "subVersion" => fields.sub_version = number()?,
+                "expressionType" => fields.expression_type = value,
+                "liteTopic" => fields.special |= !value.is_empty(),
+                "requestSource" => fields.special |= value != "-1",
+                _ => {}
+            }
+        }
+        Some(fields)
+    }
+
+    fn into_pull(self, settings: &Settings, header: &Header, encoding: Encoding, filter: Filter) -> Option<Pull> {
+        let hold_ms = (self.sys_flag & PULL_SUSPEND != 0).then(|| {
+            if settings.long_polling {
+                self.suspend_ms.clamp(0, HOLD_MS_MAX)
+            } else {
+                settings.short_polling_ms
+            }
+        });
+        Some(Pull {
+            group: Arc::from(""),
+            topic: Arc::from(""),
+            queue_id: u32::try_from(self.queue_id).ok()?,
+            offset: self.offset,
+            count_max: self.count_max.clamp(1, u32::MAX as i64) as u32,
+            bytes_max: self.bytes_max.filter(|n| *n > 0).map_or(u64::MAX, |n| n as u64),
+            filter,
+            hold_ms,
+            commit_offset: (self.sys_flag & PULL_COMMIT != 0).then_some(self.commit_offset),
+            opaque: header.opaque,
+            encoding,
+            topic_sys_flag: 0,
+            group_sys_flag: 0,
+        })
+    }
+}
+
+/// No pull waits longer than this, whatever it asks.
+const HOLD_MS_MAX: i64 = 3_600_000;
+
+impl Pull {
+    /// A pull the tables allow. None: for policy.
+    pub fn allowed(tables: &Tables, header: &Header, source: &[u8], encoding: Encoding) -> Option<Pull> {
+        let settings = &tables.settings;
+        let fields = Fields::read(header, source)?;
+        let topic = tables.topics.get(fields.topic)?;
+        let group = tables.groups.get(fields.group)?;
+        if fields.special
+            || header.is_oneway()
+            || !topic.fast
+            || !group.fast
+            || !group.consume
+            || settings.broker_perm & PERM_READ == 0
+            || topic.perm & PERM_READ == 0
+            || fields.queue_id < 0
+            || fields.queue_id >= topic.read_queues as i64
+            || fields.sys_flag & PULL_CLASS_FILTER != 0
+            || (header.code == LITE_PULL_MESSAGE && !settings.lite_pull)
+        {
+            return None;
+        }
+        let filter = if fields.sys_flag & PULL_SUBSCRIPTION != 0 {
+            if !matches!(fields.expression_type, "" | "TAG") {
+                return None;
+            }
+            match Filter::tags(fields.subscription) {
+                Filter::Tags(tags) if tags.is_empty() => return None,
+                filter => filter,
+            }
+        } else {
+            let subscription = group.topics.get(fields.topic)?.subscription.as_ref()?;
+            if subscription.version < fields.sub_version {
+                return None;
+            }
+            subscription.filter.clone()
+        };
+        let mut pull = fields.into_pull(settings, header, encoding, filter)?;
+        pull.topic = topic.name.clone();
+        pull.group = group.name.clone();
+        pull.topic_sys_flag = topic.sys_flag;
+        pull.group_sys_flag = group.sys_flag;
+        Some(pull)
+    }
+
+    /// A pull policy has allowed, with the filter policy chose. None: a field is missing or no number.
+    pub fn granted(tables: &Tables, header: &Header, source: &[u8], encoding: Encoding, filter: Filter) -> Option<Pull> {
+        let fields = Fields::read(header, source)?;
+        let (topic, group) = (fields.topic, fields.group);
+        let mut pull = fields.into_pull(&tables.settings, header, encoding, filter)?;
+        match tables.topics.get(topic) {
+            Some(row) => {
+                pull.topic = row.name.clone();
+                pull.topic_sys_flag = row.sys_flag;
+            }
+            None => pull.topic = topic.into(),
+        }
+        match tables.groups.get(group) {
+            Some(row) => {
+                pull.group = row.name.clone();
+                pull.group_sys_flag = row.sys_flag;
+            }
+            None => pull.group = group.into(),
+        }
+        Some(pull)
+    }
+}
+
+/// Reads queues; keeps its buffers.
+pub struct Reader {
+    queue_file_units: i64,
+    looked: Vec<Entry>,
+    chosen: Vec<Entry>,
+    body: Vec<u8>,
+}
+
+impl Reader {
+    pub fn new(queue_file_units: u64) -> Self {
+        Reader { queue_file_units: queue_file_units.max(1) as i64, looked: Vec::new(), chosen: Vec::new(), body: Vec::new() }
+    }
+
+    /// Chooses the entries of the next batch from `offset` on. With an SQL filter they are candidates.
+    fn choose(
+        &mut self,
+        store: &mut Store,
+        queue: Option<QueueRef>,
+        offset: i64,
+        limits: &Limits,
+        filter: &Filter,
+        scan_from: i64,
+    ) -> Result<Found, Error> {
+        self.chosen.clear();
+        let (min_offset, max_offset) = queue.map_or((0, 0), |queue| store.bounds(queue));
+        let mut found =
+            Found { status: Status::NoMatchedMessage, next_offset: offset, min_offset, max_offset, count: 0, bytes: 0 };
+        let Some(queue) = queue.filter(|_| max_offset > 0) else {
+            return Ok(Found { status: Status::NoMessageInQueue, next_offset: 0, ..found });
+        };
+        if offset < min_offset {
+            return Ok(Found { status: Status::OffsetTooSmall, next_offset: min_offset, ..found });
+        }
+        if offset == max_offset {
+            return Ok(Found { status: Status::OffsetOverflowOne, ..found });
+        }
+        if offset > max_offset {
+            return Ok(Found { status: Status::OffsetOverflowBadly, next_offset: max_offset, ..found });
+        }
+        let log_end = store.durable();
+        let mut at = scan_from.max(offset);
+        let scan_end = at.saturating_add(limits.filter_entries_max as i64).min(max_offset);
+        'look: while at < scan_end {
+            let room = (scan_end - at) as usize;
+            let count = match filter {
+                Filter::All => room.min(limits.count_max as usize + 1),
+                _ => room.min(LOOK_ENTRIES),
+            };
+            self.looked.clear();
+            store.entries(queue, at, count, &mut self.looked)?;
+            if self.looked.is_empty() {
+                if self.chosen.is_empty() && at == offset {
+                    // A file of the queue is missing: go on behind it.
+                    let units = self.queue_file_units;
+                    found.status = Status::OffsetFoundNull;
+                    at = ((at / units + 1) * units).clamp(min_offset, max_offset);
+                }
+                break;
+            }
+            for entry in &self.looked {
+                if entry.size == HOLE_BYTES || !filter.admits(entry.tags_code) {
+                    at += 1;
+                    continue;
+                }
+                if found.count > 0 {
+                    let bytes = found.bytes + entry.size as u64;
+                    let recent = log_end.saturating_sub(entry.position) <= limits.recent_bytes;
+                    let (count_max, bytes_max) = if recent {
+                        (limits.count_max, limits.bytes_max)
+                    } else {
+                        (limits.old_count_max, limits.old_bytes_max)
+                    };
+                    if found.count >= count_max || bytes > bytes_max {
+                        break 'look;
+                    }
+                }
+                self.chosen.push(*entry);
+                found.count += 1;
+                found.bytes += entry.size as u64;
+                at += 1;
+            }
+        }
+        found.next_offset = at;
+        if found.count > 0 {
+            found.status = Status::Found;
+        }
+        Ok(found)
+    }
+
+    /// Appends the chosen records to `out`; what cannot be read or does not match is left out and the figures adjusted.
+    fn copy(&mut self, store: &mut Store, filter: &Filter, found: &mut Found, out: &mut Vec<u8>) {
+        let start = out.len();
+        let mut count = 0;
+        let mut removed = false;
+        for entry in &self.chosen {
+            if let Filter::Sql(program) = filter {
+                let matched = store.with_record(entry.position, entry.size, |bytes| {
+                    RecordView::parse(bytes).is_some_and(|view| program.matches(view.properties))
+                });
+                match matched {
+                    Some(true) => {}
+                    Some(false) => continue,
+                    None => {
+                        removed = true;
+                        continue;
+                    }
+                }
+            }
+            if store.copy_record(entry.position, entry.size, out) {
+                count += 1;
+            } else {
+                removed = true;
+            }
+        }
+        found.count = count;
+        found.bytes = (out.len() - start) as u64;
+        if count == 0 && found.status == Status::Found {
+            found.status = if removed { Status::MessageWasRemoving } else { Status::NoMatchedMessage };
+        }
+    }
+
+    /// Reads a batch and appends its records to `out`. `scan_from`: entries before it are known not to match.
+    #[allow(clippy::too_many_arguments)]
+    pub fn read(
+        &mut self,
+        store: &mut Store,
+        queue: Option<QueueRef>,
+        offset: i64,
+        limits: &Limits,
+        filter: &Filter,
+        scan_from: i64,
+        out: &mut Vec<u8>,
+    ) -> Result<Found, Error> {
+        let mut found = self.choose(store, queue, offset, limits, filter, scan_from)?;
+        out.reserve(found.bytes as usize);
+        self.copy(store, filter, &mut found, out);
+        Ok(found)
+    }
+
+    /// Reads for a pull and writes its reply to `out`, unless `wait` says the pull waits instead (then nothing is written).
+    #[allow(clippy::too_many_arguments)]
+    pub fn reply(
+        &mut self,
+        store: &mut Store,
+        queue: Option<QueueRef>,
+        pull: &Pull,
+        settings: &Settings,
+        scan_from: i64,
+        wait: impl FnOnce(&Found) -> bool,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Found>, Error> {
+        let limits = Limits::of(settings, pull.count_max, pull.bytes_max);
+        let mut found = self.choose(store, queue, pull.offset, &limits, &pull.filter, scan_from)?;
+        let frame = out.len();
+        if found.count > 0 && !matches!(pull.filter, Filter::Sql(_)) {
+            // The usual case: the header first, the records behind it from where they lie.
+            out.reserve(found.bytes as usize + 512);
+            let planned = found;
+            let writer = begin_reply(out, pull, settings, &found);
+            self.copy(store, &pull.filter, &mut found, writer.out);
+            if found.count == planned.count {
+                writer.finish();
+                return Ok(Some(found));
+            }
+            // A record could not be read: the header is not true any more.
+            out.truncate(frame);
+            found = planned;
+        }
+        let mut body = std::mem::take(&mut self.body);
+        body.clear();
+        self.copy(store, &pull.filter, &mut found, &mut body);
+        let waits = wait(&found);
+        if !waits {
+            let writer = begin_reply(out, pull, settings, &found);
+            writer.out.extend_from_slice(&body);
+            writer.finish();
+        }
+        if body.capacity() <= 1 << 20 {
+            self.body = body;
+        }
+        Ok((!waits).then_some(found))
+    }
+}
+
+fn begin_reply<'o>(out: &'o mut Vec<u8>, pull: &Pull, settings: &Settings, found: &Found) -> Writer<'o, 'static> {
+    let fixed = Fixed {
+        code: found.status.code(pull.offset),
+        language: 0,
+        version: settings.version,
+        opaque: pull.opaque,
+        flag: FLAG_RESPONSE,
+        remark: Some(found.status.name()),
+    };
+    let mut writer = Writer::begin(out, pull.encoding, fixed);
+    writer.number("suggestWhichBrokerId", 0);
+    writer.number("nextBeginOffset", found.next_offset);
+    writer.number("minOffset", found.min_offset);
+    writer.number("maxOffset", found.max_offset);
+    writer.number("topicSysFlag", pull.topic_sys_flag as i64);
+    writer.number("groupSysFlag", pull.group_sys_flag as i64);
+    writer.end_header();
+    writer
+}
