@@ -1,0 +1,286 @@
+"""Who is connected: producers and consumers by group, as their heartbeats say, and what each consumer subscribes to.
+
+A client lives until it unregisters, its connection ends, or nothing was heard of it for `channelExpiredTimeout`.
+Members of a clustering group hear of every change (NOTIFY_CONSUMER_IDS_CHANGED) in the same turn of the loop.
+
+A group's subscription to a topic is the newest one (by version) among its members, and it stays while any member has
+it. Apache replaces the whole set with every heartbeat, so that members with different sets take each other's topics
+away in turn; here nobody loses a topic, and the mismatch is logged (once per change), counted, and kept in
+`ConsumerGroup.mismatch` for the console.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from aerobee.clock import Clock
+from aerobee.net.connection import Connection
+from aerobee.protocol.bodies.clients import SubscriptionData
+
+_log = logging.getLogger("aerobee.broker.clients")
+
+PUSH = "CONSUME_PASSIVELY"
+PULL = "CONSUME_ACTIVELY"
+CLUSTERING = "CLUSTERING"
+BROADCASTING = "BROADCASTING"
+
+
+@dataclass(slots=True)
+class Client:
+    """A member of a group. `heard_s`: monotonic time of its last heartbeat; `last_ms`: the same for people."""
+
+    client_id: str
+    connection: Connection
+    language: int
+    version: int
+    heard_s: float = 0.0
+    last_ms: int = 0
+    subscriptions: dict[str, SubscriptionData] = field(default_factory=dict)
+    """Topic → subscription (consumers only)."""
+
+
+@dataclass(slots=True)
+class ConsumerGroup:
+    """The members of a consumer group that are connected now."""
+
+    name: str
+    consume_type: str = PUSH
+    message_model: str = CLUSTERING
+    consume_from_where: str = "CONSUME_FROM_LAST_OFFSET"
+    notify: bool = True
+    members: dict[int, Client] = field(default_factory=dict)
+    """Connection id → member."""
+    subscriptions: dict[str, SubscriptionData] = field(default_factory=dict)
+    """Topic → the subscription in force."""
+    mismatch: str = ""
+    """How the members' subscriptions differ; empty when they do not."""
+    fingerprint: int = 0
+
+    def client_ids(self) -> list[str]:
+        """Ids of the members, in the order in which they came."""
+        return [member.client_id for member in self.members.values()]
+
+    def find(self, client_id: str) -> Client | None:
+        """The member with this id."""
+        return next((member for member in self.members.values() if member.client_id == client_id), None)
+
+
+class ClientTable:
+    """Producers and consumers; see the head of this file.
+
+    `on_subscription(group, topic, subscription or None)` hears of every subscription in force that changes;
+    `notify(group, members)` sends the notice.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        on_subscription: Callable[[str, str, SubscriptionData | None], None] = lambda group, topic, subscription: None,
+        notify: Callable[[str, list[Client]], None] = lambda group, members: None,
+    ) -> None:
+        self.consumers: dict[str, ConsumerGroup] = {}
+        self.producers: dict[str, dict[int, Client]] = {}
+        self.counters: Counter[str] = Counter()
+        """`notices`, `mismatches`, `expired`, `disconnected`."""
+        self._clock = clock
+        self._on_subscription = on_subscription
+        self._notify = notify
+        self._of_connection: dict[int, tuple[set[str], set[str]]] = {}
+        """Connection id → (consumer groups, producer groups)."""
+
+    # Coming.
+
+    def register_consumer(
+        self,
+        name: str,
+        client: Client,
+        *,
+        consume_type: str,
+        message_model: str,
+        consume_from_where: str,
+        subscriptions: Iterable[SubscriptionData] | None,
+        notify: bool,
+    ) -> bool:
+        """A consumer's heartbeat. `subscriptions` None: as last time (heartbeat V2). True when the group changed."""
+        group = self.consumers.get(name)
+        if group is None:
+            group = self.consumers[name] = ConsumerGroup(name)
+        group.consume_type, group.message_model, group.consume_from_where = consume_type, message_model, consume_from_where
+        group.notify = notify
+        member = group.members.get(client.connection.id)
+        joined = member is None or member.client_id != client.client_id
+        if member is None or joined:
+            member = group.members[client.connection.id] = client
+            self._groups_of(client.connection)[0].add(name)
+            _log.info("consumer %s (%s) joined group %s", client.client_id, client.connection.peer, name)
+        self._heard(member)
+        changed = False
+        if subscriptions is not None:
+            new = {subscription.topic: subscription for subscription in subscriptions}
+            if joined or _versions(new) != _versions(member.subscriptions):
+                member.subscriptions = new
+                changed = self._update_subscriptions(group)
+        if joined or changed:
+            self._tell(group)
+        return joined or changed
+
+    def register_producer(self, name: str, client: Client) -> None:
+        """A producer's heartbeat."""
+        members = self.producers.setdefault(name, {})
+        member = members.get(client.connection.id)
+        if member is None or member.client_id != client.client_id:
+            member = members[client.connection.id] = client
+            self._groups_of(client.connection)[1].add(name)
+            _log.info("producer %s (%s) joined group %s", client.client_id, client.connection.peer, name)
+        self._heard(member)
+
+    # Going.
+
+    def unregister_consumer(self, name: str, connection: Connection) -> None:
+        """A consumer leaves its group."""
+        self._groups_of(connection)[0].discard(name)
+        self._remove_consumer(name, connection.id)
+
+    def unregister_producer(self, name: str, connection: Connection) -> None:
+        """A producer leaves its group."""
+        self._groups_of(connection)[1].discard(name)
+        self._remove_producer(name, connection.id)
+
+    def disconnected(self, connection: Connection) -> None:
+        """A connection ended: everybody who spoke through it is gone."""
+        consumers, producers = self._of_connection.pop(connection.id, ((), ()))
+        for name in consumers:
+            self.counters["disconnected"] += 1
+            self._remove_consumer(name, connection.id)
+        for name in producers:
+            self._remove_producer(name, connection.id)
+
+    def expire(self, timeout_s: float) -> None:
+        """Forgets (and disconnects) clients that have been silent for longer."""
+        oldest = self._clock.monotonic() - timeout_s
+        silent: dict[int, Client] = {}
+        for group in self.consumers.values():
+            silent.update({key: member for key, member in group.members.items() if member.heard_s < oldest})
+        for members in self.producers.values():
+            silent.update({key: member for key, member in members.items() if member.heard_s < oldest})
+        for member in silent.values():
+            self.counters["expired"] += 1
+            _log.warning("client %s (%s) is silent for %d s and was disconnected", member.client_id, member.connection.peer, timeout_s)
+            self.disconnected(member.connection)
+            member.connection.close("client expired")
+
+    # Asking.
+
+    def groups_of_topic(self, topic: str) -> list[str]:
+        """Consumer groups that subscribe to the topic now."""
+        return sorted(name for name, group in self.consumers.items() if topic in group.subscriptions)
+
+    def subscription(self, group: str, topic: str) -> SubscriptionData | None:
+        """The subscription in force."""
+        found = self.consumers.get(group)
+        return found.subscriptions.get(topic) if found is not None else None
+
+    def producer(self, group: str) -> Client | None:
+        """A producer of the group that can be asked about its transactions; each call another one."""
+        members = self.producers.get(group)
+        while members:
+            key = next(iter(members))
+            member = members.pop(key)
+            members[key] = member
+            if not member.connection.closed:
+                return member
+            if all(other.connection.closed for other in members.values()):
+                break
+        return None
+
+    def producer_by_client_id(self, client_id: str) -> Client | None:
+        """A connected producer with this client id, of whatever group."""
+        for members in self.producers.values():
+            for member in members.values():
+                if member.client_id == client_id and not member.connection.closed:
+                    return member
+        return None
+
+    # The inside.
+
+    def _groups_of(self, connection: Connection) -> tuple[set[str], set[str]]:
+        found = self._of_connection.get(connection.id)
+        if found is None:
+            found = self._of_connection[connection.id] = (set(), set())
+        return found
+
+    def _heard(self, member: Client) -> None:
+        member.heard_s = self._clock.monotonic()
+        member.last_ms = self._clock.now_ms()
+
+    def _remove_consumer(self, name: str, connection_id: int) -> None:
+        group = self.consumers.get(name)
+        member = group.members.pop(connection_id, None) if group is not None else None
+        if group is None or member is None:
+            return
+        _log.info("consumer %s (%s) left group %s", member.client_id, member.connection.peer, name)
+        self._update_subscriptions(group)
+        if group.members:
+            self._tell(group)
+        else:
+            del self.consumers[name]
+
+    def _remove_producer(self, name: str, connection_id: int) -> None:
+        members = self.producers.get(name)
+        member = members.pop(connection_id, None) if members is not None else None
+        if member is not None:
+            _log.info("producer %s (%s) left group %s", member.client_id, member.connection.peer, name)
+        if members is not None and not members:
+            del self.producers[name]
+
+    def _update_subscriptions(self, group: ConsumerGroup) -> bool:
+        """Takes the newest subscription of each topic; True when topics came or went."""
+        newest: dict[str, SubscriptionData] = {}
+        for member in group.members.values():
+            for topic, subscription in member.subscriptions.items():
+                known = newest.get(topic)
+                if known is None or subscription.sub_version > known.sub_version:
+                    newest[topic] = subscription
+        changed = newest.keys() != group.subscriptions.keys()
+        before, group.subscriptions = group.subscriptions, newest
+        for topic in before.keys() - newest.keys():
+            self._on_subscription(group.name, topic, None)
+        for topic, subscription in newest.items():
+            if before.get(topic) != subscription:
+                self._on_subscription(group.name, topic, subscription)
+        mismatch = _mismatch(group)
+        if mismatch and mismatch != group.mismatch:
+            self.counters["mismatches"] += 1
+            _log.warning("members of consumer group %s subscribe to different things, messages will be missed: %s", group.name, mismatch)
+        group.mismatch = mismatch
+        return changed
+
+    def _tell(self, group: ConsumerGroup) -> None:
+        if group.notify and group.message_model != BROADCASTING and group.members:
+            self.counters["notices"] += len(group.members)
+            self._notify(group.name, list(group.members.values()))
+
+
+def _versions(subscriptions: dict[str, SubscriptionData]) -> dict[str, int]:
+    return {topic: subscription.sub_version for topic, subscription in subscriptions.items()}
+
+
+def _mismatch(group: ConsumerGroup) -> str:
+    """How the members differ, in a sentence; empty when they agree."""
+    by_terms: dict[tuple[tuple[str, str, str], ...], str] = {}
+    for member in group.members.values():
+        terms = tuple(
+            sorted((topic, s.expression_type or "TAG", s.sub_string or "*") for topic, s in member.subscriptions.items())
+        )
+        by_terms.setdefault(terms, member.client_id)
+    if len(by_terms) < 2:
+        return ""
+    described = [
+        f"{client_id}: " + (", ".join(f"{topic} {kind} {expression!r}" for topic, kind, expression in terms) or "nothing")
+        for terms, client_id in list(by_terms.items())[:3]
+    ]
+    return "; ".join(described)

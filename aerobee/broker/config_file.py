@@ -1,0 +1,87 @@
+"""JSON files under `config/` as Apache RocketMQ keeps them: replaced as a whole, the former one kept as `.bak`.
+
+Reading falls back to the `.bak` file when the file is missing, empty or broken. Writing takes place in a worker
+thread; requests that come while a write is under way share the next one, so a thousand new topics cost a few writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aerobee.protocol import fastjson
+
+_log = logging.getLogger("aerobee.broker.config")
+
+
+class ConfigFile:
+    """One such file. `text` makes its content; it is called on the loop's thread."""
+
+    def __init__(self, path: Path, text: Callable[[], str | bytes]) -> None:
+        self.path = path
+        self.backup = path.with_name(path.name + ".bak")
+        self._text = text
+        self._lock = asyncio.Lock()
+        self._asked = 0
+        self._written = 0
+        self._last = b""
+
+    def load(self) -> Any | None:
+        """The parsed content, from the backup if need be; None when there is neither. Raises OSError."""
+        for path in (self.path, self.backup):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            if not data.strip():
+                _log.warning("%s is empty; the next best copy is used", path)
+                continue
+            try:
+                return fastjson.loads(data)
+            except ValueError as error:
+                _log.error("%s is damaged (%s); the next best copy is used", path, error)
+        return None
+
+    async def save(self) -> None:
+        """Returns when what is in memory now is on the disk. Raises OSError."""
+        self._asked += 1
+        wanted = self._asked
+        async with self._lock:
+            if self._written >= wanted:
+                return
+            version, data = self._asked, self._data()
+            await asyncio.to_thread(self._replace, data)
+            self._written = version
+
+    def save_now(self) -> None:
+        """`save` on the calling thread, for the end of the process. Raises OSError."""
+        self._replace(self._data())
+
+    def _data(self) -> bytes:
+        text = self._text()
+        return text.encode() if isinstance(text, str) else text
+
+    def _replace(self, data: bytes) -> None:
+        if data == self._last:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if self.path.exists():
+            # The former content gets its second name before it loses the first, so one of them is always there.
+            with contextlib.suppress(FileNotFoundError):
+                self.backup.unlink()
+            try:
+                os.link(self.path, self.backup)
+            except OSError:
+                self.backup.write_bytes(self.path.read_bytes())
+        os.replace(temporary, self.path)
+        self._last = data

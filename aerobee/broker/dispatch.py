@@ -1,0 +1,108 @@
+"""From a command to its handler, and the only place that refuses for reasons that do not depend on the request's content:
+
+who may (access), what is known (codes), whether the broker takes requests at all (starting, stopping), and how many
+one connection may have under way. Handlers only do the thing; errors they raise become responses in `protocol/reply`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from aerobee.net.connection import Connection
+from aerobee.protocol.codes import ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.reply import error_reply
+
+if TYPE_CHECKING:
+    from aerobee._engine import CommandTuple
+    from aerobee.broker.server import Broker
+
+_log = logging.getLogger("aerobee.broker.dispatch")
+
+Answer = RemotingCommand | None
+Handler = Callable[["Broker", Connection, RemotingCommand], Answer | Awaitable[Answer]]
+"""Answers a request: a response, None when there is nothing to say (or the engine says it), or something to await."""
+
+UNDER_WAY_MAX: Final = 4096
+"""Requests of one connection that may wait (for the disk, for another client) at a time."""
+
+
+class Dispatcher:
+    """The table of codes; see the head of this file."""
+
+    def __init__(self, broker: Broker, handlers: Mapping[int, Handler]) -> None:
+        self._broker = broker
+        self._handlers = dict(handlers)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: Counter[int] = Counter()
+        self.accepting = True
+        """False once the broker stops: what was accepted is finished, nothing else is begun."""
+        self.counters: Counter[int] = Counter()
+        """Requests by code, other than those the engine answers alone."""
+
+    def serve(self, connection: Connection, frame: CommandTuple) -> None:
+        """One command that the engine did not answer."""
+        command = RemotingCommand.from_tuple(frame)
+        if command.is_response:
+            connection.resolve(command)
+            return
+        self.counters[command.code] += 1
+        handler = self._handlers.get(command.code)
+        refusal = self._refuse(connection, command, handler)
+        if refusal is not None or handler is None:
+            self._send(connection, command, refusal)
+            return
+        try:
+            answer = handler(self._broker, connection, command)
+        except Exception as error:
+            self._send(connection, command, self._failed(connection, command, error))
+            return
+        if inspect.isawaitable(answer):
+            task = asyncio.ensure_future(self._finish(connection, command, answer))
+            self._tasks.add(task)
+            self._under_way[connection.id] += 1
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._send(connection, command, answer)
+
+    def _refuse(self, connection: Connection, command: RemotingCommand, handler: Handler | None) -> Answer:
+        if handler is None:
+            return command.reply(ResponseCode.REQUEST_CODE_NOT_SUPPORTED, remark=f" request type {command.code} not supported")
+        if not self.accepting:
+            return command.reply(ResponseCode.SERVICE_NOT_AVAILABLE, remark="the broker is stopping")
+        if self._under_way[connection.id] >= UNDER_WAY_MAX:
+            return command.reply(
+                ResponseCode.SYSTEM_BUSY,
+                remark=f"this connection has {UNDER_WAY_MAX} requests under way, which is the limit",
+            )
+        return None
+
+    async def _finish(self, connection: Connection, command: RemotingCommand, answer: Awaitable[Answer]) -> None:
+        try:
+            reply = await answer
+        except Exception as error:
+            reply = self._failed(connection, command, error)
+        finally:
+            self._under_way[connection.id] -= 1
+            if self._under_way[connection.id] <= 0:
+                del self._under_way[connection.id]
+        self._send(connection, command, reply)
+
+    def _failed(self, connection: Connection, command: RemotingCommand, error: Exception) -> RemotingCommand:
+        return error_reply(command, error)
+
+    @staticmethod
+    def _send(connection: Connection, command: RemotingCommand, reply: Answer) -> None:
+        if reply is not None and not command.is_oneway:
+            connection.write(reply.encode())
+
+    async def drain(self, grace_s: float) -> None:
+        """Begins nothing more and waits for what was accepted, at most `grace_s` seconds."""
+        self.accepting = False
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)

@@ -1,0 +1,172 @@
+"""Consumer offsets: how far each group has come in each queue. Kept as Apache's `consumerOffset.json`.
+
+Offsets never go backwards unless an operator resets them. A reset is stored at once and handed to the group by its next
+pull (PULL_OFFSET_MOVED); until then commits for that queue are not accepted, so a consumer that does not know of the
+reset yet cannot undo it. A client that sends a smaller offset than the stored one (a stale copy, a second consumer on
+the same queue) is answered SUCCESS, as Apache does, but the stored offset stays and a counter says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aerobee.broker.config_file import ConfigFile
+from aerobee.broker.data_version import DataVersion
+from aerobee.protocol import fastjson
+
+_log = logging.getLogger("aerobee.broker.offsets")
+
+SEPARATOR = "@"
+VERSION_STEP = 500
+"""Commits per step of the data version, by which replicas notice a change."""
+
+
+class OffsetTable:
+    """Offsets by `topic@group` and queue; see the head of this file."""
+
+    def __init__(self, config_dir: Path, *, on_reset: Callable[[str], None] = lambda group: None) -> None:
+        self.file = ConfigFile(config_dir / "consumerOffset.json", self._to_json)
+        self.version = DataVersion()
+        self.table: dict[str, dict[int, int]] = {}
+        self.resets: dict[str, dict[int, int]] = {}
+        self.counters: Counter[str] = Counter()
+        """`commits`, `backwards` (refused), `held` (refused while a reset waits)."""
+        self.dirty = False
+        self._on_reset = on_reset
+
+    def load(self) -> None:
+        """Reads the file, if there is one. Raises OSError."""
+        data = self.file.load()
+        if not data:
+            return
+        self.table = {
+            key: {int(queue): int(offset) for queue, offset in queues.items()}
+            for key, queues in (data.get("offsetTable") or {}).items()
+        }
+        self.version = DataVersion.from_json(data.get("dataVersion"))
+
+    def commit(self, group: str, topic: str, queue_id: int, offset: int, *, peer: str = "") -> None:
+        """Moves an offset forward. Negative offsets mean "unknown" in some clients and are ignored."""
+        if offset < 0:
+            return
+        key = topic + SEPARATOR + group
+        if self.resets and queue_id in self.resets.get(key, ()):
+            self.counters["held"] += 1
+            return
+        queues = self.table.get(key)
+        if queues is None:
+            queues = self.table[key] = {}
+        if offset < queues.get(queue_id, 0):
+            self.counters["backwards"] += 1
+            _log.info("commit of %d for %s queue %d is behind %d and was ignored (%s)", offset, key, queue_id, queues[queue_id], peer)
+            return
+        queues[queue_id] = offset
+        self._changed()
+
+    def query(self, group: str, topic: str, queue_id: int) -> int:
+        """The offset the group continues from: a pending reset, or what it committed; -1 when there is none."""
+        key = topic + SEPARATOR + group
+        pending = self.resets.get(key)
+        if pending is not None and queue_id in pending:
+            return pending[queue_id]
+        return self.table.get(key, {}).get(queue_id, -1)
+
+    def reset(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        """Sets an offset, backwards or forwards; the group hears of it with its next pull."""
+        key = topic + SEPARATOR + group
+        self.resets.setdefault(key, {})[queue_id] = offset
+        self.table.setdefault(key, {})[queue_id] = offset
+        self._changed()
+        self._on_reset(group)
+
+    def overwrite(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        """Sets an offset without telling anybody (cloning, an operator's tool)."""
+        self.table.setdefault(topic + SEPARATOR + group, {})[queue_id] = offset
+        self._changed()
+
+    def has_reset(self, group: str, topic: str | None = None, queue_id: int | None = None) -> bool:
+        """A reset waits to be handed out (anywhere in the group, in a topic, or for one queue)."""
+        if topic is None:
+            suffix = SEPARATOR + group
+            return any(key.endswith(suffix) for key in self.resets)
+        pending = self.resets.get(topic + SEPARATOR + group)
+        return pending is not None and (queue_id is None or queue_id in pending)
+
+    def take_reset(self, group: str, topic: str, queue_id: int) -> int | None:
+        """The pending reset, which is thereby handed out; None when there is none."""
+        key = topic + SEPARATOR + group
+        pending = self.resets.get(key)
+        if pending is None:
+            return None
+        offset = pending.pop(queue_id, None)
+        if not pending:
+            del self.resets[key]
+            self._on_reset(group)
+        return offset
+
+    def clone(self, source: str, target: str, topic: str) -> None:
+        """Gives `target` the offsets of `source`."""
+        queues = self.table.get(topic + SEPARATOR + source)
+        if queues is not None:
+            self.table[topic + SEPARATOR + target] = dict(queues)
+            self._changed()
+
+    def topics_of(self, group: str) -> list[str]:
+        """Topics for which the group has offsets."""
+        return sorted({topic for topic, owner in self._keys() if owner == group})
+
+    def groups_of(self, topic: str) -> list[str]:
+        """Groups with offsets for the topic."""
+        return sorted({owner for name, owner in self._keys() if name == topic})
+
+    def forget_group(self, group: str) -> None:
+        """Drops everything about a group."""
+        for table in (self.table, self.resets):
+            for key in [key for key in table if key.partition(SEPARATOR)[2] == group]:
+                del table[key]
+        self._changed()
+        self._on_reset(group)
+
+    def forget_topic(self, topic: str) -> None:
+        """Drops everything about a topic."""
+        groups = set()
+        for table in (self.table, self.resets):
+            for key in [key for key in table if key.partition(SEPARATOR)[0] == topic]:
+                del table[key]
+                groups.add(key.partition(SEPARATOR)[2])
+        self._changed()
+        for group in groups:
+            self._on_reset(group)
+
+    async def save(self) -> None:
+        """Writes the file if anything changed. Raises OSError, and tries again the next time."""
+        if not self.dirty:
+            return
+        self.dirty = False
+        try:
+            await self.file.save()
+        except OSError:
+            self.dirty = True
+            raise
+
+    def _keys(self) -> Iterator[tuple[str, str]]:
+        for key in self.table:
+            topic, _, group = key.partition(SEPARATOR)
+            yield topic, group
+
+    def _changed(self) -> None:
+        self.dirty = True
+        self.counters["commits"] += 1
+        if self.counters["commits"] % VERSION_STEP == 0:
+            self.version.advance()
+
+    def _to_json(self) -> bytes:
+        return fastjson.dumps(self.to_dict(), pretty=True, bare_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's content; also what GET_ALL_CONSUMER_OFFSET answers."""
+        return {"dataVersion": self.version.to_json(), "offsetTable": self.table}

@@ -1,0 +1,176 @@
+"""The broker's settings: one row each, under Apache RocketMQ's property names.
+
+Nothing that names a path, an address, an identity or a layout on disk can be changed over the wire; see `remote`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Final
+
+from aerobee import options_ignored
+from aerobee.options import Options, setting
+
+LOOPBACK: Final = "127.0.0.1"
+FAST_PORT_OFFSET: Final = 2
+"""Clients with the VIP channel switched on dial `listenPort - 2` for sends; a second listener serves it."""
+
+_DELAY_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DELAY_LEVELS: Final = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
+_HOURS: Final = re.compile(r"\d{1,2}(;\d{1,2})*")
+
+
+def _host_name() -> str:
+    return socket.gethostname() or "DEFAULT_BROKER"
+
+
+def _home_store() -> str:
+    return str(Path.home() / "store")
+
+
+class BrokerOptions(Options):
+    """A checked set of broker settings; `BrokerOptions.load` reads file, environment and flags."""
+
+    ENVIRONMENT = "AEROBEE_BROKER_"
+    IGNORED = options_ignored.BROKER
+    REFUSED = options_ignored.BROKER_REFUSED
+
+    # Who it is.
+    broker_name = setting("", "Name of this broker; masters and slaves of one set share it.", factory=_host_name, remote=False)
+    broker_cluster_name = setting("DefaultCluster", "Cluster the broker belongs to.", remote=False)
+    broker_id = setting(0, "0 for a master.", low=0, high=0, remote=False)
+    broker_role = setting(
+        "ASYNC_MASTER", "Role in its set; replication is not served, a synchronous master would wait for nobody.",
+        choices=("ASYNC_MASTER",), remote=False,
+    )  # fmt: skip
+    region_id = setting("DefaultRegion", "Region written into messages for tracing.", live=True)
+
+    # Where it is.
+    bind_address = setting(LOOPBACK, "Address to listen on; 0.0.0.0 for all.", remote=False)
+    listen_port = setting(10911, "Port that clients dial; 0 takes a free one.", low=0, high=65535, remote=False)
+    fast_port = setting(
+        -1, "Second port for the same service; -1 means listenPort - 2, 0 takes a free one.", low=-1, high=65535, remote=False,
+    )  # fmt: skip
+    broker_ip1 = setting("", "Address that clients are told to dial; empty: the one listened on.", name="brokerIP1", remote=False)
+    broker_ip2 = setting("", "Address for replication, as Apache's files name it.", name="brokerIP2", remote=False)
+    namesrv_addr = setting(
+        "", "Name servers, separated by `;`. Empty: the broker registers nowhere.", remote=False, variable="NAMESRV_ADDR",
+    )  # fmt: skip
+    connections_max = setting(0, "Most client connections; 0: as many as the process may open files.", low=0)
+    idle_s = setting(120, "Seconds without a byte after which a connection is closed.", name="serverChannelMaxIdleTimeSeconds", low=1)
+    register_name_server_period = setting(30_000, "Milliseconds between registrations.", low=1000, high=60_000, live=True)
+    register_broker_timeout_mills = setting(24_000, "Milliseconds a registration may take.", low=100, live=True)
+
+    # Where it stores.
+    store_path_root_dir = setting("", "Directory of the store.", factory=_home_store, remote=False)
+    store_path_commit_log = setting("", "Directory of the commit log; empty: `commitlog` in the store.", remote=False)
+    mapped_file_size_commit_log = setting(1 << 30, "Bytes of a commit log file.", low=1 << 16, high=1 << 31, remote=False)
+    mapped_file_size_consume_queue = setting(
+        6_000_000, "Bytes of a consume queue file, in units of 20.", low=2000, high=1 << 31, remote=False,
+    )  # fmt: skip
+    max_hash_slot_num = setting(5_000_000, "Hash slots of an index file.", low=100, remote=False)
+    max_index_num = setting(20_000_000, "Entries of an index file.", low=100, remote=False)
+    message_index_enable = setting(True, "Index messages by key, so that they can be queried.", remote=False)
+    flush_disk_type = setting(
+        "ASYNC_FLUSH", "SYNC_FLUSH acknowledges a message when it is on the disk.", choices=("ASYNC_FLUSH", "SYNC_FLUSH"), remote=False,
+    )  # fmt: skip
+    flush_interval_commit_log = setting(500, "Milliseconds between flushes of the commit log.", low=1, high=60_000)
+    flush_interval_consume_queue = setting(1000, "Milliseconds between flushes of the queues.", low=1, high=60_000)
+    sync_flush_timeout = setting(5000, "Milliseconds a sender waits for a flush before it is told FLUSH_DISK_TIMEOUT.", low=100)
+    file_reserved_time = setting(72, "Hours a commit log file is kept.", low=1, live=True)
+    delete_when = setting("04", "Hours of the day at which expired files are deleted, separated by `;`.", live=True)
+    disk_max_used_space_ratio = setting(75, "Percent of the disk above which expired files go at any hour.", low=10, high=95, live=True)
+    disk_space_clean_forcibly_ratio = setting(
+        85, "Percent above which consumed files go before their time, if cleanFileForciblyEnable.", low=10, high=99, live=True,
+    )  # fmt: skip
+    disk_space_warning_level_ratio = setting(90, "Percent above which sends are refused.", low=10, high=100, live=True)
+    clean_file_forcibly_enable = setting(
+        False, "Delete files before their time when the disk fills up, consumed or not. Apache's default is true.", live=True,
+    )  # fmt: skip
+    clean_resource_interval = setting(10_000, "Milliseconds between looks at disk space and expired files.", low=100, high=600_000)
+
+    # What it serves.
+    broker_permission = setting(6, "2 writes, 4 reads, 6 both.", low=0, high=7, live=True)
+    auto_create_topic_enable = setting(True, "Create a topic when somebody sends to it.", live=True)
+    auto_create_subscription_group = setting(True, "Create a consumer group when somebody uses it.", live=True)
+    cluster_topic_enable = setting(True, "The topic named as the cluster can be read and written.")
+    broker_topic_enable = setting(True, "The topic named as the broker can be read and written.")
+    trace_topic_enable = setting(False, "Create the trace topic.")
+    msg_trace_topic_name = setting("RMQ_SYS_TRACE_TOPIC", "Name of the trace topic.")
+    default_topic_queue_nums = setting(8, "Queues of TBW102: the most that an automatically created topic gets.", low=1, high=1024)
+    max_message_size = setting(4 << 20, "Bytes of the largest body.", low=1024, high=15 << 20, live=True)
+    long_polling_enable = setting(True, "Pulls wait for messages.", live=True)
+    short_polling_time_mills = setting(1000, "Milliseconds a pull waits when long polling is off.", low=0, live=True)
+    lite_pull_message_enable = setting(True, "Serve LITE_PULL_MESSAGE.", live=True)
+    enable_property_filter = setting(False, "Serve SQL92 filters.", live=True)
+    notify_consumer_ids_changed_enable = setting(True, "Tell consumers when their group changes.", live=True)
+    reject_transaction_message = setting(False, "Refuse transactional messages.", live=True)
+    reject_pull_consumer_enable = setting(False, "Ignore pull consumers in heartbeats.", live=True)
+    trace_on = setting(True, "Ask clients to trace.", live=True)
+    validate_system_topic_when_update_topic = setting(True, "System topics cannot be changed by tools.", live=True)
+    enable_mixed_message_type = setting(False, "Topics of message type MIXED may be made.", live=True)
+    channel_expired_timeout = setting(120_000, "Milliseconds without a heartbeat after which a client is forgotten.", low=1000, live=True)
+    max_msgs_num_batch = setting(64, "Most messages a query by key returns.", low=1, high=1000, live=True)
+    default_query_max_num = setting(32, "Messages a query by key returns when nothing else is asked.", low=1, high=1000, live=True)
+    store_reply_message_enable = setting(True, "Store replies of request-reply.", live=True)
+    use_server_side_reset_offset = setting(True, "Reset offsets on the broker instead of asking clients.", live=True)
+    max_transfer_bytes_on_message_in_memory = setting(262_144, "Bytes of a pull's reply.", low=1024, high=8 << 20)
+    max_transfer_count_on_message_in_memory = setting(32, "Messages of a pull's reply.", low=1, high=4096)
+
+    # Mechanisms.
+    message_delay_level = setting(_DELAY_LEVELS, "Delay levels, 1 to n.", remote=False)
+    transaction_time_out = setting(6000, "Milliseconds before an unfinished transaction is first asked about.", low=100, live=True)
+    transaction_check_max = setting(15, "Times a transaction is asked about before it is set aside.", low=1, live=True)
+    transaction_check_interval = setting(30_000, "Milliseconds between rounds of questions.", low=50, live=True)
+    flush_consumer_offset_interval = setting(5000, "Milliseconds between writes of consumerOffset.json.", low=100, high=60_000)
+    flush_delay_offset_interval = setting(10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000)
+
+    def check(self) -> list[str]:
+        """Rules between settings."""
+        problems = []
+        if self.mapped_file_size_consume_queue % 20:
+            problems.append("mappedFileSizeConsumeQueue must be a multiple of 20")
+        if not self.broker_name:
+            problems.append("brokerName must not be empty")
+        if not self.broker_cluster_name:
+            problems.append("brokerClusterName must not be empty")
+        if not _HOURS.fullmatch(self.delete_when) or any(int(hour) > 23 for hour in self.delete_when.split(";")):
+            problems.append(f"deleteWhen must be hours of the day separated by ';', not {self.delete_when!r}")
+        if self.listen_port and self.fast_port == self.listen_port:
+            problems.append("fastPort must differ from listenPort")
+        if self.disk_space_warning_level_ratio < self.disk_max_used_space_ratio:
+            problems.append("diskSpaceWarningLevelRatio must not be below diskMaxUsedSpaceRatio")
+        try:
+            self.delay_levels_ms()
+        except ValueError as error:
+            problems.append(f"messageDelayLevel {error}")
+        return problems
+
+    def delay_levels_ms(self) -> list[int]:
+        """Milliseconds of each delay level; level n is at n - 1. ValueError says which word is wrong."""
+        levels = []
+        for word in self.message_delay_level.split():
+            number, unit = word[:-1], word[-1:]
+            if unit not in _DELAY_UNITS_MS or not number.isdigit():
+                raise ValueError(f"must be numbers with s, m, h or d, not {word!r}")
+            levels.append(int(number) * _DELAY_UNITS_MS[unit])
+        if not levels:
+            raise ValueError("must name at least one level")
+        return levels
+
+    @property
+    def store_dir(self) -> Path:
+        """Directory of the store."""
+        return Path(self.store_path_root_dir)
+
+    @property
+    def sync_flush(self) -> bool:
+        """Messages are acknowledged when they are on the disk."""
+        return self.flush_disk_type == "SYNC_FLUSH"
+
+    @property
+    def name_servers(self) -> list[str]:
+        """Addresses of the name servers."""
+        return [address.strip() for address in self.namesrv_addr.split(";") if address.strip()]

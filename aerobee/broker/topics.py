@@ -1,0 +1,319 @@
+"""Topics: names, permissions, queue counts; who may create them and how. Kept as Apache's `topics.json`.
+
+    unknown ──send──▶ inherits from its default topic (TBW102), if that has the inherit bit and auto-creation is on
+    %RETRY%g ──heartbeat, send back──▶ retryQueueNums queues, read + write
+    %DLQ%g ──too many retries──▶ 1 queue, read + write
+    any ──updateTopic──▶ as the operator says; a system topic only by the broker itself
+
+Every change is passed on: to the fast path at once (`on_change`), to the name servers (`on_register`), to the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from aerobee.broker.config_file import ConfigFile
+from aerobee.broker.data_version import DataVersion
+from aerobee.broker.options import BrokerOptions
+from aerobee.errors import ServerError
+from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.protocol.codes import ResponseCode
+
+_log = logging.getLogger("aerobee.broker.topics")
+
+PERM_READ: Final = 4
+PERM_WRITE: Final = 2
+PERM_INHERIT: Final = 1
+READ_WRITE: Final = PERM_READ | PERM_WRITE
+
+RETRY_PREFIX: Final = "%RETRY%"
+DLQ_PREFIX: Final = "%DLQ%"
+AUTO_CREATE_TOPIC: Final = "TBW102"
+SCHEDULE_TOPIC: Final = "SCHEDULE_TOPIC_XXXX"
+HALF_TOPIC: Final = "RMQ_SYS_TRANS_HALF_TOPIC"
+OP_HALF_TOPIC: Final = "RMQ_SYS_TRANS_OP_HALF_TOPIC"
+CHECK_MAX_TIME_TOPIC: Final = "TRANS_CHECK_MAX_TIME_TOPIC"
+SELF_TEST_TOPIC: Final = "SELF_TEST_TOPIC"
+OFFSET_MOVED_TOPIC: Final = "OFFSET_MOVED_EVENT"
+BENCHMARK_TOPIC: Final = "BenchmarkTest"
+TRACE_TOPIC: Final = "RMQ_SYS_TRACE_TOPIC"
+TIMER_TOPIC: Final = "rmq_sys_wheel_timer"
+SYSTEM_PREFIX: Final = "rmq_sys_"
+SCHEDULE_QUEUES: Final = 18
+REVIVE_QUEUES: Final = 8
+
+_SYSTEM: Final = frozenset(
+    {
+        AUTO_CREATE_TOPIC, SCHEDULE_TOPIC, BENCHMARK_TOPIC, HALF_TOPIC, TRACE_TOPIC, OP_HALF_TOPIC, CHECK_MAX_TIME_TOPIC,
+        SELF_TEST_TOPIC, OFFSET_MOVED_TOPIC, "CHECKPOINT_TOPIC", "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC",
+        "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC",
+    }
+)  # fmt: skip
+NOT_SENDABLE: Final = frozenset(
+    {
+        SCHEDULE_TOPIC, HALF_TOPIC, OP_HALF_TOPIC, CHECK_MAX_TIME_TOPIC, SELF_TEST_TOPIC, OFFSET_MOVED_TOPIC,
+        "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC", "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC",
+    }
+)  # fmt: skip
+"""System topics that no client may send to."""
+
+_LEGAL: Final = re.compile(r"[%|a-zA-Z0-9_-]+")
+NAME_LENGTH_MAX: Final = 127
+RETRY_NAME_LENGTH_MAX: Final = 255
+GROUP_LENGTH_MAX: Final = 120
+SEE_FAQ: Final = "\nSee https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
+"""Apache appends this to several remarks; tools show it to people."""
+
+_ATTRIBUTES: Final = {
+    "queue.type": ("BatchCQ", "SimpleCQ"),
+    "cleanup.policy": ("DELETE", "COMPACTION"),
+    "message.type": ("UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED", "PRIORITY", "LITE"),
+}
+"""Attribute of a topic → values that Apache's broker accepts."""
+_UNSERVED: Final = {"queue.type": "BatchCQ", "cleanup.policy": "COMPACTION", "message.type": "LITE"}
+
+
+def validate_name(topic: str) -> str | None:
+    """Why a name cannot be a topic's, in Apache's words; None when it can."""
+    if not topic.strip():
+        return "The specified topic is blank."
+    if not _LEGAL.fullmatch(topic):
+        return f"The specified topic: {topic}, contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$"
+    if topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
+        if len(topic) > RETRY_NAME_LENGTH_MAX:
+            return (
+                f"The specified topic is DLQ or Retry topic: {topic}, and it's longer than topic max length: "
+                f"{RETRY_NAME_LENGTH_MAX}"
+            )
+    elif len(topic) > NAME_LENGTH_MAX:
+        return f"The specified topic: {topic}, is longer than topic max length: {NAME_LENGTH_MAX}"
+    return None
+
+
+def validate_group(group: str) -> str | None:
+    """Why a name cannot be a group's, in Apache's words; None when it can."""
+    if not group.strip():
+        return "The specified group is blank."
+    if not _LEGAL.fullmatch(group):
+        return f"The specified group: {group}, contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$"
+    if len(group) > GROUP_LENGTH_MAX:
+        return f"The specified group: {group}, is longer than group max length: {GROUP_LENGTH_MAX}"
+    return None
+
+
+def alter_attributes(current: Mapping[str, str], changes: Mapping[str, str], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Applies `+key` → value and `-key` changes. ValueError for an unknown key or value, or a key without its sign."""
+    result = dict(current)
+    for signed, value in changes.items():
+        sign, key = signed[:1], signed[1:]
+        if sign not in "+-" or not key:
+            if current.get(signed) == value:  # tools send unchanged attributes back without a sign
+                continue
+            raise ValueError(f"add/alter attribute must start with '+': wrong format key: {signed}")
+        if key not in known:
+            raise ValueError(f"unsupported key: {key}")
+        if sign == "-":
+            result.pop(key, None)
+            continue
+        allowed = known[key]
+        if allowed and value not in allowed:
+            raise ValueError(f"value is not in set: {sorted(allowed)}")
+        result[key] = value
+    return result
+
+
+class TopicTable:
+    """All topics of this broker; see the head of this file."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        config_dir: Path,
+        *,
+        on_change: Callable[[str, TopicConfig | None], None] = lambda topic, config: None,
+        on_register: Callable[[list[TopicConfig]], None] = lambda configs: None,
+    ) -> None:
+        self.file = ConfigFile(config_dir / "topics.json", self._to_json)
+        self.version = DataVersion()
+        self.table: dict[str, TopicConfig] = {}
+        self._options = options
+        self._on_change = on_change
+        self._on_register = on_register
+        self._own_system: set[str] = set()
+
+    def load(self) -> None:
+        """Reads the file and adds the system topics. Raises OSError."""
+        for config in self._system_topics():
+            self._own_system.add(config.topic_name)
+            self.table[config.topic_name] = config
+        data = self.file.load()
+        if data:
+            for name, entry in (data.get("topicConfigTable") or {}).items():
+                self.table[name] = TopicConfig.from_dict({"topicName": name, **entry})
+            self.version = DataVersion.from_json(data.get("dataVersion"))
+        if not self._options.auto_create_topic_enable:
+            self.table.pop(AUTO_CREATE_TOPIC, None)
+        for name, config in self.table.items():
+            self._on_change(name, config)
+
+    def get(self, topic: str) -> TopicConfig | None:
+        """A topic, if it exists here."""
+        return self.table.get(topic)
+
+    def is_order(self, topic: str) -> bool:
+        """The topic is marked as ordered."""
+        config = self.table.get(topic)
+        return config is not None and config.order
+
+    def is_system(self, topic: str) -> bool:
+        """The broker's own topic, which tools may not change."""
+        return topic in _SYSTEM or topic in self._own_system or topic.startswith(SYSTEM_PREFIX)
+
+    def system_topics(self) -> list[str]:
+        """Names of the broker's own topics."""
+        return sorted(_SYSTEM | self._own_system)
+
+    # Creation and change.
+
+    async def create_for_send(self, topic: str, default_topic: str, queue_nums: int, sys_flag: int) -> TopicConfig | None:
+        """A topic that somebody sends to: inherits from its default topic. None when it may not be created."""
+        found = self.table.get(topic)
+        if found is not None:
+            return found
+        parent = self.table.get(default_topic)
+        if parent is None:
+            _log.warning("topic %s is not created: its default topic %s does not exist", topic, default_topic)
+            return None
+        if not parent.perm & PERM_INHERIT or (default_topic == AUTO_CREATE_TOPIC and not self._options.auto_create_topic_enable):
+            _log.warning("topic %s is not created: nothing may be inherited from %s", topic, default_topic)
+            return None
+        count = max(0, min(queue_nums, parent.write_queue_nums))
+        _log.warning(
+            "topic %s is created here with %d queues because somebody sent to it; other brokers of the cluster do not have it "
+            "before somebody sends to them",
+            topic, count,
+        )  # fmt: skip
+        config = TopicConfig(
+            topic_name=topic, read_queue_nums=count, write_queue_nums=count, perm=parent.perm & ~PERM_INHERIT,
+            topic_filter_type=parent.topic_filter_type, topic_sys_flag=sys_flag,
+        )  # fmt: skip
+        await self._put(config)
+        return config
+
+    async def create_for_group(self, topic: str, queue_nums: int, *, order: bool = False, sys_flag: int = 0) -> TopicConfig:
+        """A retry, dead-letter or internal topic, readable and writable; `order` follows what the group consumes."""
+        found = self.table.get(topic)
+        if found is not None:
+            return found
+        config = TopicConfig(
+            topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums, perm=READ_WRITE,
+            topic_sys_flag=sys_flag, order=order,
+        )  # fmt: skip
+        await self._put(config)
+        return config
+
+    async def update(self, configs: Iterable[TopicConfig]) -> None:
+        """Creates or changes topics as an operator says. `attributes` holds `+key`/`-key` changes.
+
+        Raises ServerError INVALID_PARAMETER for names, and SYSTEM_ERROR for attributes that cannot be.
+        """
+        changed = []
+        for config in configs:
+            self.check_changeable(config.topic_name)
+            current = self.table.get(config.topic_name)
+            try:
+                attributes = alter_attributes(current.attributes if current else {}, config.attributes, _ATTRIBUTES)
+            except ValueError as error:
+                raise ServerError(ResponseCode.SYSTEM_ERROR, str(error)) from None
+            for key, value in _UNSERVED.items():
+                if attributes.get(key) == value:
+                    raise ServerError(ResponseCode.SYSTEM_ERROR, f"{key}={value} is not served by this broker")
+            if attributes.get("message.type") == "MIXED" and not self._options.enable_mixed_message_type:
+                raise ServerError(ResponseCode.INVALID_PARAMETER, "MIXED message type is not supported.")
+            config.attributes = attributes
+            if config != current:
+                changed.append(config)
+        if changed:
+            await self._put(*changed)
+
+    def check_changeable(self, topic: str) -> None:
+        """ServerError INVALID_PARAMETER when a tool may not create, change or delete such a topic."""
+        problem = validate_name(topic)
+        if problem is None and self._options.validate_system_topic_when_update_topic and self.is_system(topic):
+            problem = f"The topic[{topic}] is conflict with system topic."
+        if problem is not None:
+            raise ServerError(ResponseCode.INVALID_PARAMETER, problem)
+
+    async def delete(self, topic: str) -> None:
+        """Forgets a topic; its data is the caller's business."""
+        if self.table.pop(topic, None) is None:
+            _log.warning("topic %s is to be deleted, but it is not here", topic)
+            return
+        self.version.advance()
+        self._on_change(topic, None)
+        self._on_register([])
+        await self.file.save()
+
+    async def set_order(self, topics: Iterable[str]) -> None:
+        """Marks topics as ordered, as the name server's configuration says."""
+        changed = False
+        for topic in topics:
+            config = self.table.get(topic)
+            if config is not None and not config.order:
+                config.order = True
+                changed = True
+        if changed:
+            self.version.advance()
+            await self.file.save()
+
+    async def _put(self, *configs: TopicConfig) -> None:
+        for config in configs:
+            self.table[config.topic_name] = config
+            self._on_change(config.topic_name, config)
+        self.version.advance()
+        self._on_register(list(configs))
+        await self.file.save()
+
+    # The file, and what replicas and tools are told.
+
+    def to_dict(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """Apache's TopicConfigSerializeWrapper, of all topics or of some."""
+        table = self.table if names is None else {name: self.table[name] for name in names}
+        return {
+            "dataVersion": self.version.to_json(),
+            "topicConfigTable": {name: config.to_dict() for name, config in sorted(table.items())},
+        }
+
+    def _to_json(self) -> bytes:
+        return fastjson.dumps(self.to_dict(), pretty=True)
+
+    def _system_topics(self) -> list[TopicConfig]:
+        options = self._options
+
+        def own(name: str, queues: int, perm: int = READ_WRITE) -> TopicConfig:
+            return TopicConfig(topic_name=name, read_queue_nums=queues, write_queue_nums=queues, perm=perm)
+
+        topics = [
+            own(SELF_TEST_TOPIC, 1),
+            own(BENCHMARK_TOPIC, 1024),
+            own(options.broker_cluster_name, 16, PERM_INHERIT | (READ_WRITE if options.cluster_topic_enable else 0)),
+            own(options.broker_name, 1, PERM_INHERIT | (READ_WRITE if options.broker_topic_enable else 0)),
+            own(OFFSET_MOVED_TOPIC, 1),
+            own(SCHEDULE_TOPIC, SCHEDULE_QUEUES),
+            own(f"{options.broker_cluster_name}_REPLY_TOPIC", 1),
+            own(f"{SYSTEM_PREFIX}REVIVE_LOG_{options.broker_cluster_name}", REVIVE_QUEUES),
+            own(f"{SYSTEM_PREFIX}SYNC_BROKER_MEMBER_{options.broker_name}", 1, PERM_INHERIT),
+            own(HALF_TOPIC, 1),
+            own(OP_HALF_TOPIC, 1),
+            own(TIMER_TOPIC, 1),
+        ]
+        if options.auto_create_topic_enable:
+            topics.append(own(AUTO_CREATE_TOPIC, options.default_topic_queue_nums, PERM_INHERIT | READ_WRITE))
+        if options.trace_topic_enable:
+            topics.append(own(options.msg_trace_topic_name, 1))
+        return topics
