@@ -1,0 +1,26 @@
+"""What the commands say."""
+
+from __future__ import annotations
+
+import sys
+
+
+def fail(sentence: str) -> int:
+    """Prints why a command failed; returns its exit code."""
+    print(f"aerobee: {sentence}", file=sys.stderr)
+    return 1
+
+
+def rate(count: float, seconds: float) -> str:
+    """`12 345/s`."""
+    return f"{count / max(seconds, 1e-9):,.0f}/s".replace(",", " ")
+
+
+def milliseconds(seconds: float) -> str:
+    """`0.41 ms`."""
+    return f"{seconds * 1000:.2f} ms"
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The value below which this share of the (sorted, non-empty) values lies."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
