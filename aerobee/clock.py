@@ -1,8 +1,8 @@
 """Time as an argument: the system's clock, and one that a test moves by hand.
 
-    clock = ManualClock()
-    task = asyncio.create_task(delay.run())          # sleeps on the clock
-    await clock.advance(7200)                        # two hours pass in a blink
+clock = ManualClock()
+task = asyncio.create_task(delay.run())          # sleeps on the clock
+await clock.advance(7200)                        # two hours pass in a blink
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ManualClock:
         await waiter
 
     async def advance(self, seconds: float, *, settle_turns: int = 20) -> None:
-        """Lets time pass. Sleepers wake in order, each at its own time, and get `settle_turns` turns of the loop to act."""
+        """Lets time pass. Sleepers wake in order, each at its own time, with `settle_turns` turns of the loop to act."""
         end = self._elapsed_s + seconds
         await self._settle(settle_turns)
         while self._sleepers and self._sleepers[0][0] <= end + 1e-9:
