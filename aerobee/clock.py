@@ -70,7 +70,7 @@ class ManualClock:
         await waiter
 
     async def advance(self, seconds: float, *, settle_turns: int = 20) -> None:
-        """Lets time pass. Sleepers wake in order, each at its own time, with `settle_turns` turns of the loop to act."""
+        """Lets time pass. Sleepers wake in order, each at its own time, with `settle_turns` turns to act."""
         end = self._elapsed_s + seconds
         await self._settle(settle_turns)
         while self._sleepers and self._sleepers[0][0] <= end + 1e-9:

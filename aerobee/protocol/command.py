@@ -24,7 +24,8 @@ FLAG_ONEWAY: Final = 2
 LANGUAGE_JAVA: Final = 0
 LANGUAGE_PYTHON: Final = 3
 LANGUAGE_NAMES: Final = (
-    "JAVA", "CPP", "DOTNET", "PYTHON", "DELPHI", "ERLANG", "RUBY", "OTHER", "HTTP", "GO", "PHP", "OMS", "RUST", "NODE_JS",
+    "JAVA", "CPP", "DOTNET", "PYTHON", "DELPHI", "ERLANG", "RUBY", "OTHER", "HTTP", "GO", "PHP", "OMS", "RUST",
+    "NODE_JS",
 )  # fmt: skip
 """By number. A number beyond the end counts as OTHER."""
 
@@ -38,7 +39,7 @@ H = TypeVar("H", bound=Header)
 
 
 class RemotingCommand:
-    """Code, opaque, flag, remark, ext fields and body. `language` and `encoding` are numbers, see the constants above."""
+    """Code, opaque, flag, remark, ext fields and body. `language` and `encoding`: the numbers above."""
 
     __slots__ = ("body", "code", "encoding", "ext_fields", "flag", "language", "opaque", "remark", "version")
 
@@ -78,8 +79,16 @@ class RemotingCommand:
     def to_tuple(self) -> CommandTuple:
         """What the engine takes."""
         return (
-            self.code, self.language, self.version, self.opaque, self.flag, self.remark, self.ext_fields, self.body, self.encoding,
-        )  # fmt: skip
+            self.code,
+            self.language,
+            self.version,
+            self.opaque,
+            self.flag,
+            self.remark,
+            self.ext_fields,
+            self.body,
+            self.encoding,
+        )
 
     def encode(self) -> bytes:
         """The whole frame, length in front."""

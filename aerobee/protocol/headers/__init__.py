@@ -1,17 +1,20 @@
 """Headers: the typed form of a command's ext fields, one file a family.
 
 Names are ours (`queue_id`); on the wire they are RocketMQ's (`queueId`), and every value is text. A missing field that
-official clients always send, or one that cannot be read, raises MalformedRequest with its wire name. Fields that the class
-does not know (`ns`, `nsd`, `bname`, `oway`, `lo` come with many requests) are ignored. Fields that are None are not written.
+official clients always send, or one that cannot be read, raises MalformedRequest with its wire name. Fields that the
+class does not know (`ns`, `nsd`, `bname`, `oway`, `lo` come with many requests) are ignored. None is not written.
 """
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 
 from aerobee.errors import MalformedRequest
+
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Header(msgspec.Struct, frozen=True, rename="camel", gc=False):
