@@ -31,11 +31,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
+from aerobee.errors import AerobeeError
+
 T = TypeVar("T", bool, int, float, str)
 Value = bool | int | float | str
 
 
-class OptionsError(ValueError):
+class OptionsError(AerobeeError, ValueError):
     """One or more settings cannot be used. `problems` holds one sentence each, naming where the value came from."""
 
     def __init__(self, problems: Iterable[str]) -> None:

@@ -151,7 +151,7 @@ def run(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(program, make, describe, options, stop_at_eof=line.stop_at_eof))
-    except (AerobeeError, OptionsError) as error:
+    except AerobeeError as error:
         return _say(program, str(error), 1)
     except OSError as error:
         return _say(program, explain(error), 1)
