@@ -1,7 +1,8 @@
 //! The one door between Python and the engine: it frees the GIL, turns the engine's errors into the classes of
-//! `aerobee.errors`, and a panic into a clear `EngineError` instead of an abort.
+//! `aerobee.errors`, and a panic into a clear RuntimeError instead of an abort.
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use aerobee_engine::error::Error;
 use aerobee_engine::frame::ProtocolError;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError};
@@ -20,7 +21,31 @@ pub fn protocol_error(py: Python<'_>, error: &ProtocolError) -> PyErr {
     python_error(py, "ProtocolError", &error.reason)
 }
 
-/// Runs `work` without the GIL. A panic inside becomes a RuntimeError that says where.
+/// The class of `aerobee.errors` for a failure of the store.
+pub fn store_error(py: Python<'_>, error: &Error) -> PyErr {
+    let name = match error {
+        Error::DiskFull(_) => "DiskFull",
+        Error::DiskFailed(_) => "DiskFailed",
+        Error::Locked(_) => "StoreLocked",
+        Error::BadRecord(_) => "MessageIllegal",
+        Error::Unusable(_) | Error::Closed => "StoreError",
+    };
+    python_error(py, name, &error.to_string())
+}
+
+/// Lines of the engine for the Python logger that governs both languages.
+pub fn log_lines(py: Python<'_>, level: &str, lines: &[String]) -> PyResult<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let logger = py.import("logging")?.call_method1("getLogger", ("aerobee.broker.store",))?;
+    for line in lines {
+        logger.call_method1(level, ("%s", line))?;
+    }
+    Ok(())
+}
+
+/// Runs `work` without the GIL. A panic inside becomes a RuntimeError that says so.
 pub fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
     match py.allow_threads(|| catch_unwind(AssertUnwindSafe(work))) {
         Ok(value) => Ok(value),

@@ -4,10 +4,11 @@ use pyo3::prelude::*;
 
 mod enter;
 mod frames;
+mod store;
 
 #[pymodule]
 fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(frames::encode_frame, m)?)?;
     m.add_class::<frames::Decoder>()?;
-    Ok(())
+    store::register(m)
 }
