@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aerobee.errors import ConnectError, ProtocolError, RequestTimeout
 from aerobee.net.backpressure import UNREAD_BYTES_HIGH, UNREAD_BYTES_LOW, UNREAD_BYTES_MAX, BackPressure
@@ -20,7 +20,7 @@ _log = logging.getLogger("aerobee.net")
 _ids = itertools.count(1)
 _NEVER = float("inf")
 
-QUIET_REASONS = frozenset({"peer closed", "shutdown", "done", "unused"})
+QUIET_REASONS = frozenset({"peer closed", "connection reset", "idle", "shutdown", "done"})
 """Ends of a connection that are nobody's fault; all others are logged, rate-limited."""
 
 
@@ -76,8 +76,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open (with TLS: after the handshake)."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's own class is no subclass
         self.peer = _address(transport.get_extra_info("peername"))
         self.local = _address(transport.get_extra_info("sockname"))
         transport.set_write_buffer_limits(high=UNREAD_BYTES_HIGH, low=UNREAD_BYTES_LOW)
@@ -98,7 +97,8 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             if not self._reason:
                 self._service.received(self, chunk)
         except ProtocolError as error:
-            self.close(error.reason)
+            fault, _, detail = error.reason.partition(": ")
+            self.close(fault, detail)
         except Exception:
             _log.exception("connection %s: internal error while handling what it sent; it is closed", self.peer)
             self.close("internal error")
@@ -242,7 +242,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             self.close("idle")
 
     def _say(self, reason: str, detail: str) -> None:
-        if reason not in QUIET_REASONS and reason != "idle":
+        if reason not in QUIET_REASONS:
             self._hub.complain(reason, "connection %s closed: %s%s", self.peer, reason, detail and f" ({detail})")
 
 

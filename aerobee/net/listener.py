@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from aerobee.net.connection import Connection, Service
 from aerobee.net.hub import Hub
@@ -118,5 +119,4 @@ class _Refused(asyncio.Protocol):
     """Takes a connection that is over the limit and ends it at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        cast(asyncio.Transport, transport).abort()
