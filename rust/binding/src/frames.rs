@@ -1,5 +1,5 @@
 //! Commands as Python tuples, and back: for the name server and the client, which have no store.
-use aerobee_engine::frame::{Cutter, Flow, ProtocolError, FRAME_BYTES_MAX};
+use aerobee_engine::frame::{Cutter, Flow, ProtocolError};
 use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -81,7 +81,7 @@ pub struct Decoder {
 #[pymethods]
 impl Decoder {
     #[new]
-    #[pyo3(signature = (frame_bytes_max = FRAME_BYTES_MAX))]
+    #[pyo3(signature = (frame_bytes_max = 16777216))]
     fn new(frame_bytes_max: usize) -> Self {
         Decoder { cutter: Cutter::default(), header: Header::default(), frame_bytes_max }
     }

@@ -57,7 +57,7 @@ pub struct Record {
 impl Record {
     #[new]
     #[pyo3(signature = (topic, queue_id, body, properties, *, flag = 0, sys_flag = 0, born_timestamp = 0,
-                        born_host = "127.0.0.1:0".into(), reconsume_times = 0, prepared_offset = 0, tags_code = None))]
+                        born_host = "127.0.0.1:0", reconsume_times = 0, prepared_offset = 0, tags_code = None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         topic: String,
@@ -67,7 +67,7 @@ impl Record {
         flag: i32,
         sys_flag: i32,
         born_timestamp: i64,
-        born_host: String,
+        born_host: &str,
         reconsume_times: i32,
         prepared_offset: i64,
         tags_code: Option<i64>,
@@ -80,7 +80,7 @@ impl Record {
             flag,
             sys_flag,
             born_timestamp,
-            born_host,
+            born_host: born_host.to_owned(),
             reconsume_times,
             prepared_offset,
             tags_code,

@@ -48,6 +48,10 @@ pub struct Span {
     arena: bool,
 }
 
+/// Room a reused header keeps.
+const FIELDS_KEPT: usize = 256;
+const ARENA_BYTES_KEPT: usize = 64 * 1024;
+
 /// A header that was read. Texts are resolved with the source bytes it was read from.
 ///
 /// Invariant: every span lies on UTF-8 boundaries of valid UTF-8 (checked when it is made).
@@ -127,6 +131,9 @@ impl Header {
         self.remark = None;
         self.fields.clear();
         self.arena.clear();
+        // What one monstrous header needed is not kept for the small ones behind it.
+        self.fields.shrink_to(FIELDS_KEPT);
+        self.arena.shrink_to(ARENA_BYTES_KEPT);
         match encoding {
             Encoding::RocketMq => self.read_binary(source),
             Encoding::Json => {
