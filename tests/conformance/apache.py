@@ -233,8 +233,12 @@ def start_broker(
     jvm: tuple[str, ...] = SMALL_JVM,
     name: str = "broker-a",
     cluster: str = "DefaultCluster",
+    ready: Callable[[], bool] | None = None,
 ) -> Process:
-    """Starts Apache's broker on 127.0.0.1:`port`, store in `directory/store`; returns when its name server knows it."""
+    """Starts Apache's broker on 127.0.0.1:`port`, store in `directory/store`; returns when its name server knows it.
+
+    `ready` replaces that question, for brokers that advertise another address.
+    """
     config = directory / "broker.properties"
     settings: dict[str, object] = {
         "brokerClusterName": cluster,
@@ -256,7 +260,7 @@ def start_broker(
     write_properties(config, settings)
     command = _java(directory, "org.apache.rocketmq.broker.BrokerStartup", "-c", str(config), jvm=jvm)
     process = Process("broker", command, directory, _env(directory))
-    process.ready(lambda: registered(namesrv, name, f"127.0.0.1:{port}"))
+    process.ready(ready or (lambda: registered(namesrv, name, f"127.0.0.1:{port}")))
     return process
 
 
@@ -283,12 +287,12 @@ def start(
     )
 
 
-def registered(namesrv: str, broker_name: str, address: str) -> bool:
-    """Whether the name server lists the broker, and the broker answers."""
+def registered(namesrv: str, broker_name: str, address: str, reached_at: str | None = None) -> bool:
+    """Whether the name server lists the broker, and the broker answers (at `reached_at` if that is another place)."""
     header, body = call(namesrv, 106)
     if header["code"] != 0 or f'"{broker_name}"'.encode() not in body or address.encode() not in body:
         return False
-    return bool(call(address, 28)[0]["code"] == 0)
+    return bool(call(reached_at or address, 28)[0]["code"] == 0)
 
 
 def call(

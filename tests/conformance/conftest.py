@@ -12,7 +12,9 @@ import pytest
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what needs Java on machines without it; says why."""
-    needing_java = [item for item in items if item.path.parent == apache.JAVA.parent and item.get_closest_marker("apache")]
+    needing_java = [
+        item for item in items if item.path.parent == apache.JAVA.parent and item.get_closest_marker("apache")
+    ]
     if not needing_java:
         return
     reason = network.unavailable() or apache.unavailable()

@@ -1,7 +1,106 @@
 package aerobee;
 
+import com.alibaba.fastjson2.JSON;
+import com.alibaba.fastjson2.JSONArray;
+import com.alibaba.fastjson2.JSONObject;
+import com.alibaba.fastjson2.JSONWriter;
+import java.io.BufferedReader;
+import java.io.ByteArrayOutputStream;
+import java.io.InputStreamReader;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
+import java.util.Map;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import org.apache.rocketmq.tools.command.MQAdminStartup;
+
+/**
+ * Drives the official client for the conformance tests: one JVM serves many commands.
+ *
+ * <p>Standard input has a JSON object a line: "id", "do" (the command's name) and its arguments. Standard output has
+ * one JSON object a line with the same "id" and either the results or "error". Commands run side by side, each on a
+ * thread of its own, except "admin": mqadmin prints to System.out, so those run one at a time.
+ */
 public final class Program {
-    public static void main(String[] args) {
-        System.out.println("{}");
+    /** A command: arguments in, results out. */
+    interface Command {
+        JSONObject run(JSONObject arguments) throws Exception;
+    }
+
+    private static final PrintStream OUT = System.out;
+    private static final Object ADMIN = new Object();
+
+    private static final Map<String, Command> COMMANDS = Map.ofEntries(
+        Map.entry("produce", Produce::run),
+        Map.entry("transaction", Produce::transaction),
+        Map.entry("request", Produce::request),
+        Map.entry("consume.start", Consume::start),
+        Map.entry("consume.state", Consume::state),
+        Map.entry("consume.stop", Consume::stop),
+        Map.entry("litepull", Consume::litePull),
+        Map.entry("query", Query::run),
+        Map.entry("offsets", Query::offsets),
+        Map.entry("admin", Program::admin));
+
+    public static void main(String[] args) throws Exception {
+        System.setOut(System.err);
+        ExecutorService threads = Executors.newCachedThreadPool();
+        BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        for (String line = in.readLine(); line != null; line = in.readLine()) {
+            JSONObject arguments = JSON.parseObject(line);
+            threads.execute(() -> serve(arguments));
+        }
+        Runtime.getRuntime().halt(0);
+    }
+
+    private static void serve(JSONObject arguments) {
+        JSONObject reply;
+        try {
+            Command command = COMMANDS.get(arguments.getString("do"));
+            if (command == null) {
+                throw new IllegalArgumentException("no command " + arguments.getString("do"));
+            }
+            reply = command.run(arguments);
+        } catch (Throwable error) {
+            reply = new JSONObject();
+            reply.put("error", describe(error));
+        }
+        reply.put("id", arguments.get("id"));
+        String line = JSON.toJSONString(reply, JSONWriter.Feature.WriteNonStringKeyAsString);
+        synchronized (OUT) {
+            OUT.println(line);
+            OUT.flush();
+        }
+    }
+
+    /** The error with its causes, one line. */
+    static String describe(Throwable error) {
+        StringBuilder text = new StringBuilder();
+        for (Throwable e = error; e != null; e = e.getCause()) {
+            text.append(text.length() == 0 ? "" : " <- ").append(e.getClass().getSimpleName()).append(": ").append(e.getMessage());
+        }
+        return text.toString();
+    }
+
+    /** mqadmin in this process: {"args": ["topicList", "-n", …]} gives {"output": what it printed}. */
+    private static JSONObject admin(JSONObject arguments) {
+        JSONArray args = arguments.getJSONArray("args");
+        ByteArrayOutputStream printed = new ByteArrayOutputStream();
+        synchronized (ADMIN) {
+            PrintStream before = System.out;
+            PrintStream beforeError = System.err;
+            PrintStream capture = new PrintStream(printed, true, StandardCharsets.UTF_8);
+            System.setOut(capture);
+            System.setErr(capture);
+            try {
+                MQAdminStartup.main0(args.toArray(new String[0]), null);
+            } finally {
+                System.setOut(before);
+                System.setErr(beforeError);
+            }
+        }
+        JSONObject reply = new JSONObject();
+        reply.put("output", printed.toString(StandardCharsets.UTF_8));
+        return reply;
     }
 }

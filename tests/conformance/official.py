@@ -1,0 +1,90 @@
+"""The official Java client and mqadmin: one JVM that serves many commands (see java/.../Program.java)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import apache
+
+Reply = dict[str, Any]
+
+
+class CommandFailed(Exception):
+    """The program answered with an error; the text names the Java exceptions."""
+
+
+class Client:
+    """Commands to one running JVM; safe to use from several threads."""
+
+    def __init__(self, directory: Path, *, jvm: tuple[str, ...] = apache.SMALL_JVM, log: str = "client.log") -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log = directory / log
+        self._log_file = self.log.open("ab")
+        options = (f"-Duser.home={directory}", f"-Drocketmq.client.logRoot={directory / 'logs'}")
+        # Rebalance by itself every 20 s is the default; notices from the broker make it quicker, and both are tested.
+        self._process = subprocess.Popen(
+            ["java", *jvm, *options, "-cp", apache.classpath(), "aerobee.Program"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log_file,
+            text=True,
+            bufsize=1,
+            preexec_fn=apache.die_with_parent,
+        )
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, Future[Reply]] = {}
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def start(self, do: str, /, **arguments: object) -> Future[Reply]:
+        """Sends a command; the future has its reply."""
+        number = next(self._ids)
+        future: Future[Reply] = Future()
+        assert self._process.stdin is not None
+        with self._lock:
+            self._waiting[number] = future
+            self._process.stdin.write(json.dumps({"id": number, "do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        return future
+
+    def do(self, do: str, /, *, wait_s: float = 100.0, **arguments: object) -> Reply:
+        """Sends a command and waits for its reply; raises `CommandFailed`."""
+        return self.start(do, **arguments).result(wait_s)
+
+    def admin(self, *args: str) -> str:
+        """What `mqadmin` prints for these arguments."""
+        output: str = self.do("admin", args=list(args))["output"]
+        return output
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log_file.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                reply = json.loads(line)
+            except ValueError:
+                break
+            future = self._waiting.pop(reply.pop("id"))
+            if "error" in reply:
+                future.set_exception(CommandFailed(reply["error"]))
+            else:
+                future.set_result(reply)
+        tail = self.log.read_text(errors="replace")[-2000:]
+        for future in self._waiting.values():
+            future.set_exception(CommandFailed(f"the Java program ended: {tail}"))
