@@ -23,7 +23,7 @@ from typing import Any
 
 
 class AerobeeError(Exception):
-    """All errors of this library. `str(error)` is a sentence for people; `code` the response code it is answered with."""
+    """All errors of this library. `str(error)` is a sentence for people, `code` the response code that answers it."""
 
     code: int = 1
 
