@@ -1,0 +1,309 @@
+"""The commands as a person starts them: real processes, real ports, real signals.
+
+What these tests prove: one command leads to a cluster that takes and hands out messages; everything it started ends
+with it, however it ends; a start that fails says why in one sentence and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aerobee.testing.eventually import eventually_sync as eventually
+
+AEROBEE = [sys.executable, "-m", "aerobee.cli"]
+READY_S = 30
+
+
+def run(*arguments: str, timeout_s: float = 60, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*AEROBEE, *arguments], capture_output=True, text=True, timeout=timeout_s, **kwargs)
+
+
+def free_ports() -> int:
+    """A base such that base, base + 1 and base + 3 are free."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            base = probe.getsockname()[1]
+        if base < 1024 or base > 60000:
+            continue
+        try:
+            for port in (base, base + 1, base + 3):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+class Up:
+    """`aerobee up` in the foreground."""
+
+    def __init__(self, data: Path, *arguments: str) -> None:
+        self.data = data
+        self.base = free_ports()
+        self.process = subprocess.Popen(
+            [*AEROBEE, "up", "--data", str(data), "--port-base", str(self.base), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.name_server = f"127.0.0.1:{self.base}"
+        self.state = eventually(self._read_state, timeout_s=READY_S)
+
+    def _read_state(self) -> dict[str, Any]:
+        assert self.process.poll() is None, self.process.communicate()
+        state: dict[str, Any] = json.loads((self.data / "up.json").read_text())
+        return state
+
+    def daemons(self) -> list[int]:
+        return [self.state["name_server_pid"], self.state["broker_pid"]]
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        """Sends the signal; returns exit code and what was said."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+
+    def start(*arguments: str, data: Path = tmp_path / "data") -> Up:
+        started.append(Up(data, *arguments))
+        return started[-1]
+
+    yield start
+    for cluster in started:
+        if cluster.process.poll() is None:
+            cluster.process.terminate()
+            cluster.process.communicate(timeout=30)
+        for pid in cluster.daemons():
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_the_first_message(up: Callable[..., Up]) -> None:
+    """up, send, consume: a minute for a person, two commands for a script; the messages survive a restart."""
+    cluster = up()
+    sent = run("send", "hello", "wörld", "--topic", "greetings", "--tag", "t", "--key", "k", "-n", cluster.name_server)
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stdout.count("SEND_OK") == 2
+    got = run("consume", "--topic", "greetings", "--count", "2", "--wait", "20", "-n", cluster.name_server)
+    assert got.returncode == 0, got.stderr
+    assert {line.split("  ")[-1] for line in got.stdout.splitlines()} == {"hello", "wörld"}
+    code, out, err = cluster.end()
+    assert code == 0, err
+    assert "boot success" in out
+    again = up()
+    got = run("consume", "-t", "greetings", "-g", "other", "--count", "2", "--wait", "20", "-n", again.name_server)
+    assert len(got.stdout.splitlines()) == 2
+    assert again.end()[0] == 0
+    fresh = up("--fresh")
+    got = run("consume", "-t", "greetings", "-g", "third", "--wait", "1", "-n", fresh.name_server)
+    assert "greetings" in got.stderr and got.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_three(up: Callable[..., Up], number: signal.Signals) -> None:
+    cluster = up()
+    code, _, err = cluster.end(number)
+    assert (code, err) == (0, "")
+    assert not any(alive(pid) for pid in cluster.daemons())
+    assert not (cluster.data / "up.json").exists()
+
+
+@pytest.mark.parametrize("victim", ["broker", "name_server"])
+def test_when_one_dies_it_is_said_and_the_rest_stops(up: Callable[..., Up], victim: str) -> None:
+    cluster = up()
+    os.kill(cluster.state[f"{victim}_pid"], signal.SIGKILL)
+    _, err = cluster.process.communicate(timeout=30)
+    assert cluster.process.returncode == 1
+    assert f"the {victim.replace('_', '')} was killed by signal 9, stopping the rest" in err
+    assert not any(alive(pid) for pid in cluster.daemons())
+
+
+def test_nothing_outlives_a_killed_up(up: Callable[..., Up]) -> None:
+    cluster = up()
+    cluster.process.kill()
+    cluster.process.communicate()
+    eventually(lambda: not any(alive(pid) for pid in cluster.daemons()), timeout_s=30)
+
+
+def test_two_clusters_do_not_share_a_directory(up: Callable[..., Up]) -> None:
+    cluster = up()
+    second = run("up", "--data", str(cluster.data), "--port-base", str(free_ports()))
+    assert second.returncode == 1
+    assert f"a cluster runs in {cluster.data}" in second.stderr
+    assert cluster.process.poll() is None
+
+
+def test_in_the_background(tmp_path: Path) -> None:
+    """`make up` and `make down`: returns when ready, is idempotent, stops completely."""
+    data, base = tmp_path / "data", str(free_ports())
+    started = run("up", "--background", "--data", str(data), "--port-base", base)
+    try:
+        assert started.returncode == 0, started.stderr
+        assert started.stdout.count("boot success") == 2
+        again = run("up", "--background", "--data", str(data), "--port-base", base)
+        assert (again.returncode, again.stdout[:15]) == (0, "already running")
+        assert run("send", "x", "-n", f"127.0.0.1:{base}").returncode == 0
+        pids = [value for key, value in json.loads((data / "up.json").read_text()).items() if key.endswith("pid")]
+    finally:
+        stopped = run("down", "--data", str(data))
+    assert stopped.returncode == 0, stopped.stderr
+    assert not any(alive(pid) for pid in pids)
+    assert run("down", "--data", str(data)).stdout.startswith("nothing is running")
+
+
+def test_bench_and_doctor(up: Callable[..., Up]) -> None:
+    cluster = up()
+    measured = run("bench", "--seconds", "0.3", "--size", "100", "-n", cluster.name_server)
+    assert measured.returncode == 0, measured.stderr
+    assert "sent" in measured.stdout and "consumed" in measured.stdout
+    healthy = run("doctor", "-n", cluster.name_server, "--data", str(cluster.data))
+    assert "fail" not in healthy.stdout, healthy.stdout
+    assert f"name server {cluster.name_server} answers" in healthy.stdout
+    assert f"broker-a answers at 127.0.0.1:{cluster.base + 3}" in healthy.stdout
+    assert healthy.returncode == 0
+
+
+# What goes wrong at a start: one sentence each, exit code not 0.
+
+
+def one_sentence(found: subprocess.CompletedProcess[str], *words: str) -> None:
+    said = [line for line in found.stderr.splitlines() if line.startswith(("aerobee", "mqbroker"))]
+    assert found.returncode != 0
+    assert len(said) == 1, found.stderr
+    assert "Traceback" not in found.stderr
+    for word in words:
+        assert word in said[0], said[0]
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+def test_a_taken_port(taken: int, tmp_path: Path) -> None:
+    store = ("--store-path-root-dir", str(tmp_path / "store"))
+    one_sentence(run("nameserver", "--listen-port", str(taken)), f"port {taken} on 127.0.0.1 is taken", "listenPort")
+    one_sentence(run("broker", "--listen-port", str(taken), *store), f"port {taken} on 127.0.0.1 is taken")
+    up = run("up", "--data", str(tmp_path / "data"), "--port-base", str(taken))
+    assert up.returncode == 1 and f"port {taken}" in up.stderr and "--port-base" in up.stderr
+
+
+def test_an_address_of_another_machine() -> None:
+    one_sentence(run("nameserver", "--listen-port", "0", "--bind-address", "192.0.2.77"), "bindAddress")
+
+
+def test_an_unwritable_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    one_sentence(run("broker", "--listen-port", "0", "--store-path-root-dir", str(tmp_path / "file" / "store")), "file")
+    up = run("up", "--data", str(tmp_path / "file"), "--port-base", str(free_ports()))
+    assert up.returncode == 1 and str(tmp_path / "file") in up.stderr and "Traceback" not in up.stderr
+
+
+def test_a_store_that_another_process_holds(up: Callable[..., Up]) -> None:
+    cluster = up()
+    store = cluster.data / "broker" / "store"
+    one_sentence(run("broker", "--listen-port", "0", "--store-path-root-dir", str(store)), str(store))
+
+
+def test_an_unreachable_name_server() -> None:
+    """Commands fail at once; a broker goes on trying, because name servers and brokers may be started in any order."""
+    nobody = f"127.0.0.1:{free_ports()}"
+    for command in (["send", "x"], ["consume", "--wait", "1"], ["bench", "--seconds", "0.1"]):
+        one_sentence(run(*command, "-n", nobody), nobody)
+    found = run("doctor", "-n", nobody)
+    assert found.returncode == 1 and f"fail  name server {nobody} does not answer" in found.stdout
+
+
+def test_a_broker_starts_before_its_name_server(tmp_path: Path) -> None:
+    base = free_ports()
+    broker = subprocess.Popen(
+        [*AEROBEE, "broker", "--listen-port", "0", "-n", f"127.0.0.1:{base}",
+         "--store-path-root-dir", str(tmp_path / "s"), "--register-name-server-period", "1000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    name_server = None
+    try:
+        assert broker.stdout is not None and "boot success" in broker.stdout.readline()
+        name_server = subprocess.Popen(
+            [*AEROBEE, "nameserver", "--listen-port", str(base)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        found = eventually(
+            lambda: (found := run("doctor", "-n", f"127.0.0.1:{base}")).returncode == 0 and found,
+            timeout_s=30,
+            interval_s=0.3,
+        )
+        assert "answers at 127.0.0.1:" in found.stdout
+    finally:
+        for process in (broker, name_server):
+            if process is not None:
+                process.terminate()
+                process.communicate(timeout=30)
+    assert broker.returncode == 0
+
+
+def test_settings_that_are_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "broker.conf"
+    file.write_text("brokerNam=a\nlistenPort=0\n")
+    found = run("broker", "-c", str(file))
+    one_sentence(found, f"{file}:1: unknown key 'brokerNam'; the nearest known key is 'brokerName'")
+    assert found.returncode == 2
+    one_sentence(run("broker", "-c", str(tmp_path / "none.conf")), "none.conf", "No such file")
+    one_sentence(run("broker", "--lisen-port", "1"), "--lisen-port")
+    one_sentence(run("broker", "-n"), "-n needs a value")
+
+
+def test_print_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "broker.conf"
+    file.write_text("brokerName=b\nsendMessageThreadPoolNums=8\n")
+    everything = run("broker", "-c", str(file), "-n", "a:1;b:2", "-p")
+    assert everything.returncode == 0
+    assert {"brokerName=b", "namesrvAddr=a:1;b:2", "listenPort=10911"} <= set(everything.stdout.splitlines())
+    changed = run("broker", "-c", str(file), "-m")
+    assert changed.stdout == "brokerName=b\n"
+    assert "--listen-port" in run("broker", "-h").stdout
+
+
+def test_the_figures_of_a_start(up: Callable[..., Up], tmp_path: Path) -> None:
+    """First send served within a second of the start; an idle name server in 40 MiB, an idle broker in 60 MiB."""
+    began = time.monotonic()
+    cluster = up()
+    took = time.monotonic() - began
+    for name, limit in (("name_server", 40), ("broker", 60)):
+        status = Path(f"/proc/{cluster.state[f'{name}_pid']}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        own_mib = sum(int(fields[part].split()[0]) for part in ("RssAnon", "RssShmem")) / 1024
+        assert own_mib < limit, f"{name}: {own_mib:.1f} MiB"
+    for ready in (cluster.data / "log").glob("*.log"):
+        assert "Traceback" not in ready.read_text()
+    assert took < 10
