@@ -331,7 +331,9 @@ _RECORD_V4: Final = struct.Struct(">iiiiiqqiq8sq8siqi")
 """All of a version 1 record with IPv4 hosts in front of the body: 88 bytes."""
 
 
-def decode_records(data: bytes, *, broker_name: str = "", decompress: bool = True, check_crc: bool = False) -> list[MessageExt]:
+def decode_records(
+    data: bytes, *, broker_name: str = "", decompress: bool = True, check_crc: bool = False
+) -> list[MessageExt]:
     """The records in `data`, one behind the other. A tail that is no whole record ends the list.
 
     ValueError when a body cannot be decompressed, or (`check_crc`) is not what was stored.
@@ -526,7 +528,8 @@ class _UniqueIds:
         """Begins anew; the child of a fork must not continue its parent's numbers."""
         self._lock = threading.Lock()
         start = int.from_bytes(os.urandom(4), "big")
-        self._prefix = (_own_address() + (os.getpid() & 0xFFFF).to_bytes(2, "big") + start.to_bytes(4, "big")).hex().upper()
+        process = (os.getpid() & 0xFFFF).to_bytes(2, "big")
+        self._prefix = (_own_address() + process + start.to_bytes(4, "big")).hex().upper()
         self._counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
         self._month_ends_s = 0.0
         self._month_began_s = 0.0
