@@ -1,0 +1,126 @@
+"""Where a consumer's offsets are kept: at the broker (clustering) or in a local file (broadcasting)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aerobee.client import calls
+from aerobee.client.process_queue import ProcessQueue
+from aerobee.client.results import ConsumeFrom
+from aerobee.errors import AerobeeError
+from aerobee.protocol import message as wire
+from aerobee.protocol.message import MessageQueue
+
+if TYPE_CHECKING:
+    from aerobee.client.consumer import Consumer
+
+_log = logging.getLogger("aerobee.client.offsets")
+
+
+async def first_offset(consumer: Consumer, queue: MessageQueue) -> int:
+    """Where a group starts in a queue that it has no offset of."""
+    client = consumer.client
+    if queue.topic.startswith(wire.RETRY_TOPIC_PREFIX):
+        return 0  # whatever the group put there is for the group
+    if consumer.start_from is ConsumeFrom.LAST_OFFSET:
+        return await calls.max_offset(client, queue)
+    if consumer.start_from is ConsumeFrom.FIRST_OFFSET:
+        return await calls.min_offset(client, queue)
+    return await calls.offset_by_time(client, queue, consumer.start_timestamp_ms)
+
+
+class BrokerOffsets:
+    """Offsets of a group, shared by its members, at the broker that has the queue."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    async def start(self, queue: MessageQueue) -> int:
+        """Where to go on in a queue that was just taken. Raises AerobeeError when the broker cannot say."""
+        committed = await calls.query_offset(self._consumer.client, self._consumer.group, queue)
+        return committed if committed is not None else await first_offset(self._consumer, queue)
+
+    def with_pull(self, process_queue: ProcessQueue) -> int:
+        """The offset to commit along with a pull, -1 for none (only a master takes it)."""
+        return process_queue.committable if process_queue.read_from == 0 and process_queue.committable > 0 else -1
+
+    async def commit(self, process_queues: Iterable[ProcessQueue], *, last: bool = False) -> None:
+        """Tells the brokers what changed since the last time; failures are logged and tried again the next time."""
+        await asyncio.gather(
+            *(
+                self._commit(process_queue)
+                for process_queue in process_queues
+                if process_queue.committable != process_queue.persisted
+            )
+        )
+
+    async def _commit(self, process_queue: ProcessQueue) -> None:
+        offset = process_queue.committable
+        try:
+            await calls.update_offset(self._consumer.client, self._consumer.group, process_queue.queue, offset)
+            process_queue.persisted = offset
+        except AerobeeError as error:
+            _log.warning("offset %d of %s not committed: %s", offset, process_queue.queue, error)
+
+
+class LocalOffsets:
+    """Offsets of one broadcasting member, in `directory/client id/group/offsets.json`, replaced atomically."""
+
+    def __init__(self, consumer: Consumer, directory: str | Path | None) -> None:
+        self._consumer = consumer
+        root = Path(directory) if directory is not None else Path.home() / ".rocketmq_offsets"
+        self._path = root / consumer.client.client_id / consumer.group / "offsets.json"
+        self._table: dict[str, int] | None = None
+
+    async def start(self, queue: MessageQueue) -> int:
+        """Where to go on; see `BrokerOffsets.start`."""
+        if self._table is None:
+            self._table = await asyncio.to_thread(self._read)
+        offset = self._table.get(_key(queue))
+        return offset if offset is not None else await first_offset(self._consumer, queue)
+
+    def with_pull(self, process_queue: ProcessQueue) -> int:
+        return -1
+
+    async def commit(self, process_queues: Iterable[ProcessQueue], *, last: bool = False) -> None:
+        """Writes the file when anything changed."""
+        changed = [p for p in process_queues if p.committable != p.persisted]
+        if not changed:
+            return
+        if self._table is None:
+            self._table = {}
+        for process_queue in changed:
+            self._table[_key(process_queue.queue)] = process_queue.committable
+        try:
+            await asyncio.to_thread(self._write, dict(self._table))
+        except OSError as error:
+            _log.warning("offsets not written to %s: %s", self._path, error)
+            return
+        for process_queue in changed:
+            process_queue.persisted = self._table[_key(process_queue.queue)]
+
+    def _read(self) -> dict[str, int]:
+        try:
+            table = json.loads(self._path.read_text())["offsets"]
+            return {str(key): int(offset) for key, offset in table.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            _log.warning("%s cannot be read, starting without it: %s", self._path, error)
+            return {}
+
+    def _write(self, table: dict[str, int]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".tmp")
+        beside.write_text(json.dumps({"offsets": table}, indent=1, sort_keys=True))
+        os.replace(beside, self._path)
+
+
+def _key(queue: MessageQueue) -> str:
+    return f"{queue.topic}@{queue.broker_name}@{queue.queue_id}"

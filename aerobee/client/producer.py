@@ -1,0 +1,457 @@
+"""`Producer`: sends messages and hears where they went.
+
+    async with Producer("127.0.0.1:9876", group="shop") as producer:
+        result = await producer.send(Message("orders", b"42", tag="new", keys=["order-42"]))
+
+* `send` waits for the broker's word and tries other brokers when that helps.
+* `post` hands back a future and keeps many sends under way on one connection; the fastest way to send.
+* `send_oneway` does not wait for anything: no result, no retry.
+* `send_batch` sends several messages of one topic as one request.
+
+A message that was acknowledged is stored. A send that failed with RequestTimeout or ConnectError may have been stored all
+the same, and a retry after one of them may store it twice: consumers tell by `message.unique_id`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Callable, Final, Protocol, Self
+
+from aerobee.client.calls import sending_request, sent, unregister
+from aerobee.client.client import Client, TopicRoute, unique_instance_name
+from aerobee.client.results import SendResult
+from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError
+from aerobee.net.connection import Connection
+from aerobee.protocol import message as wire
+from aerobee.protocol.bodies.clients import ProducerData
+from aerobee.protocol.codes import ResponseCode
+from aerobee.protocol.command import FLAG_ONEWAY, RemotingCommand
+from aerobee.protocol.message import Message, MessageQueue, java_hash
+
+_log = logging.getLogger("aerobee.client.producer")
+
+QueueSelector = Callable[[Sequence[MessageQueue], Message], MessageQueue]
+"""Chooses one of a topic's queues (sorted by broker name and queue id) for a message."""
+
+RETRYABLE: Final = frozenset(
+    {
+        ResponseCode.SYSTEM_ERROR,
+        ResponseCode.SYSTEM_BUSY,
+        ResponseCode.SERVICE_NOT_AVAILABLE,
+        ResponseCode.NO_PERMISSION,
+        ResponseCode.TOPIC_NOT_EXIST,
+        ResponseCode.NO_BUYER_ID,
+        ResponseCode.NOT_IN_CURRENT_UNIT,
+        ResponseCode.GO_AWAY,
+    }
+)
+"""Refusals that another broker may not repeat: the official clients' list."""
+
+AVOID_S: Final = 5.0
+"""How long a broker that could not be reached is left out while others are there."""
+COMPRESS_IN_THREAD_BYTES: Final = 64 * 1024
+"""Bodies above this are compressed outside of the event loop's thread: 64 KiB take about a millisecond."""
+ZLIB_LEVEL: Final = 5
+SYS_FLAG_COMPRESSED_ZLIB: Final = 0x1 | 0x300
+
+
+class Producer:
+    """Sends messages; see the head of this file.
+
+    `name_servers`: "host:port", several joined by `;`. `group` names who sends; transactions and statistics go by it.
+    `retry_times`: how many further attempts a `send` or `post` makes. `timeout_ms` is the time for all of them together.
+    `compress_above_bytes`: longer bodies travel and are stored compressed. `in_flight_max`: how many `post`s may be unanswered
+    before the next one waits. One producer serves any number of tasks, and all of its sends share a connection a broker.
+    """
+
+    def __init__(
+        self,
+        name_servers: str | Sequence[str] | None = None,
+        *,
+        group: str = "DEFAULT_PRODUCER",
+        timeout_ms: int = 3000,
+        retry_times: int = 2,
+        compress_above_bytes: int = 4096,
+        body_bytes_max: int = 4 * 1024 * 1024,
+        in_flight_max: int = 4096,
+        instance_name: str = "",
+        client: Client | None = None,
+    ) -> None:
+        wire.check_group(group)
+        self.group = group
+        self.client = client or Client(name_servers, instance_name=instance_name or unique_instance_name())
+        self._timeout_s = timeout_ms / 1000
+        self._attempts = retry_times + 1
+        self._compress_above_bytes = compress_above_bytes
+        self._body_bytes_max = body_bytes_max
+        self._in_flight_max = in_flight_max
+        self._in_flight = 0
+        self._room: asyncio.Event | None = None
+        self._turn: dict[str, int] = {}
+        self._avoid: dict[str, float] = {}
+        self._started = False
+        self._seen: set[str] = set()
+        self._spread = _Spread(self)
+
+    # Life.
+
+    async def start(self) -> Self:
+        """Starts heartbeats; connections are made when first needed. `async with` does it for you."""
+        if not self._started:
+            await self.client.start()
+            self.client.join(self)
+            self._started = True
+        return self
+
+    async def stop(self) -> None:
+        """Waits for what is under way, says goodbye to the brokers, closes the connections."""
+        if not self._started:
+            return
+        self._started = False
+        await self.flush()
+        self.client.leave(self)
+        addresses = set(self.client.pool.connected) - set(self.client.name_servers)
+        await asyncio.gather(
+            *(unregister(self.client, address, producer_group=self.group) for address in addresses),
+            return_exceptions=True,
+        )
+        await self.client.stop()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # Sending.
+
+    async def send(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        sharding_key: str | None = None,
+        selector: QueueSelector | None = None,
+        timeout_ms: int | None = None,
+    ) -> SendResult:
+        """Sends and waits until the broker has stored the message.
+
+        `queue` sends to exactly that one. `sharding_key`: messages with the same key go to the same queue, and so keep their
+        order (the queue changes when the number of queues does). `selector` chooses freely. With any of the three no
+        other broker is tried. Raises ServerError (what the broker said), RequestTimeout, ConnectError, ValueError.
+        """
+        self._check(message)
+        return await self._send(message, self._chooser(queue, sharding_key, selector), timeout_ms)
+
+    async def post(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        sharding_key: str | None = None,
+        selector: QueueSelector | None = None,
+        timeout_ms: int | None = None,
+    ) -> asyncio.Future[SendResult]:
+        """Sends without waiting for the answer: the future has it, or the error, later.
+
+        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered. Messages
+        to the same queue arrive in the order of the calls unless one has to be retried.
+        """
+        self._check(message)
+        while self._in_flight >= self._in_flight_max:
+            await self._less_in_flight()
+        self._in_flight += 1
+        loop = asyncio.get_running_loop()
+        out: asyncio.Future[SendResult] = loop.create_future()
+        out.add_done_callback(self._landed)
+        choose = self._chooser(queue, sharding_key, selector)
+        if len(message.body) <= self._compress_above_bytes:
+            route = self.client.routes.get(message.topic)
+            if route is not None and route.write_queues:
+                chosen = choose(route, message, "")
+                remote = self.client.pool.remote(self.client.master(chosen.broker_name))
+                connection = remote.connection
+                if connection is not None and not connection.closed:
+                    if connection.blocked:
+                        await connection.writable()
+                    if not connection.closed:
+                        command = self._command(message, chosen)
+                        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+                        reply = connection.request(command, timeout_s)
+                        reply.add_done_callback(
+                            lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
+                        )
+                        return out
+        task = loop.create_task(self._send(message, choose, timeout_ms))
+        task.add_done_callback(lambda task: _copy(task, out))
+        return out
+
+    async def send_oneway(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        sharding_key: str | None = None,
+        selector: QueueSelector | None = None,
+    ) -> None:
+        """Sends and forgets: nobody learns whether it arrived. Raises only when there is no connection to send on."""
+        self._check(message)
+        route = await self._route(message.topic)
+        chosen = self._chooser(queue, sharding_key, selector)(route, message, "")
+        command = self._command(message, chosen, *await self._body(message))
+        command.flag |= FLAG_ONEWAY
+        await self.client.pool.oneway(self.client.master(chosen.broker_name), command, self._timeout_s)
+
+    async def send_batch(
+        self,
+        messages: Sequence[Message],
+        *,
+        queue: MessageQueue | None = None,
+        sharding_key: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> SendResult:
+        """Sends messages of one topic as one request, into one queue, all or nothing; up to `body_bytes_max` together.
+
+        Delayed messages and those to retry topics cannot be batched (ValueError).
+        """
+        if not messages:
+            raise ValueError("a batch needs at least one message")
+        for message in messages:
+            self._check(message)
+            if message.topic != messages[0].topic:
+                raise ValueError(f"a batch has one topic, not {messages[0].topic} and {message.topic}")
+            if message.is_delayed or message.topic.startswith(wire.RETRY_TOPIC_PREFIX):
+                raise ValueError("messages with a delay and messages to retry topics cannot be sent in a batch")
+        batch = wire.batch_of(messages)
+        if len(batch.body) > self._body_bytes_max:
+            raise ValueError(
+                f"the batch has {len(batch.body)} bytes, the limit is {self._body_bytes_max}; send it in parts"
+            )
+        return await self._send(batch, self._chooser(queue, sharding_key, None), timeout_ms)
+
+    async def flush(self) -> None:
+        """Returns when every `post` has its answer."""
+        while self._in_flight:
+            await self._less_in_flight()
+
+    async def queues(self, topic: str) -> list[MessageQueue]:
+        """The queues of a topic that can be sent to. Raises TopicNotExist."""
+        return list((await self.client.route(topic)).write_queues)
+
+    # How.
+
+    async def _send(
+        self, message: Message, choose: _Chooser, timeout_ms: int | None, failed_at: str = ""
+    ) -> SendResult:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._timeout_s if timeout_ms is None else timeout_ms / 1000)
+        attempts = self._attempts if choose.may_retry else 1
+        failures: list[str] = []
+        body = await self._body(message)
+        error: AerobeeError
+        for attempt in range(1, attempts + 1):
+            route = await self._route(message.topic)
+            chosen = choose(route, message, failed_at)
+            remaining_s = deadline - loop.time()
+            # A silent broker must not eat the time in which another one could take the message.
+            others = attempt < attempts and len({q.broker_name for q in route.write_queues}) > 1
+            try:
+                if remaining_s <= 0:
+                    raise RequestTimeout("no time left")
+                reply = await self.client.pool.invoke(
+                    self.client.master(chosen.broker_name),
+                    self._command(message, chosen, *body),
+                    remaining_s / 2 if others else remaining_s,
+                )
+                return self._stored(reply, chosen, message)
+            except ServerError as refused:
+                error = refused
+                if refused.code not in RETRYABLE:
+                    raise
+            except (ConnectError, RequestTimeout) as broken:
+                error = broken
+                self._avoid[chosen.broker_name] = loop.time() + AVOID_S
+            failed_at = chosen.broker_name
+            failures.append(f"{chosen.broker_name}: {error}")
+            if deadline - loop.time() <= 0:
+                break
+        if len(failures) > 1:
+            error.add_note(f"not sent in {len(failures)} attempts: {'; '.join(failures)}")
+        raise error
+
+    def _answered(
+        self, reply: asyncio.Future[RemotingCommand], out: asyncio.Future[SendResult], message: Message, queue: MessageQueue,
+        choose: _Chooser, timeout_ms: int | None,
+    ) -> None:  # fmt: skip
+        """A posted message has its answer: hand it on, or try elsewhere."""
+        if out.done():
+            return  # cancelled by its owner
+        if reply.cancelled():
+            out.cancel()
+            return
+        error = reply.exception()
+        if error is None:
+            try:
+                out.set_result(self._stored(reply.result(), queue, message))
+                return
+            except ServerError as refused:
+                error = refused
+        retry = choose.may_retry and self._attempts > 1 and self._started
+        if isinstance(error, ServerError):
+            retry = retry and error.code in RETRYABLE
+        else:
+            self._avoid[queue.broker_name] = asyncio.get_running_loop().time() + AVOID_S
+        if not retry:
+            out.set_exception(error)
+            return
+        task = asyncio.get_running_loop().create_task(self._send(message, choose, timeout_ms, queue.broker_name))
+        task.add_done_callback(lambda task: _copy(task, out))
+
+    def _stored(self, reply: RemotingCommand, queue: MessageQueue, message: Message) -> SendResult:
+        result = sent(reply, queue, message.unique_id)
+        if message.topic not in self._seen:
+            self._seen.add(message.topic)
+            self.client.greet([self.client.master(queue.broker_name)])
+        return result
+
+    def _command(
+        self, message: Message, queue: MessageQueue, body: bytes | None = None, sys_flag: int = 0
+    ) -> RemotingCommand:
+        return sending_request(
+            self.group, queue, message.body if body is None else body, message.encode_properties(), flag=message.flag,
+            sys_flag=sys_flag, batch=message.is_batch,
+        )  # fmt: skip
+
+    async def _body(self, message: Message) -> tuple[bytes, int]:
+        """The body as it travels, and its system flag."""
+        body = message.body
+        if len(body) <= self._compress_above_bytes or message.is_batch:
+            return body, 0
+        if len(body) > COMPRESS_IN_THREAD_BYTES:
+            packed = await asyncio.to_thread(zlib.compress, body, ZLIB_LEVEL)
+        else:
+            packed = zlib.compress(body, ZLIB_LEVEL)
+        return (packed, SYS_FLAG_COMPRESSED_ZLIB) if len(packed) < len(body) else (body, 0)
+
+    async def _route(self, topic: str) -> TopicRoute:
+        route = await self.client.publish_route(topic)
+        if not route.write_queues:
+            route = await self.client.route(topic, fresh=True)
+            if not route.write_queues:
+                raise ConnectError(f"topic {topic} has no queue that can be written to")
+        return route
+
+    def _chooser(
+        self, queue: MessageQueue | None, sharding_key: str | None, selector: QueueSelector | None
+    ) -> _Chooser:
+        if queue is None and sharding_key is None and selector is None:
+            return self._spread
+        if sum(given is not None for given in (queue, sharding_key, selector)) > 1:
+            raise ValueError("give one of queue, sharding_key and selector")
+        return _Fixed(queue, sharding_key, selector)
+
+    def _next_queue(self, route: TopicRoute, failed_at: str) -> MessageQueue:
+        """Round robin over the queues, past the broker that just failed and those that lately could not be reached."""
+        queues = route.write_queues
+        turn = self._turn.get(route.topic)
+        if turn is None:
+            turn = random.randrange(len(queues))  # many producers start together: not all on the first queue
+        self._turn[route.topic] = turn + 1
+        if not failed_at and not self._avoid:
+            return queues[turn % len(queues)]
+        now = asyncio.get_running_loop().time()
+        for broker in [broker for broker, until in self._avoid.items() if until <= now]:
+            del self._avoid[broker]
+        for wanted in (lambda name: name != failed_at and name not in self._avoid, lambda name: name != failed_at):
+            for step in range(len(queues)):
+                queue = queues[(turn + step) % len(queues)]
+                if wanted(queue.broker_name):
+                    self._turn[route.topic] = turn + step + 1
+                    return queue
+        return queues[turn % len(queues)]
+
+    def _check(self, message: Message) -> None:
+        if not self._started:
+            raise ConnectError("the producer is not started; use `async with Producer(...)`, or call start()")
+        message.check()
+        if len(message.body) > self._body_bytes_max:
+            raise ValueError(f"the body has {len(message.body)} bytes, the limit is {self._body_bytes_max}")
+        message.give_unique_id()
+
+    async def _less_in_flight(self) -> None:
+        if self._room is None:
+            self._room = asyncio.Event()
+        self._room.clear()
+        await self._room.wait()
+
+    def _landed(self, _: object) -> None:
+        self._in_flight -= 1
+        if self._room is not None:
+            self._room.set()
+
+    # What the client asks of its members.
+
+    def heartbeat_data(self) -> ProducerData:
+        return ProducerData(group_name=self.group)
+
+    def topics(self) -> Iterable[str]:
+        return ()  # those in use are in the client's routes
+
+    def routes_changed(self, topic: str) -> None:
+        pass  # looked up anew for each message
+
+    def requested(self, connection: Connection, command: RemotingCommand) -> None:
+        return None
+
+
+class _Chooser(Protocol):
+    may_retry: bool
+
+    def __call__(self, route: TopicRoute, message: Message, failed_at: str) -> MessageQueue: ...
+
+
+class _Spread:
+    """Any queue will do."""
+
+    may_retry = True
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+
+    def __call__(self, route: TopicRoute, message: Message, failed_at: str) -> MessageQueue:
+        return self._producer._next_queue(route, failed_at)
+
+
+class _Fixed:
+    """The caller said which."""
+
+    may_retry = False
+
+    def __init__(self, queue: MessageQueue | None, sharding_key: str | None, selector: QueueSelector | None) -> None:
+        self._queue = queue
+        self._sharding_key = sharding_key
+        self._selector = selector
+
+    def __call__(self, route: TopicRoute, message: Message, failed_at: str) -> MessageQueue:
+        if self._queue is not None:
+            return self._queue
+        if self._sharding_key is not None:
+            return route.write_queues[abs(java_hash(self._sharding_key)) % len(route.write_queues)]
+        assert self._selector is not None
+        return self._selector(route.write_queues, message)
+
+
+def _copy(task: asyncio.Task[SendResult], out: asyncio.Future[SendResult]) -> None:
+    """The task's end becomes the future's."""
+    if out.done():
+        return
+    if task.cancelled():
+        out.cancel()
+    elif (error := task.exception()) is not None:
+        out.set_exception(error)
+    else:
+        out.set_result(task.result())
