@@ -1,0 +1,1023 @@
+//! Sends and pulls through `feed`: what the tables allow is answered as Apache answers, everything else comes out, and
+//! the way a stream is cut changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aerobee_engine::clock::ManualClock;
+use aerobee_engine::disk::SimDisk;
+use aerobee_engine::frame::{Cutter, Flow, FRAME_BYTES_MAX};
+use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
+use aerobee_engine::property;
+use aerobee_engine::record::{NewRecord, RecordView};
+use aerobee_engine::session::{Engine, Turn};
+use aerobee_engine::store::{FlushMode, Store, StoreOptions};
+use aerobee_engine::tables::{Filter, Settings};
+use proptest::prelude::*;
+
+const NOW_MS: i64 = 1_700_000_000_000;
+const UNITS: u64 = 1000;
+
+struct Bench {
+    engine: Engine,
+    clock: Arc<ManualClock>,
+    disk: SimDisk,
+    session: u64,
+    opaque: i32,
+    encoding: Encoding,
+}
+
+/// A reply, decoded.
+#[derive(Debug, Clone, PartialEq)]
+struct Reply {
+    session: u64,
+    opaque: i32,
+    code: i32,
+    flag: i32,
+    remark: Option<String>,
+    fields: BTreeMap<String, String>,
+    body: Vec<u8>,
+    encoding: Encoding,
+}
+
+impl Reply {
+    fn field(&self, key: &str) -> &str {
+        self.fields.get(key).map_or("", String::as_str)
+    }
+
+    fn number(&self, key: &str) -> i64 {
+        self.field(key).parse().unwrap_or_else(|_| panic!("{key} in {self:?}"))
+    }
+
+    /// The bodies of the records it carries.
+    fn bodies(&self) -> Vec<String> {
+        records(&self.body).iter().map(|view| String::from_utf8_lossy(view.body).into_owned()).collect()
+    }
+}
+
+fn records(mut bytes: &[u8]) -> Vec<RecordView<'_>> {
+    let mut out = Vec::new();
+    while !bytes.is_empty() {
+        let view = RecordView::parse(bytes).expect("a record");
+        bytes = &bytes[view.raw.len()..];
+        out.push(view);
+    }
+    out
+}
+
+fn replies(turn: &Turn) -> Vec<Reply> {
+    let mut out = Vec::new();
+    let mut header = Header::default();
+    for (session, bytes) in &turn.replies {
+        let mut cutter = Cutter::default();
+        cutter
+            .feed(bytes, FRAME_BYTES_MAX, |frame| {
+                header.read(frame.encoding, frame.header)?;
+                assert_eq!(header.version, 513);
+                out.push(Reply {
+                    session: *session,
+                    opaque: header.opaque,
+                    code: header.code,
+                    flag: header.flag,
+                    remark: header.remark(frame.header).map(str::to_owned),
+                    fields: header.fields(frame.header).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+                    body: frame.body.to_vec(),
+                    encoding: frame.encoding,
+                });
+                Ok(Flow::Go)
+            })
+            .unwrap();
+        assert_eq!(cutter.kept(), 0);
+    }
+    out
+}
+
+fn one(turn: &Turn) -> Reply {
+    assert!(turn.commands.is_empty() && turn.error.is_none(), "{turn:?}");
+    let mut all = replies(turn);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+fn frame(encoding: Encoding, code: i32, opaque: i32, flag: i32, fields: &[(&str, String)], body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let fixed = Fixed { code, language: 0, version: 513, opaque, flag, remark: None };
+    let mut writer = Writer::begin(&mut out, encoding, fixed);
+    for (key, value) in fields {
+        writer.field(key, value);
+    }
+    writer.end_header();
+    writer.out.extend_from_slice(body);
+    writer.finish();
+    out
+}
+
+fn property_text(pairs: &[(&str, &str)]) -> String {
+    pairs.iter().map(|(name, value)| format!("{name}\u{1}{value}\u{2}")).collect()
+}
+
+/// Long name and letter of the fields of a send.
+const SEND_FIELDS: [(&str, &str); 13] = [
+    ("producerGroup", "a"),
+    ("topic", "b"),
+    ("defaultTopic", "c"),
+    ("defaultTopicQueueNums", "d"),
+    ("queueId", "e"),
+    ("sysFlag", "f"),
+    ("bornTimestamp", "g"),
+    ("flag", "h"),
+    ("properties", "i"),
+    ("reconsumeTimes", "j"),
+    ("unitMode", "k"),
+    ("maxReconsumeTimes", "l"),
+    ("batch", "m"),
+];
+
+fn send_fields(code: i32, changes: &[(&str, &str)]) -> Vec<(&'static str, String)> {
+    let mut fields: BTreeMap<&str, String> = [
+        ("producerGroup", "P"),
+        ("topic", "T"),
+        ("defaultTopic", "TBW102"),
+        ("defaultTopicQueueNums", "4"),
+        ("queueId", "0"),
+        ("sysFlag", "0"),
+        ("bornTimestamp", "1234"),
+        ("flag", "0"),
+        ("properties", "UNIQ_KEY\u{1}U\u{2}"),
+        ("reconsumeTimes", "0"),
+        ("unitMode", "false"),
+        ("batch", "false"),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key, value.to_owned()))
+    .collect();
+    for (key, value) in changes {
+        fields.insert(SEND_FIELDS.iter().find(|(long, _)| long == key).unwrap().0, (*value).to_owned());
+    }
+    let name = |long: &str| SEND_FIELDS.iter().find(|(name, _)| *name == long).map(|(l, s)| if code == 10 { *l } else { *s });
+    fields.into_iter().map(|(key, value)| (name(key).unwrap(), value)).collect()
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(FlushMode::Async)
+    }
+
+    fn with(flush_mode: FlushMode) -> Bench {
+        let disk = SimDisk::new();
+        let clock = Arc::new(ManualClock::new(NOW_MS));
+        let mut options = StoreOptions::new("/store");
+        options.flush_mode = flush_mode;
+        options.log_file_bytes = 8 << 20;
+        options.queue_file_units = UNITS;
+        options.index_slots = 1000;
+        options.index_entries = 4000;
+        options.background = false;
+        let settings = Settings { store_host: options.store_host, ..Settings::default() };
+        let store = Store::open(options, Arc::new(disk.clone()), clock.clone(), &|_| {}).unwrap();
+        let mut engine = Engine::new(store, UNITS, clock.clone(), settings);
+        engine.allow_topic("T", 6, 4, 4, 0, true);
+        engine.allow_group("G", true, 0, true);
+        let session = engine.session("10.1.2.3:4567".parse().unwrap());
+        Bench { engine, clock, disk, session, opaque: 0, encoding: Encoding::Json }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Turn {
+        self.engine.feed(self.session, bytes)
+    }
+
+    fn request(&mut self, code: i32, flag: i32, fields: &[(&str, String)], body: &[u8]) -> Vec<u8> {
+        self.opaque += 1;
+        frame(self.encoding, code, self.opaque, flag, fields, body)
+    }
+
+    fn send_frame(&mut self, body: &str, changes: &[(&str, &str)]) -> Vec<u8> {
+        let fields = send_fields(310, changes);
+        self.request(310, 0, &fields, body.as_bytes())
+    }
+
+    fn send(&mut self, body: &str, changes: &[(&str, &str)]) -> Turn {
+        let bytes = self.send_frame(body, changes);
+        self.feed(&bytes)
+    }
+
+    fn pull_fields(changes: &[(&str, &str)]) -> Vec<(&'static str, String)> {
+        let mut fields: BTreeMap<&str, &str> = [
+            ("consumerGroup", "G"),
+            ("topic", "T"),
+            ("queueId", "0"),
+            ("queueOffset", "0"),
+            ("maxMsgNums", "32"),
+            ("sysFlag", "4"),
+            ("commitOffset", "0"),
+            ("suspendTimeoutMillis", "15000"),
+            ("subscription", "*"),
+            ("subVersion", "0"),
+            ("expressionType", "TAG"),
+        ]
+        .into();
+        let names = ["consumerGroup", "topic", "queueId", "queueOffset", "maxMsgNums", "sysFlag", "commitOffset",
+            "suspendTimeoutMillis", "subscription", "subVersion", "expressionType", "maxMsgBytes", "liteTopic", "requestSource"];
+        for (key, value) in changes {
+            fields.insert(names.iter().find(|name| *name == key).unwrap(), value);
+        }
+        let static_name = |key: &str| *names.iter().find(|name| **name == key).unwrap();
+        fields.iter().map(|(key, value)| (static_name(key), (*value).to_owned())).collect()
+    }
+
+    fn pull(&mut self, changes: &[(&str, &str)]) -> Turn {
+        let bytes = self.request(11, 0, &Bench::pull_fields(changes), b"");
+        self.feed(&bytes)
+    }
+
+    fn stored(&mut self, position: u64) -> Vec<u8> {
+        self.engine.store.record(position).expect("stored")
+    }
+
+    fn position_of(reply: &Reply) -> u64 {
+        u64::from_str_radix(&reply.field("msgId")[16..], 16).unwrap()
+    }
+}
+
+fn record<'a>(topic: &'a str, queue_id: u32, body: &'a [u8], properties: &'a [u8]) -> NewRecord<'a> {
+    NewRecord {
+        topic,
+        queue_id,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: 1234,
+        born_host: "10.1.2.3:4567".parse().unwrap(),
+        reconsume_times: 0,
+        prepared_offset: 0,
+        body,
+        properties,
+        tags_code: None,
+        known: None,
+    }
+}
+
+// ---- sends ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_send_is_stored_and_answered_as_apache_does() {
+    for encoding in [Encoding::Json, Encoding::RocketMq] {
+        for code in [10, 310] {
+            let mut bench = Bench::new();
+            bench.encoding = encoding;
+            let properties = property_text(&[("KEYS", "k1 k2"), ("TAGS", "blue"), ("UNIQ_KEY", "0A")]);
+            let fields = send_fields(
+                code,
+                &[("properties", &properties), ("queueId", "3"), ("flag", "9"), ("sysFlag", "257"), ("reconsumeTimes", "2")],
+            );
+            let bytes = bench.request(code, 0, &fields, b"hello");
+            let turn = bench.feed(&bytes);
+            let reply = one(&turn);
+            assert_eq!((reply.code, reply.flag, reply.opaque, reply.remark.as_deref()), (0, 1, 1, None));
+            assert_eq!(reply.encoding, encoding);
+            let fields: Vec<_> = reply.fields.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            assert_eq!(
+                fields,
+                [
+                    ("MSG_REGION", "DefaultRegion"),
+                    ("TRACE_ON", "true"),
+                    ("msgId", "7F00000100002A9F0000000000000000"),
+                    ("queueId", "3"),
+                    ("queueOffset", "0"),
+                    ("transactionId", "0A"),
+                ]
+            );
+            let bytes = bench.stored(0);
+            let view = RecordView::parse(&bytes).unwrap();
+            assert_eq!(view.topic, b"T");
+            assert_eq!((view.queue_id, view.queue_offset, view.flag, view.sys_flag, view.reconsume_times), (3, 0, 9, 257, 2));
+            assert_eq!((view.born_timestamp, view.store_timestamp, view.prepared_offset), (1234, NOW_MS, 0));
+            assert_eq!(view.born_host, "10.1.2.3:4567".parse::<SocketAddr>().unwrap());
+            assert_eq!(view.body, b"hello");
+            let expected = properties
+                + &property_text(&[("MSG_REGION", "DefaultRegion"), ("TRACE_ON", "true"), ("CLUSTER", "DefaultCluster")]);
+            assert_eq!(view.properties, expected.as_bytes());
+        }
+    }
+}
+
+#[test]
+fn the_fast_way_stores_the_bytes_the_slow_way_stores() {
+    let mut fast = Bench::new();
+    let mut slow = Bench::new();
+    for (at, (properties, body)) in
+        [("UNIQ_KEY\u{1}a\u{2}TAGS\u{1}x\u{2}", "one"), ("KEYS\u{1}ü\u{2}UNIQ_KEY\u{1}b\u{2}", "two")].iter().enumerate()
+    {
+        let reply = one(&fast.send(body, &[("properties", properties)]));
+        let stored = format!("{properties}MSG_REGION\u{1}DefaultRegion\u{2}TRACE_ON\u{1}true\u{2}CLUSTER\u{1}DefaultCluster\u{2}");
+        let (receipts, turn) = slow.engine.append(&[record("T", 0, body.as_bytes(), stored.as_bytes())]).unwrap();
+        assert!(turn.replies.is_empty());
+        assert_eq!(receipts[0].position, Bench::position_of(&reply));
+        assert_eq!(receipts[0].queue_offset, at as i64);
+        assert_eq!(slow.engine.message_id(receipts[0].position), reply.field("msgId"));
+        assert_eq!(fast.stored(receipts[0].position), slow.stored(receipts[0].position));
+    }
+    let mut entries = [Vec::new(), Vec::new()];
+    for (bench, out) in [&mut fast, &mut slow].into_iter().zip(&mut entries) {
+        let queue = bench.engine.store.find_queue("T", 0).unwrap();
+        bench.engine.store.entries(queue, 0, 10, out).unwrap();
+    }
+    assert_eq!(entries[0].len(), 2);
+    assert_eq!(entries[0], entries[1]);
+    // and a pull that policy grants is answered with the bytes of one the engine serves
+    let request = frame(Encoding::Json, 11, 99, 0, &Bench::pull_fields(&[]), b"");
+    let served = fast.feed(&request);
+    fast.engine.change(|settings| settings.fast = false);
+    let left = fast.feed(&request);
+    assert!(left.replies.is_empty());
+    let command = &left.commands[0];
+    let granted =
+        fast.engine.pull(fast.session, &command.header, &command.source, command.encoding, Filter::All, true).unwrap();
+    assert_eq!(served.replies, granted.replies);
+}
+
+#[test]
+fn properties_of_the_broker_replace_the_senders() {
+    let mut bench = Bench::new();
+    let sent = property_text(&[("POP_CK", "1 2 3"), ("a", "b"), ("CLUSTER", "evil"), ("TRACE_ON", "false"), ("MSG_REGION", "x")]);
+    let reply = one(&bench.send("x", &[("properties", sent.trim_end_matches('\u{2}'))]));
+    let bytes = bench.stored(0);
+    let properties: Vec<_> = property::pairs(RecordView::parse(&bytes).unwrap().properties)
+        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into_owned()))
+        .collect();
+    let names: Vec<_> = properties.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["a", "UNIQ_KEY", "MSG_REGION", "TRACE_ON", "CLUSTER"]);
+    // a made-up unique key has the form of a client's: address, process, number, time in the month, counter
+    let key = &properties[1].1;
+    assert_eq!(key.len(), 32);
+    assert!(key.starts_with("7F000001") && key.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    assert_eq!(reply.field("transactionId"), key);
+    let again = one(&bench.send("x", &[("properties", "")]));
+    assert_ne!(again.field("transactionId"), key);
+    let bytes = bench.stored(Bench::position_of(&again));
+    assert!(RecordView::parse(&bytes).unwrap().properties.starts_with(b"UNIQ_KEY\x01"));
+}
+
+#[test]
+fn what_only_policy_may_decide_comes_out() {
+    let long_topic = "x".repeat(128);
+    let long_properties = property_text(&[("k", &"v".repeat(32_760))]);
+    let cases: Vec<(&str, &str)> = vec![
+        ("properties", "DELAY\u{1}3\u{2}"),
+        ("properties", "TIMER_DELAY_SEC\u{1}3\u{2}"),
+        ("properties", "TIMER_DELAY_MS\u{1}3\u{2}"),
+        ("properties", "TIMER_DELIVER_MS\u{1}3\u{2}"),
+        ("properties", "TRAN_MSG\u{1}true\u{2}"),
+        ("properties", "INNER_MULTI_DISPATCH\u{1}%LMQ%a\u{2}"),
+        ("properties", "__LITE_TOPIC\u{1}a\u{2}"),
+        ("properties", "_SYS_MSG_PRIORITY_\u{1}1\u{2}"),
+        ("properties", "INNER_NUM\u{1}1\u{2}"),
+        ("properties", &long_properties),
+        ("topic", "unknown"),
+        ("topic", "slow"),
+        ("topic", "readonly"),
+        ("topic", &long_topic),
+        ("queueId", "4"),
+        ("queueId", "x"),
+        ("sysFlag", "4"),
+        ("sysFlag", "8"),
+        ("sysFlag", "128"),
+        ("flag", "99999999999"),
+        ("bornTimestamp", "tomorrow"),
+    ];
+    for code in [10, 310] {
+        let mut bench = Bench::new();
+        bench.engine.allow_topic("slow", 6, 4, 4, 0, false);
+        bench.engine.allow_topic("readonly", 4, 4, 4, 0, true);
+        bench.engine.allow_topic(&long_topic, 6, 4, 4, 0, true);
+        for (key, value) in &cases {
+            let fields = send_fields(code, &[(key, value)]);
+            let bytes = bench.request(code, 0, &fields, b"x");
+            let turn = bench.feed(&bytes);
+            assert_eq!((turn.commands.len(), turn.replies.len()), (1, 0), "{key} {value}");
+            assert_eq!(turn.commands[0].body, b"x");
+        }
+        let fields = send_fields(code, &[]);
+        for body in [&b""[..], &vec![0; 4 * 1024 * 1024 + 1]] {
+            let bytes = bench.request(code, 0, &fields, body);
+            assert_eq!(bench.feed(&bytes).commands.len(), 1);
+        }
+        bench.engine.change(|settings| settings.broker_perm = 4);
+        let bytes = bench.request(code, 0, &fields, b"x");
+        assert_eq!(bench.feed(&bytes).commands.len(), 1);
+        assert_eq!(bench.engine.store.stats().max_position, 0, "nothing was stored");
+        assert_eq!(bench.engine.counters.sends, 0);
+    }
+}
+
+#[test]
+fn a_negative_queue_id_means_any_write_queue() {
+    let mut bench = Bench::new();
+    let mut seen = [0; 4];
+    for _ in 0..200 {
+        seen[one(&bench.send("x", &[("queueId", "-1")])).number("queueId") as usize] += 1;
+    }
+    assert!(seen.iter().all(|count| *count > 20), "{seen:?}");
+}
+
+#[test]
+fn a_oneway_send_is_stored_and_answered_by_nothing() {
+    let mut bench = Bench::new();
+    let fields = send_fields(310, &[]);
+    let bytes = bench.request(310, 2, &fields, b"x");
+    let turn = bench.feed(&bytes);
+    assert!(turn.replies.is_empty() && turn.commands.is_empty());
+    assert_eq!(one(&bench.pull(&[])).bodies(), ["x"]);
+}
+
+fn batch_body(messages: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (body, properties) in messages {
+        out.extend_from_slice(&((22 + body.len() + properties.len()) as u32).to_be_bytes());
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&7i32.to_be_bytes());
+        out.extend_from_slice(&(body.len() as u32).to_be_bytes());
+        out.extend_from_slice(body.as_bytes());
+        out.extend_from_slice(&(properties.len() as u16).to_be_bytes());
+        out.extend_from_slice(properties.as_bytes());
+    }
+    out
+}
+
+#[test]
+fn a_batch_is_stored_message_by_message() {
+    let mut bench = Bench::new();
+    bench.send("first", &[("queueId", "1")]);
+    let body = batch_body(&[("one", "UNIQ_KEY\u{1}a\u{2}TAGS\u{1}t\u{2}"), ("two", "UNIQ_KEY\u{1}b\u{2}"), ("three", "")]);
+    for (code, batch) in [(320, "true"), (320, "false"), (310, "true")] {
+        let fields = send_fields(code, &[("batch", batch), ("queueId", "1"), ("properties", "UNIQ_KEY\u{1}a,b\u{2}WAIT\u{1}true")]);
+        let bytes = bench.request(code, 0, &fields, &body);
+        let turn = bench.feed(&bytes);
+        let reply = one(&turn);
+        let ids: Vec<_> = reply.field("msgId").split(',').collect();
+        assert_eq!(ids.len(), 3);
+        assert_eq!(reply.field("transactionId"), "a,b");
+        let offset = reply.number("queueOffset");
+        let bytes: Vec<_> =
+            ids.iter().map(|id| bench.stored(u64::from_str_radix(&id[16..], 16).unwrap())).collect();
+        for (at, bytes) in bytes.iter().enumerate() {
+            let view = RecordView::parse(bytes).unwrap();
+            assert_eq!((view.queue_id, view.queue_offset, view.flag), (1, offset + at as i64, 7));
+            assert_eq!(view.body, ["one", "two", "three"][at].as_bytes());
+        }
+        // inner properties are stored as they came
+        assert_eq!(RecordView::parse(&bytes[0]).unwrap().properties, "UNIQ_KEY\u{1}a\u{2}TAGS\u{1}t\u{2}".as_bytes());
+        assert_eq!(RecordView::parse(&bytes[2]).unwrap().properties, b"");
+    }
+    assert_eq!(bench.engine.tables().topics["T"].puts.count, 10);
+    for broken in [&body[..body.len() - 1], &body[..10], &batch_body(&[("a", "DELAY\u{1}1\u{2}")]), &batch_body(&[("", "")])] {
+        let fields = send_fields(320, &[("batch", "true")]);
+        let bytes = bench.request(320, 0, &fields, broken);
+        assert_eq!(bench.feed(&bytes).commands.len(), 1);
+    }
+}
+
+#[test]
+fn a_chunk_of_sends_is_one_write() {
+    let mut bench = Bench::new();
+    let stream: Vec<u8> = (0..50).flat_map(|at| bench.send_frame(&at.to_string(), &[])).collect();
+    let before = bench.engine.store.stats().commits;
+    let turn = bench.feed(&stream);
+    assert_eq!(turn.replies.len(), 1);
+    let all = replies(&turn);
+    assert_eq!(all.iter().map(|reply| reply.opaque).collect::<Vec<_>>(), (1..=50).collect::<Vec<_>>());
+    assert_eq!(all.iter().map(|reply| reply.number("queueOffset")).collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
+    assert_eq!(bench.engine.store.stats().commits - before, 1);
+}
+
+#[test]
+fn a_failed_write_is_an_error_to_every_sender_and_nothing_is_stored() {
+    let mut bench = Bench::new();
+    bench.send("kept", &[]);
+    bench.disk.fail_writes(true);
+    let mut stream = bench.send_frame("lost", &[]);
+    let fields = send_fields(310, &[]);
+    stream.extend(bench.request(310, 2, &fields, b"oneway"));
+    stream.extend(bench.request(11, 0, &Bench::pull_fields(&[]), b""));
+    stream.extend(bench.send_frame("lost too", &[]));
+    let turn = bench.feed(&stream);
+    let mut all = replies(&turn);
+    all.sort_by_key(|reply| reply.opaque);
+    assert_eq!(all.iter().map(|reply| reply.code).collect::<Vec<_>>(), [14, 0, 14]);
+    assert!(all[0].remark.as_deref().unwrap().starts_with("service not available now: "), "{all:?}");
+    assert_eq!(all[1].bodies(), ["kept"]);
+    // the store has said no for good: later sends are refused at once, reads go on
+    let turn = bench.send("later", &[]);
+    assert_eq!(one(&turn).code, 14);
+    assert_eq!(one(&bench.pull(&[])).bodies(), ["kept"]);
+    assert!(bench.engine.append(&[record("T", 0, b"x", b"")]).is_err());
+    assert_eq!(bench.engine.counters.sends_refused, 3);
+}
+
+// ---- pulls ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_pull_is_answered_as_apache_does() {
+    for encoding in [Encoding::Json, Encoding::RocketMq] {
+        for code in [11, 361] {
+            let mut bench = Bench::new();
+            bench.encoding = encoding;
+            bench.engine.allow_topic("T", 6, 4, 4, 3, true);
+            bench.engine.allow_group("G", true, 1, true);
+            for body in ["a", "b", "c"] {
+                bench.send(body, &[]);
+            }
+            let bytes = bench.request(code, 0, &Bench::pull_fields(&[("queueOffset", "1")]), b"");
+            let reply = one(&bench.feed(&bytes));
+            assert_eq!((reply.code, reply.remark.as_deref(), reply.flag, reply.encoding), (0, Some("FOUND"), 1, encoding));
+            assert_eq!(reply.bodies(), ["b", "c"]);
+            let fields: Vec<_> = reply.fields.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            assert_eq!(
+                fields,
+                [
+                    ("groupSysFlag", "1"),
+                    ("maxOffset", "3"),
+                    ("minOffset", "0"),
+                    ("nextBeginOffset", "3"),
+                    ("suggestWhichBrokerId", "0"),
+                    ("topicSysFlag", "3"),
+                ]
+            );
+            let gets = bench.engine.tables().groups["G"].topics["T"].gets;
+            assert_eq!((gets.count, gets.bytes), (2, reply.body.len() as u64));
+        }
+    }
+}
+
+#[test]
+fn the_code_says_why_nothing_was_found() {
+    let mut bench = Bench::new();
+    for _ in 0..3 {
+        bench.send("x", &[]);
+    }
+    for (queue, offset, code, remark, next) in [
+        ("0", "3", 19, "OFFSET_OVERFLOW_ONE", 3),
+        ("0", "9", 21, "OFFSET_OVERFLOW_BADLY", 3),
+        ("0", "-1", 21, "OFFSET_TOO_SMALL", 0),
+        ("1", "0", 19, "NO_MESSAGE_IN_QUEUE", 0),
+        ("1", "5", 21, "NO_MESSAGE_IN_QUEUE", 0),
+    ] {
+        let reply = one(&bench.pull(&[("queueId", queue), ("queueOffset", offset)]));
+        assert_eq!((reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")), (code, Some(remark), next));
+        assert!(reply.body.is_empty());
+    }
+    let reply = one(&bench.pull(&[("subscription", "other")]));
+    assert_eq!((reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")), (20, Some("NO_MATCHED_MESSAGE"), 3));
+}
+
+#[test]
+fn a_batch_ends_at_its_limits() {
+    let mut bench = Bench::new();
+    for at in 0..100 {
+        bench.send(&at.to_string(), &[]);
+    }
+    let count = |bench: &mut Bench, max: &str| one(&bench.pull(&[("maxMsgNums", max)])).bodies().len();
+    assert_eq!(count(&mut bench, "5"), 5);
+    assert_eq!(count(&mut bench, "32"), 32);
+    assert_eq!(count(&mut bench, "1000"), 32);
+    assert_eq!(count(&mut bench, "0"), 1);
+    let big = "x".repeat(100 * 1024);
+    for _ in 0..3 {
+        bench.send(&big, &[("queueId", "1")]);
+    }
+    let reply = one(&bench.pull(&[("queueId", "1")]));
+    assert_eq!((reply.bodies().len(), reply.number("nextBeginOffset")), (2, 2), "256 KiB hold two of them");
+    let huge = "x".repeat(1024 * 1024);
+    bench.send(&huge, &[("queueId", "2")]);
+    assert_eq!(one(&bench.pull(&[("queueId", "2")])).bodies().len(), 1, "one record always goes");
+    // old records go in smaller batches
+    bench.engine.change(|settings| settings.recent_bytes = 1000);
+    let reply = one(&bench.pull(&[]));
+    assert_eq!((reply.bodies().len(), reply.number("nextBeginOffset")), (8, 8));
+}
+
+#[test]
+fn tags_are_matched_by_their_hash_in_the_queue() {
+    let mut bench = Bench::new();
+    for at in 0..60 {
+        let tag = ["red", "green", "blue"][at % 3];
+        bench.send(&at.to_string(), &[("properties", &property_text(&[("UNIQ_KEY", "u"), ("TAGS", tag)]))]);
+    }
+    let reply = one(&bench.pull(&[("subscription", "red || blue"), ("maxMsgNums", "3")]));
+    assert_eq!((reply.bodies(), reply.number("nextBeginOffset")), (vec!["0".into(), "2".into(), "3".into()], 5));
+    let reply = one(&bench.pull(&[("subscription", "green")]));
+    assert_eq!((reply.bodies().len(), reply.number("nextBeginOffset")), (20, 60));
+    // without a subscription in the request the heartbeat's counts, if it is as new
+    let none = [("sysFlag", "0"), ("subVersion", "7")];
+    assert_eq!(bench.pull(&none).commands.len(), 1);
+    bench.engine.subscribe("G", "T", 6, Filter::tags("red"));
+    assert_eq!(bench.pull(&none).commands.len(), 1);
+    bench.engine.subscribe("G", "T", 7, Filter::tags("red"));
+    assert_eq!(one(&bench.pull(&none)).bodies().len(), 20);
+    bench.engine.unsubscribe("G", Some("T"));
+    assert_eq!(bench.pull(&none).commands.len(), 1);
+}
+
+#[test]
+fn a_pull_looks_at_so_many_entries_and_no_more() {
+    let mut bench = Bench::new();
+    let records: Vec<_> = (0..1000).map(|_| record("T", 0, b"x", b"TAGS\x01a\x02")).collect();
+    bench.engine.append(&records).unwrap();
+    bench.engine.append(&[record("T", 0, b"found", b"TAGS\x01b\x02")]).unwrap();
+    let reply = one(&bench.pull(&[("subscription", "b")]));
+    assert_eq!((reply.code, reply.number("nextBeginOffset")), (20, 800));
+    let reply = one(&bench.pull(&[("subscription", "b"), ("queueOffset", "800")]));
+    assert_eq!((reply.bodies(), reply.number("nextBeginOffset")), (vec!["found".to_owned()], 1001));
+}
+
+#[test]
+fn sql_filters_look_at_properties() {
+    let mut bench = Bench::new();
+    for at in 0..10 {
+        let properties = property_text(&[("UNIQ_KEY", "u"), ("n", &at.to_string())]);
+        bench.send(&at.to_string(), &[("properties", &properties)]);
+    }
+    let filter = bench.engine.program("n between 3 and 5").unwrap();
+    bench.engine.subscribe("G", "T", 1, filter);
+    let reply = one(&bench.pull(&[("sysFlag", "0"), ("subVersion", "1")]));
+    assert_eq!((reply.bodies(), reply.number("nextBeginOffset")), (vec!["3".into(), "4".into(), "5".into()], 10));
+    let filter = bench.engine.program("n > 100").unwrap();
+    bench.engine.subscribe("G", "T", 1, filter);
+    let reply = one(&bench.pull(&[("sysFlag", "0"), ("subVersion", "1")]));
+    assert_eq!((reply.code, reply.number("nextBeginOffset")), (20, 10));
+    assert!(bench.engine.program("n >").is_err());
+    // an SQL expression in the request itself is for policy
+    assert_eq!(bench.pull(&[("expressionType", "SQL92"), ("subscription", "n > 1")]).commands.len(), 1);
+}
+
+#[test]
+fn a_pull_only_policy_may_grant_comes_out() {
+    let mut bench = Bench::new();
+    bench.engine.allow_group("slow", true, 0, false);
+    bench.engine.allow_group("forbidden", false, 0, true);
+    bench.engine.allow_topic("slow", 6, 4, 4, 0, false);
+    bench.engine.allow_topic("writeonly", 2, 4, 4, 0, true);
+    for (key, value) in [
+        ("consumerGroup", "unknown"),
+        ("consumerGroup", "slow"),
+        ("consumerGroup", "forbidden"),
+        ("topic", "unknown"),
+        ("topic", "slow"),
+        ("topic", "writeonly"),
+        ("queueId", "4"),
+        ("queueId", "-1"),
+        ("queueOffset", "x"),
+        ("sysFlag", "12"),
+        ("subscription", "||"),
+        ("liteTopic", "a"),
+        ("requestSource", "0"),
+    ] {
+        let turn = bench.pull(&[(key, value)]);
+        assert_eq!((turn.commands.len(), turn.replies.len()), (1, 0), "{key} {value}");
+    }
+    bench.engine.change(|settings| settings.lite_pull = false);
+    let bytes = bench.request(361, 0, &Bench::pull_fields(&[]), b"");
+    assert_eq!(bench.feed(&bytes).commands.len(), 1);
+    bench.engine.change(|settings| settings.broker_perm = 2);
+    assert_eq!(bench.pull(&[]).commands.len(), 1);
+}
+
+#[test]
+fn offsets_that_come_with_pulls_come_out_once() {
+    let mut bench = Bench::new();
+    let turn = bench.pull(&[("sysFlag", "7"), ("commitOffset", "42"), ("queueId", "2")]);
+    assert!(turn.replies.is_empty(), "it waits");
+    assert_eq!(turn.commits.len(), 1);
+    let commit = &turn.commits[0];
+    assert_eq!((&*commit.group, &*commit.topic, commit.queue_id, commit.offset), ("G", "T", 2, 42));
+    assert!(bench.engine.expire(NOW_MS + 20_000).commits.is_empty());
+    assert!(bench.pull(&[("commitOffset", "42")]).commits.is_empty(), "without the flag it is no commit");
+}
+
+// ---- waiting --------------------------------------------------------------------------------------------------------
+
+const WAIT: [(&str, &str); 1] = [("sysFlag", "6")];
+
+#[test]
+fn a_waiting_pull_is_woken_by_the_append_in_the_same_turn() {
+    let mut bench = Bench::new();
+    let consumer = bench.engine.session("10.0.0.9:1".parse().unwrap());
+    let request = frame(Encoding::RocketMq, 11, 77, 0, &Bench::pull_fields(&WAIT), b"");
+    assert!(bench.engine.feed(consumer, &request).replies.is_empty());
+    assert_eq!(bench.engine.parked(), 1);
+    bench.send("elsewhere", &[("queueId", "1")]);
+    assert_eq!(bench.engine.parked(), 1);
+    let turn = bench.send("news", &[]);
+    let all = replies(&turn);
+    assert_eq!(all.iter().map(|reply| (reply.session, reply.opaque)).collect::<Vec<_>>(), [(bench.session, 2), (consumer, 77)]);
+    assert_eq!((all[1].bodies(), all[1].encoding), (vec!["news".to_owned()], Encoding::RocketMq));
+    assert_eq!(bench.engine.parked(), 0);
+    assert!(bench.engine.expire(NOW_MS + 60_000).replies.is_empty(), "it is answered once");
+    // what policy appends wakes as well
+    let request = frame(Encoding::Json, 11, 78, 0, &Bench::pull_fields(&[("sysFlag", "6"), ("queueOffset", "1")]), b"");
+    assert!(bench.engine.feed(consumer, &request).replies.is_empty());
+    let (_, turn) = bench.engine.append(&[record("T", 0, b"policy", b"")]).unwrap();
+    assert_eq!(one(&turn).bodies(), ["policy"]);
+    // and a send in the chunk that brought the pull
+    let mut chunk = bench.request(11, 0, &Bench::pull_fields(&[("sysFlag", "6"), ("queueOffset", "2")]), b"");
+    chunk.extend(bench.send_frame("same chunk", &[]));
+    let turn = bench.feed(&chunk);
+    assert_eq!(replies(&turn).iter().filter(|reply| !reply.body.is_empty()).count(), 1);
+}
+
+#[test]
+fn a_waiting_pull_sleeps_through_what_it_did_not_ask_for() {
+    let mut bench = Bench::new();
+    let wanted = [("sysFlag", "6"), ("subscription", "blue")];
+    assert!(bench.pull(&wanted).replies.is_empty());
+    let red = property_text(&[("UNIQ_KEY", "u"), ("TAGS", "red")]);
+    let blue = property_text(&[("UNIQ_KEY", "u"), ("TAGS", "blue")]);
+    for _ in 0..3 {
+        assert_eq!(one(&bench.send("no", &[("properties", &red)])).code, 0);
+    }
+    let turn = bench.send("yes", &[("properties", &blue)]);
+    let woken = replies(&turn).pop().unwrap();
+    assert_eq!((woken.bodies(), woken.number("nextBeginOffset")), (vec!["yes".to_owned()], 4));
+    // its time over, it is told how far it need not look again
+    let wanted = [("sysFlag", "6"), ("subscription", "blue"), ("queueOffset", "4")];
+    assert!(bench.pull(&wanted).replies.is_empty());
+    bench.send("no", &[("properties", &red)]);
+    let reply = one(&bench.engine.expire(NOW_MS + 15_000));
+    assert_eq!((reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")), (20, Some("NO_MATCHED_MESSAGE"), 5));
+}
+
+#[test]
+fn a_waiting_pull_ends_at_its_time() {
+    let mut bench = Bench::new();
+    bench.pull(&[("sysFlag", "6"), ("suspendTimeoutMillis", "2000")]);
+    bench.clock.advance(500);
+    bench.pull(&[("sysFlag", "6"), ("suspendTimeoutMillis", "1000"), ("queueId", "1")]);
+    assert_eq!(bench.engine.next_expiry_ms(), Some(NOW_MS + 1500));
+    assert!(bench.engine.expire(NOW_MS + 1499).replies.is_empty());
+    let reply = one(&bench.engine.expire(NOW_MS + 1500));
+    assert_eq!((reply.opaque, reply.code, reply.remark.as_deref()), (2, 19, Some("NO_MESSAGE_IN_QUEUE")));
+    assert_eq!(one(&bench.engine.expire(NOW_MS + 2000)).opaque, 1);
+    assert_eq!((bench.engine.parked(), bench.engine.next_expiry_ms()), (0, None));
+    // without long polling every wait is short
+    bench.engine.change(|settings| settings.long_polling = false);
+    bench.pull(&[("sysFlag", "6"), ("suspendTimeoutMillis", "20000")]);
+    assert_eq!(bench.engine.next_expiry_ms(), Some(NOW_MS + 500 + 1000));
+}
+
+#[test]
+fn the_end_of_a_session_ends_its_waiting() {
+    let mut bench = Bench::new();
+    bench.pull(&WAIT);
+    bench.pull(&[("sysFlag", "6"), ("queueId", "1")]);
+    let (other, mine) = (bench.engine.session("10.0.0.9:1".parse().unwrap()), bench.session);
+    bench.session = other;
+    bench.pull(&WAIT);
+    bench.session = mine;
+    assert_eq!(bench.engine.parked(), 3);
+    bench.engine.close_session(mine);
+    assert_eq!(bench.engine.parked(), 1);
+    assert!(bench.send("x", &[]).replies.is_empty(), "a closed session is fed in vain");
+    let turn = bench.engine.append(&[record("T", 0, b"x", b"")]).unwrap().1;
+    assert_eq!(one(&turn).session, other);
+}
+
+#[test]
+fn narrower_tables_end_the_waiting() {
+    let mut bench = Bench::new();
+    for end in 0..4 {
+        bench.engine.allow_topic("T", 6, 4, 4, 0, true);
+        bench.engine.allow_group("G", true, 0, true);
+        assert!(bench.pull(&WAIT).replies.is_empty());
+        match end {
+            0 => bench.engine.allow_topic("T", 2, 4, 4, 0, true),
+            1 => bench.engine.allow_group("G", false, 0, true),
+            2 => bench.engine.forget_group("G"),
+            _ => bench.engine.delete_topic("T").unwrap(),
+        }
+        let reply = one(&bench.engine.expire(NOW_MS));
+        assert_eq!(reply.code, if end == 3 { 17 } else { 19 });
+    }
+}
+
+#[test]
+fn thousands_wait_and_are_woken_without_leaving_anything_behind() {
+    let mut bench = Bench::new();
+    bench.engine.allow_topic("T", 6, 100, 100, 0, true);
+    for round in 0..20 {
+        for queue in 0..100 {
+            bench.pull(&[("sysFlag", "6"), ("queueId", &queue.to_string()), ("queueOffset", &round.to_string())]);
+        }
+        assert_eq!(bench.engine.parked(), 100);
+        let records: Vec<_> = (0..100).map(|queue| record("T", queue, b"x", b"")).collect();
+        let (_, turn) = bench.engine.append(&records).unwrap();
+        assert_eq!(replies(&turn).len(), 100);
+        assert_eq!(turn.replies.len(), 1, "one session's replies go together");
+    }
+    assert_eq!((bench.engine.parked(), bench.engine.next_expiry_ms()), (0, None));
+}
+
+// ---- synchronous flush ----------------------------------------------------------------------------------------------
+
+#[test]
+fn with_synchronous_flush_replies_and_readers_wait_for_it() {
+    let mut bench = Bench::with(FlushMode::Sync);
+    assert!(bench.pull(&WAIT).replies.is_empty());
+    assert!(bench.send("a", &[]).replies.is_empty());
+    assert_eq!(bench.engine.held(), 1);
+    assert_eq!(one(&bench.pull(&[])).code, 19, "not visible before it is flushed");
+    assert!(bench.engine.settle().replies.is_empty());
+    bench.engine.store.tick().unwrap();
+    let turn = bench.engine.settle();
+    let all = replies(&turn);
+    assert_eq!(all.iter().map(|reply| (reply.opaque, reply.code)).collect::<Vec<_>>(), [(2, 0), (1, 0)]);
+    assert_eq!(all[1].bodies(), ["a"]);
+    assert_eq!(bench.engine.held(), 0);
+}
+
+#[test]
+fn a_flush_that_takes_too_long_is_said_so() {
+    let mut bench = Bench::with(FlushMode::Sync);
+    bench.send("a", &[]);
+    assert_eq!(bench.engine.next_expiry_ms(), Some(NOW_MS + 5000));
+    assert!(bench.engine.expire(NOW_MS + 4999).replies.is_empty());
+    let reply = one(&bench.engine.expire(NOW_MS + 5000));
+    assert_eq!((reply.code, reply.number("queueOffset"), reply.field("transactionId")), (10, 0, "U"));
+    bench.engine.store.tick().unwrap();
+    assert!(bench.engine.settle().replies.is_empty(), "it is answered once");
+}
+
+#[test]
+fn a_failed_flush_is_an_error_to_all_who_wait_for_it() {
+    let mut bench = Bench::with(FlushMode::Sync);
+    bench.send("a", &[]);
+    bench.send("b", &[]);
+    bench.disk.fail_syncs(true);
+    let _ = bench.engine.store.tick();
+    let turn = bench.engine.settle();
+    let all = replies(&turn);
+    assert_eq!(all.iter().map(|reply| (reply.opaque, reply.code)).collect::<Vec<_>>(), [(1, 14), (2, 14)]);
+    assert!(all[0].remark.is_some());
+    assert_eq!(bench.engine.held(), 0);
+    assert_eq!(one(&bench.send("c", &[])).code, 14);
+}
+
+// ---- streams --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn replies_that_grow_long_stop_the_turn_and_lose_nothing() {
+    let mut bench = Bench::new();
+    let big = "x".repeat(200 * 1024);
+    bench.send(&big, &[]);
+    bench.engine.change(|settings| settings.turn_bytes_max = 500_000);
+    let stream: Vec<u8> = (0..10).flat_map(|_| bench.request(11, 0, &Bench::pull_fields(&[]), b"")).collect();
+    let mut turn = bench.feed(&stream);
+    let mut opaques = Vec::new();
+    let mut turns = 0;
+    loop {
+        let all = replies(&turn);
+        assert!(all.len() <= 3);
+        opaques.extend(all.iter().map(|reply| reply.opaque));
+        turns += 1;
+        if !turn.more {
+            break;
+        }
+        turn = bench.feed(b"");
+    }
+    assert_eq!((opaques, turns), ((2..=11).collect::<Vec<_>>(), 4));
+}
+
+#[test]
+fn garbage_ends_the_stream_but_not_what_came_before_it() {
+    let mut bench = Bench::new();
+    let mut stream = bench.send_frame("x", &[]);
+    stream.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+    let turn = bench.feed(&stream);
+    assert_eq!(replies(&turn).len(), 1);
+    assert!(turn.error.unwrap().reason.starts_with("http: "));
+    assert_eq!(bench.engine.counters.faults.iter().sum::<u64>(), 1);
+    assert_eq!(one(&bench.pull(&[])).bodies(), ["x"]);
+}
+
+#[test]
+fn responses_and_other_codes_come_out_in_their_order() {
+    let mut bench = Bench::new();
+    let mut stream = bench.request(34, 0, &[], b"heartbeat");
+    stream.extend(bench.send_frame("x", &[]));
+    stream.extend(bench.request(310, 1, &send_fields(310, &[]), b"a reply that has a send's number"));
+    let turn = bench.feed(&stream);
+    assert_eq!(turn.commands.iter().map(|command| command.header.code).collect::<Vec<_>>(), [34, 310]);
+    assert_eq!((turn.commands[0].body.as_slice(), turn.replies.len()), (&b"heartbeat"[..], 1));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Send { queue: i32, tag: usize, bytes: usize, oneway: bool },
+    Batch { count: usize },
+    Pull { queue: u32, offset: i64, tag: usize, wait: bool },
+    Other,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..5i32, 0..3usize, 1..300usize, any::<bool>())
+            .prop_map(|(queue, tag, bytes, oneway)| Step::Send { queue, tag, bytes, oneway }),
+        1 => (1..5usize).prop_map(|count| Step::Batch { count }),
+        4 => (0..4u32, 0..8i64, 0..3usize, any::<bool>())
+            .prop_map(|(queue, offset, tag, wait)| Step::Pull { queue, offset, tag, wait }),
+        1 => Just(Step::Other),
+    ]
+}
+
+fn stream(steps: &[Step], encoding: Encoding) -> Vec<Vec<u8>> {
+    const TAGS: [&str; 3] = ["red", "blue", "*"];
+    let mut frames = Vec::new();
+    for (at, step) in steps.iter().enumerate() {
+        let opaque = at as i32 + 1;
+        frames.push(match step {
+            Step::Send { queue, tag, bytes, oneway } => {
+                let properties = property_text(&[("UNIQ_KEY", &format!("u{at}")), ("TAGS", TAGS[*tag])]);
+                let fields = send_fields(310, &[("queueId", &queue.to_string()), ("properties", &properties)]);
+                frame(encoding, 310, opaque, if *oneway { 2 } else { 0 }, &fields, &vec![b'x'; *bytes])
+            }
+            Step::Batch { count } => {
+                let body = batch_body(&vec![("b", "TAGS\u{1}red\u{2}"); *count]);
+                frame(encoding, 320, opaque, 0, &send_fields(320, &[("batch", "true")]), &body)
+            }
+            Step::Pull { queue, offset, tag, wait } => {
+                let (queue, offset) = (queue.to_string(), offset.to_string());
+                let changes = [
+                    ("queueId", queue.as_str()),
+                    ("queueOffset", &offset),
+                    ("subscription", TAGS[*tag]),
+                    ("sysFlag", if *wait { "6" } else { "4" }),
+                ];
+                frame(encoding, 11, opaque, 0, &Bench::pull_fields(&changes), b"")
+            }
+            Step::Other => frame(encoding, 34, opaque, 0, &[], b"heartbeat"),
+        });
+    }
+    frames
+}
+
+/// Feeds the chunks, then lets all waiting end; what came out, by opaque.
+fn outcome<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, fast: bool) -> (BTreeMap<i32, Reply>, Vec<i32>, Vec<u8>) {
+    let mut bench = Bench::new();
+    bench.engine.change(|settings| settings.fast = fast);
+    let mut all = Vec::new();
+    let mut commands = Vec::new();
+    for chunk in chunks {
+        let turn = bench.feed(chunk);
+        assert!(turn.error.is_none() && !turn.more);
+        all.extend(replies(&turn));
+        commands.extend(turn.commands.iter().map(|command| command.header.opaque));
+    }
+    all.extend(replies(&bench.engine.expire(NOW_MS + 3_600_000)));
+    let count = all.len();
+    let by_opaque: BTreeMap<i32, Reply> = all.into_iter().map(|reply| (reply.opaque, reply)).collect();
+    assert_eq!(by_opaque.len(), count, "nothing is answered twice");
+    let log = bench.engine.store.stats().max_position;
+    let mut stored = log.to_be_bytes().to_vec();
+    for queue in 0..4 {
+        let found = bench.engine.read("T", queue, 0, 10_000, u64::MAX, &Filter::All, &mut stored).unwrap();
+        stored.extend_from_slice(&found.next_offset.to_be_bytes());
+    }
+    (by_opaque, commands, stored)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Frame by frame, byte by byte, in odd chunks: the same replies and the same bytes in the store. (In larger chunks
+    /// a pull may see less: what is behind it in the chunk is written after it.)
+    #[test]
+    fn how_a_stream_is_cut_changes_nothing(steps in proptest::collection::vec(step(), 1..25), binary in any::<bool>(), size in 1..40usize) {
+        let encoding = if binary { Encoding::RocketMq } else { Encoding::Json };
+        let frames = stream(&steps, encoding);
+        let whole: Vec<u8> = frames.concat();
+        let by_frame = outcome(frames.iter().map(Vec::as_slice), true);
+        let by_byte = outcome(whole.chunks(1), true);
+        prop_assert_eq!(&by_frame, &by_byte);
+        let odd = outcome(whole.chunks(size), true);
+        prop_assert_eq!(&by_frame, &odd);
+        let at_once = outcome([&whole[..]], true);
+        prop_assert_eq!(&by_frame.1, &at_once.1);
+        prop_assert_eq!(&by_frame.2, &at_once.2);
+        prop_assert_eq!(by_frame.0.keys().collect::<Vec<_>>(), at_once.0.keys().collect::<Vec<_>>());
+        // with nothing allowed, everything comes out
+        let slow = outcome([&whole[..]], false);
+        prop_assert_eq!(slow.1.len(), steps.len());
+        prop_assert!(slow.0.is_empty());
+    }
+
+    /// Whatever bytes come: an answer, a command or an error, never a panic.
+    #[test]
+    fn any_bytes_behind_a_good_frame(steps in proptest::collection::vec(step(), 1..3), at in any::<prop::sample::Index>(), byte in any::<u8>(), junk in proptest::collection::vec(any::<u8>(), 0..40)) {
+        let mut whole: Vec<u8> = stream(&steps, Encoding::Json).concat();
+        let at = at.index(whole.len());
+        whole[at] = byte;
+        whole.extend_from_slice(&junk);
+        let mut bench = Bench::new();
+        bench.feed(&whole);
+        bench.engine.expire(NOW_MS + 3_600_000);
+    }
+}
