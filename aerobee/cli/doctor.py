@@ -143,8 +143,8 @@ async def _ask_broker(pool: RemotePool, name: str, who: str, address: str, repor
     except (AerobeeError, OSError) as error:
         report.fail(
             f"{who} tells clients to dial {address}, and that fails from here ({error}). If the broker runs, set "
-            "brokerIP1 to an address that clients reach (in containers and behind NAT: the outer one), bindAddress to one "
-            "that includes it, and open the port"
+            "brokerIP1 to an address that clients reach (in containers and behind NAT: the outer one), bindAddress to "
+            "one that includes it, and open the port"
         )
         return
     if config is None:
