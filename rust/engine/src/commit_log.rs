@@ -1,0 +1,395 @@
+//! The commit log: files of equal size, named by the position of their first byte, written at one end.
+//!
+//! Writes are positioned (`pwrite`), so a full or failing disk is an error and never a signal; reads go through maps,
+//! of which the least used are dropped. [`CommitLog`] is shared by the store's owner and the flusher; [`LogWriter`] and [`LogReader`]
+//! belong to the owner alone. Which bytes are valid is the business of recovery and of the two marks `written` and `flushed`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::disk::{Disk, DiskFile, Mode};
+use crate::error::Error;
+use crate::record::{looks_like_record_at, read_u32};
+
+/// At most so many log files are mapped at a time.
+const MAPS_MAX: usize = 64;
+
+/// Digits of a file's name.
+pub(crate) const NAME_DIGITS: usize = 20;
+
+/// A file's name from the offset of its first byte.
+pub(crate) fn file_name(offset: u64) -> String {
+    format!("{offset:0width$}", width = NAME_DIGITS)
+}
+
+/// The offset in a file's name; `None` for a name that is none of ours.
+pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
+    (name.len() == NAME_DIGITS && name.bytes().all(|b| b.is_ascii_digit())).then(|| name.parse().ok()).flatten()
+}
+
+/// One open file of the log.
+#[derive(Clone)]
+pub(crate) struct LogFile {
+    pub base: u64,
+    pub file: Arc<dyn DiskFile>,
+}
+
+/// Which files there are.
+#[derive(Default)]
+pub(crate) struct LogFiles {
+    /// First positions, ascending; without the spare.
+    pub bases: VecDeque<u64>,
+    /// Files that may hold bytes no sync has covered, ascending; the last is the one written to.
+    pub unsynced: Vec<LogFile>,
+    /// The next file, made ahead of time.
+    pub spare: Option<LogFile>,
+    /// A name was made since the directory's last sync.
+    pub dir_dirty: bool,
+}
+
+/// The part of the log that owner and flusher share.
+pub(crate) struct CommitLog {
+    pub dir: PathBuf,
+    pub file_bytes: u64,
+    disk: Arc<dyn Disk>,
+    files: Mutex<LogFiles>,
+    written: AtomicU64,
+    flushed: AtomicU64,
+    min: AtomicU64,
+}
+
+impl CommitLog {
+    pub fn new(dir: PathBuf, file_bytes: u64, disk: Arc<dyn Disk>) -> CommitLog {
+        CommitLog {
+            dir,
+            file_bytes,
+            disk,
+            files: Mutex::default(),
+            written: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            min: AtomicU64::new(0),
+        }
+    }
+
+    pub fn files(&self) -> MutexGuard<'_, LogFiles> {
+        self.files.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// End of what was written.
+    #[inline]
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// End of what is known to be on the device.
+    #[inline]
+    pub fn flushed(&self) -> u64 {
+        self.flushed.load(Ordering::Acquire)
+    }
+
+    /// First position still there.
+    pub fn min(&self) -> u64 {
+        self.min.load(Ordering::Acquire)
+    }
+
+    /// Sets the marks after recovery.
+    pub fn start_at(&self, min: u64, end: u64) {
+        self.min.store(min, Ordering::Release);
+        self.written.store(end, Ordering::Release);
+        self.flushed.store(end, Ordering::Release);
+    }
+
+    pub fn set_min(&self, min: u64) {
+        self.min.store(min, Ordering::Release);
+    }
+
+    /// First position of the file that holds `position`.
+    #[inline]
+    pub fn base_of(&self, position: u64) -> u64 {
+        position - position % self.file_bytes
+    }
+
+    pub fn path(&self, base: u64) -> PathBuf {
+        self.dir.join(file_name(base))
+    }
+
+    /// Opens an existing file.
+    pub fn open(&self, base: u64, mode: Mode) -> io::Result<LogFile> {
+        Ok(LogFile { base, file: self.disk.open(&self.path(base), mode)? })
+    }
+
+    /// Makes a file of full size, without using space.
+    fn create(&self, base: u64) -> io::Result<LogFile> {
+        let file = self.disk.open(&self.path(base), Mode::Create)?;
+        file.set_len(self.file_bytes)?;
+        Ok(LogFile { base, file })
+    }
+
+    /// Has the next file ready. Called by the flusher; creating may take its time, so no lock is held meanwhile.
+    pub fn prepare_next(&self) -> io::Result<()> {
+        let base = {
+            let files = self.files();
+            match (files.spare.is_some(), files.bases.back()) {
+                (false, Some(last)) => last + self.file_bytes,
+                _ => return Ok(()),
+            }
+        };
+        let spare = self.create(base)?;
+        spare.file.sync_data()?;
+        self.disk.sync_dir(&self.dir)?;
+        let mut files = self.files();
+        // The owner may have needed this very file in the meantime and made it itself: then ours is the same file.
+        if files.bases.back().is_some_and(|last| *last < base) {
+            files.spare = Some(spare);
+        }
+        Ok(())
+    }
+
+    /// True if the flusher should call [`CommitLog::prepare_next`].
+    pub fn wants_next(&self) -> bool {
+        self.files().spare.is_none()
+    }
+
+    /// The file that starts at `base`: the prepared one, or made now.
+    fn take_next(&self, base: u64) -> io::Result<LogFile> {
+        let mut files = self.files();
+        let next = match files.spare.take() {
+            Some(spare) if spare.base == base => spare,
+            _ => {
+                files.dir_dirty = true;
+                self.create(base)?
+            }
+        };
+        if files.bases.back() != Some(&base) {
+            files.bases.push_back(base);
+        }
+        files.unsynced.push(next.clone());
+        Ok(next)
+    }
+
+    /// Gives a file back that a failed write had taken.
+    fn give_back(&self, file: LogFile) {
+        let mut files = self.files();
+        files.bases.retain(|b| *b != file.base);
+        files.unsynced.retain(|f| f.base != file.base);
+        files.spare = Some(file);
+    }
+
+    /// Syncs everything below `target` and moves the flushed mark there.
+    pub fn sync_to(&self, target: u64) -> Result<(), Error> {
+        let (unsynced, dir_dirty) = {
+            let mut files = self.files();
+            (files.unsynced.clone(), std::mem::take(&mut files.dir_dirty))
+        };
+        for file in unsynced.iter().filter(|f| f.base < target) {
+            file.file.sync_data().map_err(|e| failed_sync(&self.path(file.base), &e))?;
+        }
+        if dir_dirty {
+            self.disk.sync_dir(&self.dir).map_err(|e| failed_sync(&self.dir, &e))?;
+        }
+        self.files().unsynced.retain(|f| f.base + self.file_bytes > target);
+        self.flushed.fetch_max(target, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Removes files, oldest first, while `may_go(base, next_base)` agrees; never the last. Returns their first positions.
+    pub fn remove_oldest(&self, files_max: usize, may_go: impl Fn(u64, u64) -> bool) -> Result<Vec<u64>, Error> {
+        let mut gone = Vec::new();
+        while gone.len() < files_max {
+            let (base, next) = {
+                let files = self.files();
+                match (files.bases.front(), files.bases.get(1)) {
+                    (Some(base), Some(next)) => (*base, *next),
+                    _ => break,
+                }
+            };
+            // What is not flushed yet is not deleted either: its sync would have to find the file.
+            if next > self.flushed() || !may_go(base, next) {
+                break;
+            }
+            let path = self.path(base);
+            match self.disk.remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::write("removing", &path, &e)),
+                _ => {}
+            }
+            self.files().bases.pop_front();
+            self.set_min(next);
+            gone.push(base);
+        }
+        Ok(gone)
+    }
+
+    /// Removes the spare, so that a closed store has no file without records.
+    pub fn drop_spare(&self) {
+        if let Some(spare) = self.files().spare.take() {
+            let _ = self.disk.remove_file(&self.path(spare.base));
+        }
+    }
+}
+
+/// Any failed sync means that what the device holds is unknown, so out of space is no exception here.
+pub(crate) fn failed_sync(path: &Path, source: &io::Error) -> Error {
+    Error::DiskFailed(format!("flushing {} failed: {source}; restart to recover", path.display()))
+}
+
+/// Bytes of the chunk that lie in one file: `chunk[start..end]` belongs at `position`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub position: u64,
+    pub start: usize,
+    pub end: usize,
+}
+
+/// The writing end.
+#[derive(Default)]
+pub(crate) struct LogWriter {
+    current: Option<LogFile>,
+}
+
+impl LogWriter {
+    /// Continues in `current`.
+    pub fn start_in(&mut self, current: Option<LogFile>) {
+        self.current = current;
+    }
+
+    /// Writes the runs, which continue the log at `written()`. On an error the log's bytes are as they were before:
+    /// what had been written of the runs is cut off again, so that no later recovery takes it for records.
+    pub fn write(&mut self, log: &CommitLog, chunk: &[u8], runs: &[Run]) -> Result<(), Error> {
+        let before = log.written();
+        let mut taken: Vec<LogFile> = Vec::new();
+        let mut end = before;
+        for run in runs {
+            let base = log.base_of(run.position);
+            let last = taken.last().or(self.current.as_ref());
+            let file = match last {
+                Some(file) if file.base == base => file.clone(),
+                _ => match log.take_next(base) {
+                    Ok(file) => {
+                        taken.push(file.clone());
+                        file
+                    }
+                    Err(e) => return Err(self.undo(log, before, taken, Error::write("making", &log.path(base), &e))),
+                },
+            };
+            if let Err(e) = file.file.write_at(run.position - base, &chunk[run.start..run.end]) {
+                return Err(self.undo(log, before, taken, Error::write("writing", &log.path(base), &e)));
+            }
+            end = run.position + (run.end - run.start) as u64;
+        }
+        if let Some(last) = taken.pop() {
+            self.current = Some(last);
+        }
+        log.written.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    fn undo(&self, log: &CommitLog, before: u64, taken: Vec<LogFile>, error: Error) -> Error {
+        let mut failed = None;
+        let mut cut = |file: &LogFile, keep: u64| {
+            if let Err(e) = file.file.set_len(keep).and_then(|()| file.file.set_len(log.file_bytes)) {
+                failed = Some(Error::DiskFailed(format!(
+                    "{error}; and cutting off the failed write failed too: {e}; restart to recover"
+                )));
+            }
+        };
+        if let Some(current) = &self.current {
+            // At the exact end of a file nothing of the chunk can be in it.
+            if before < current.base + log.file_bytes {
+                cut(current, before - current.base);
+            }
+        }
+        for file in taken {
+            cut(&file, 0);
+            log.give_back(file);
+        }
+        failed.unwrap_or(error)
+    }
+}
+
+struct Mapped {
+    base: u64,
+    map: Option<memmap2::Mmap>,
+    file: Arc<dyn DiskFile>,
+    used: u64,
+}
+
+/// The reading end: maps of the files that were read last.
+#[derive(Default)]
+pub(crate) struct LogReader {
+    maps: Vec<Mapped>,
+    last: usize,
+    clock: u64,
+    scratch: Vec<u8>,
+}
+
+impl LogReader {
+    /// The bytes at `position`, all in one file and written; `None` when deleted, beyond the end or unreadable.
+    #[inline]
+    pub fn bytes(&mut self, log: &CommitLog, position: u64, size: usize) -> Option<&[u8]> {
+        let base = log.base_of(position);
+        let within = position - base;
+        let end = position.checked_add(size as u64)?;
+        if end > log.written() || within + size as u64 > log.file_bytes || position < log.min() {
+            return None;
+        }
+        let slot = self.find(log, base)?;
+        let mapped = &self.maps[slot];
+        match &mapped.map {
+            Some(map) => map.get(within as usize..within as usize + size),
+            None => {
+                self.scratch.resize(size, 0);
+                let n = mapped.file.read_at(within, &mut self.scratch).ok()?;
+                (n == size).then_some(&self.scratch[..])
+            }
+        }
+    }
+
+    #[inline]
+    fn find(&mut self, log: &CommitLog, base: u64) -> Option<usize> {
+        if self.maps.get(self.last).is_some_and(|m| m.base == base) {
+            return Some(self.last);
+        }
+        self.clock += 1;
+        if let Some(slot) = self.maps.iter().position(|m| m.base == base) {
+            self.maps[slot].used = self.clock;
+            self.last = slot;
+            return Some(slot);
+        }
+        if self.maps.len() >= MAPS_MAX {
+            let oldest = (0..self.maps.len()).min_by_key(|i| self.maps[*i].used)?;
+            self.maps.swap_remove(oldest);
+        }
+        let file = log.open(base, Mode::Read).ok()?.file;
+        // A file that is too short must not be mapped beyond its end.
+        let map = if file.len().ok()? >= log.file_bytes { file.map() } else { None };
+        self.maps.push(Mapped { base, map, file, used: self.clock });
+        self.last = self.maps.len() - 1;
+        Some(self.last)
+    }
+
+    /// The record at `position`, if one of that size is there.
+    #[inline]
+    pub fn record(&mut self, log: &CommitLog, position: u64, size: u32) -> Option<&[u8]> {
+        let bytes = self.bytes(log, position, size as usize)?;
+        (read_u32(bytes, 0) == Some(size) && looks_like_record_at(bytes, position)).then_some(bytes)
+    }
+
+    /// The size the record at `position` says it has.
+    pub fn size_at(&mut self, log: &CommitLog, position: u64) -> Option<u32> {
+        let head = self.bytes(log, position, crate::record::RECORD_BYTES_MIN)?;
+        looks_like_record_at(head, position).then(|| read_u32(head, 0)).flatten()
+    }
+
+    /// Drops what was opened of files below `min`.
+    pub fn forget_below(&mut self, min: u64) {
+        self.maps.retain(|m| m.base >= min);
+    }
+
+    /// Maps held.
+    pub fn open_maps(&self) -> usize {
+        self.maps.len()
+    }
+}

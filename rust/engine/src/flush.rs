@@ -1,0 +1,496 @@
+//! The flusher: the store's only thread. It syncs the log, writes queue and index entries out of memory, keeps the checkpoint,
+//! has the next log file ready, and watches the space left.
+//!
+//! All its work is in [`Worker`], which does one round at a time and can be driven without the thread (tests by seed,
+//! `flush`, `close`). With synchronous flush a round's first and most frequent duty is the group commit: one sync for everything
+//! written so far; longer duties look at it again between their files.
+//!
+//! Order of a checkpoint: log synced, entries written, their files synced, then the checkpoint. So it never claims more
+//! than is on the device.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::Checkpoint;
+use crate::commit_log::failed_sync;
+use crate::consume_queue::{QueueKey, Unit, UNIT_BYTES};
+use crate::error::{is_full, Error};
+use crate::store::{lock, FlushMode, Shared};
+
+/// Queues with less than this many new units (two pages) wait for a checkpoint, unless memory fills up.
+const QUEUE_UNITS_MIN: usize = 2 * 4096 / UNIT_BYTES;
+/// When all tails together hold this much, small ones are written too.
+const TAIL_BYTES_MAX: usize = 8 << 20;
+/// At most so many units are copied under the lock at a time.
+const UNITS_PER_COPY: usize = 4096;
+/// More files than this are synced with one call for the whole file system.
+const SYNC_FILES_MAX: usize = 32;
+/// A checkpoint comes this long after the last append, so that a quiet store is soon completely on the device.
+const QUIET_MS: i64 = 5_000;
+/// The index gives its memory back after so long without a new key.
+const INDEX_IDLE_MS: i64 = 60_000;
+/// How often the space left is looked at.
+const SPACE_INTERVAL_MS: i64 = 1_000;
+/// How often the index's slots are written (they can be rebuilt from its entries).
+const SLOTS_INTERVAL_MS: i64 = 60_000;
+/// A full disk counts as usable again with so much free.
+const FREE_BYTES_MIN: u64 = 4 << 20;
+
+/// How the owner wakes the flusher: cheap when it is awake anyway.
+#[derive(Default)]
+pub(crate) struct Wake {
+    pending: AtomicBool,
+    stop: AtomicBool,
+    mutex: Mutex<()>,
+    condition: Condvar,
+}
+
+impl Wake {
+    /// There is something to do.
+    #[inline]
+    pub fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            let _held = lock(&self.mutex);
+            self.condition.notify_one();
+        }
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        let _held = lock(&self.mutex);
+        self.condition.notify_one();
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let held = lock(&self.mutex);
+        if !self.pending.load(Ordering::Acquire) && !self.stopped() {
+            let _ = self.condition.wait_timeout(held, timeout);
+        }
+        self.pending.store(false, Ordering::Release);
+    }
+}
+
+/// The thread; ends when dropped.
+pub(crate) struct Flusher {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    pub fn start(shared: Arc<Shared>) -> io::Result<Flusher> {
+        let mine = shared.clone();
+        let thread = std::thread::Builder::new().name("aerobee-flusher".into()).spawn(move || run(&mine))?;
+        Ok(Flusher { shared, thread: Some(thread) })
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.shared.wake.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(shared: &Shared) {
+    let interval = shared.options.log_flush_interval_ms.clamp(1, SPACE_INTERVAL_MS) as u64;
+    while !shared.wake.stopped() {
+        // Errors are in the store's health and its notices.
+        let _ = lock(&shared.worker).round(shared);
+        shared.wake.wait(Duration::from_millis(interval));
+    }
+}
+
+/// What the flusher remembers between rounds.
+pub(crate) struct Worker {
+    pub checkpoint: Checkpoint,
+    log_flushed_at: i64,
+    queues_written_at: i64,
+    checkpoint_at: i64,
+    slots_written_at: i64,
+    space_checked_at: i64,
+    /// End of the log at the last checkpoint, and when it last moved.
+    checkpointed: u64,
+    seen_end: u64,
+    seen_end_at: i64,
+    index_unloaded: bool,
+    /// Queue files written since they were last synced.
+    unsynced: HashSet<(u32, u64)>,
+    copy: Vec<Unit>,
+}
+
+impl Worker {
+    pub fn new(now_ms: i64) -> Worker {
+        Worker {
+            checkpoint: Checkpoint::default(),
+            log_flushed_at: now_ms,
+            queues_written_at: now_ms,
+            checkpoint_at: now_ms,
+            slots_written_at: now_ms,
+            space_checked_at: 0,
+            checkpointed: 0,
+            seen_end: 0,
+            seen_end_at: now_ms,
+            index_unloaded: false,
+            unsynced: HashSet::new(),
+            copy: Vec::new(),
+        }
+    }
+
+    /// Recovery ended: up to here nothing needs to be written.
+    pub fn start_at(&mut self, end: u64) {
+        self.checkpointed = end;
+        self.seen_end = end;
+    }
+
+    /// Remembers queue files that recovery changed, so that the next checkpoint syncs them.
+    pub fn add_unsynced(&mut self, number: u32, file: u64) {
+        self.unsynced.insert((number, file));
+    }
+
+    /// Does what is due by the clock.
+    pub fn round(&mut self, shared: &Shared) -> Result<(), Error> {
+        let result = self.round_parts(shared);
+        if let Err(error) = &result {
+            shared.report(error);
+            if shared.options.flush_mode == FlushMode::Sync {
+                shared.notify();
+            }
+        }
+        result
+    }
+
+    fn round_parts(&mut self, shared: &Shared) -> Result<(), Error> {
+        let options = &shared.options;
+        let now = shared.clock.now_ms();
+        if due(now, self.space_checked_at, SPACE_INTERVAL_MS) {
+            self.space_checked_at = now;
+            self.check_space(shared);
+        }
+        if shared.has_failed() {
+            // After a failed write or sync nothing may be written that claims more than the device has.
+            return Ok(());
+        }
+        self.sync_log_if_due(shared, now)?;
+        if shared.log.wants_next() {
+            if let Err(e) = shared.log.prepare_next() {
+                // The owner makes the file itself when it needs it; only then does a failure count.
+                if !is_full(&e) {
+                    shared.notice(format!("the next commit log file could not be prepared: {e}"));
+                }
+            }
+        }
+        let (end, tail_bytes, index_bytes) = {
+            let state = shared.state();
+            let index = state.index.as_ref().map_or(0, |i| i.pending_bytes());
+            (state.last_end, state.tail_units * UNIT_BYTES, index)
+        };
+        if end != self.seen_end {
+            self.seen_end = end;
+            self.seen_end_at = now;
+            self.index_unloaded = false;
+        }
+        let crowded = tail_bytes > TAIL_BYTES_MAX / 2;
+        if crowded || index_bytes > TAIL_BYTES_MAX / 4 || due(now, self.queues_written_at, options.queue_flush_interval_ms) {
+            self.queues_written_at = now;
+            self.write_queues(shared, if tail_bytes > TAIL_BYTES_MAX { 1 } else { QUEUE_UNITS_MIN })?;
+            self.write_index(shared)?;
+        }
+        let behind = end.saturating_sub(self.checkpointed);
+        if behind > 0 {
+            let quiet = due(now, self.seen_end_at, QUIET_MS);
+            if quiet || behind > options.checkpoint_bytes || due(now, self.checkpoint_at, options.queue_flush_forced_ms) {
+                self.write_checkpoint(shared, quiet || due(now, self.slots_written_at, SLOTS_INTERVAL_MS))?;
+            }
+        } else if !self.index_unloaded && due(now, self.seen_end_at, INDEX_IDLE_MS) {
+            self.index_unloaded = true;
+            if let Some(index) = shared.state().index.as_mut() {
+                index.unload();
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything to the device now, checkpoint included; `last` also writes the index's slots.
+    pub fn flush_all(&mut self, shared: &Shared, last: bool) -> Result<(), Error> {
+        if shared.has_failed() {
+            return shared.health().map_or(Ok(()), Err);
+        }
+        let result = self.write_checkpoint(shared, last);
+        if let Err(error) = &result {
+            shared.report(error);
+        }
+        result
+    }
+
+    fn sync_log_if_due(&mut self, shared: &Shared, now: i64) -> Result<(), Error> {
+        let options = &shared.options;
+        let target = shared.log.written();
+        let behind = target.saturating_sub(shared.log.flushed());
+        if behind == 0 {
+            return Ok(());
+        }
+        let is_due = match options.flush_mode {
+            FlushMode::Sync => true,
+            FlushMode::Async => {
+                let enough = behind >= options.log_flush_bytes_min && due(now, self.log_flushed_at, options.log_flush_interval_ms);
+                enough || due(now, self.log_flushed_at, options.log_flush_forced_ms)
+            }
+        };
+        if !is_due {
+            return Ok(());
+        }
+        self.log_flushed_at = now;
+        self.sync_log(shared, target)
+    }
+
+    fn sync_log(&mut self, shared: &Shared, target: u64) -> Result<(), Error> {
+        if target <= shared.log.flushed() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        shared.log.sync_to(target)?;
+        let counters = &shared.counters;
+        counters.flushes.fetch_add(1, Ordering::Relaxed);
+        counters.flush_max_us.fetch_max(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        if shared.options.flush_mode == FlushMode::Sync {
+            shared.notify();
+        }
+        Ok(())
+    }
+
+    /// The group commit again, in the middle of something long.
+    fn sync_between(&mut self, shared: &Shared) -> Result<(), Error> {
+        match shared.options.flush_mode {
+            FlushMode::Sync => self.sync_log(shared, shared.log.written()),
+            FlushMode::Async => Ok(()),
+        }
+    }
+
+    /// Writes the tails that have at least `units_min` units.
+    pub fn write_queues(&mut self, shared: &Shared, units_min: usize) -> Result<(), Error> {
+        let dirty = std::mem::take(&mut shared.state().dirty);
+        let mut rest = dirty.into_iter();
+        let mut keep = Vec::new();
+        let mut result = Ok(());
+        for number in rest.by_ref() {
+            match self.write_queue(shared, number, units_min) {
+                Ok(true) => {}
+                Ok(false) => keep.push(number),
+                Err(error) => {
+                    keep.push(number);
+                    result = Err(error);
+                    break;
+                }
+            }
+            result = self.sync_between(shared);
+            if result.is_err() {
+                break;
+            }
+        }
+        keep.extend(rest);
+        shared.state().dirty.extend(keep);
+        result
+    }
+
+    /// Writes one queue's tail; false if it stays dirty.
+    fn write_queue(&mut self, shared: &Shared, number: u32, units_min: usize) -> Result<bool, Error> {
+        let mut files = lock(&shared.queue_files);
+        let mut first = true;
+        loop {
+            let (topic, queue_id, from) = {
+                let state = &mut *shared.state();
+                let queue = &mut state.queues[number as usize];
+                if queue.deleted || queue.tail.is_empty() {
+                    queue.dirty = false;
+                    return Ok(true);
+                }
+                if first && queue.tail.len() < units_min {
+                    return Ok(false);
+                }
+                self.copy.clear();
+                self.copy.extend_from_slice(&queue.tail[..queue.tail.len().min(UNITS_PER_COPY)]);
+                (queue.topic.clone(), queue.queue_id, queue.tail_base)
+            };
+            first = false;
+            let key = QueueKey { number, topic: &topic, queue_id };
+            let unsynced = &mut self.unsynced;
+            let written = files.write(key, from, &self.copy, |file| {
+                unsynced.insert((number, file));
+            });
+            if let Err(e) = written {
+                return Err(Error::write("writing", &files.queue_dir(&topic, queue_id), &e));
+            }
+            let state = &mut *shared.state();
+            let queue = &mut state.queues[number as usize];
+            if !queue.deleted {
+                queue.trim(self.copy.len());
+                state.tail_units -= self.copy.len();
+            }
+        }
+    }
+
+    /// Writes the index's new entries, and full files with their slots.
+    pub fn write_index(&mut self, shared: &Shared) -> Result<(), Error> {
+        loop {
+            let (batch, geometry, dir) = {
+                let mut state = shared.state();
+                let Some(index) = state.index.as_mut() else { return Ok(()) };
+                let Some(batch) = index.take_batch() else { break };
+                (batch, index.geometry, index.dir.clone())
+            };
+            let result = batch.write(&geometry);
+            if let Some(index) = shared.state().index.as_mut() {
+                index.written(batch, result.is_ok());
+            }
+            result.map_err(|e| Error::write("writing a file in", &dir, &e))?;
+            self.sync_between(shared)?;
+        }
+        while shared.state().index.as_ref().is_some_and(|i| i.has_full()) {
+            self.write_slots(shared, true)?;
+            let retired = shared.state().index.as_mut().and_then(|i| i.retire_full());
+            let Some(file) = retired else { break };
+            file.sync_data().map_err(|e| failed_sync(&shared.options.root.join("index"), &e))?;
+        }
+        Ok(())
+    }
+
+    fn write_slots(&mut self, shared: &Shared, full: bool) -> Result<(), Error> {
+        let mut page = 0;
+        loop {
+            let taken = shared.state().index.as_mut().and_then(|i| i.take_slots(full, page));
+            let Some((file, offset, bytes, next)) = taken else { return Ok(()) };
+            if let Err(e) = file.write_at(offset, &bytes) {
+                if let Some(index) = shared.state().index.as_mut() {
+                    index.slots_not_written(full, offset, bytes.len());
+                }
+                return Err(Error::write("writing a file in", &shared.options.root.join("index"), &e));
+            }
+            page = next;
+            self.sync_between(shared)?;
+        }
+    }
+
+    /// Brings everything up to now onto the device and says so in the checkpoint.
+    pub fn write_checkpoint(&mut self, shared: &Shared, with_slots: bool) -> Result<(), Error> {
+        let now = shared.clock.now_ms();
+        // Taken before anything is written: what comes in meanwhile is not claimed.
+        let (end, last_position, last_timestamp, index_timestamp) = {
+            let state = shared.state();
+            let index_timestamp = state.index.as_ref().map_or(0, |i| i.end_timestamp());
+            (state.last_end, state.last_position, state.last_timestamp, index_timestamp)
+        };
+        self.sync_log(shared, shared.log.written())?;
+        self.write_queues(shared, 1)?;
+        self.write_index(shared)?;
+        if with_slots {
+            self.slots_written_at = now;
+            self.write_slots(shared, false)?;
+        }
+        self.sync_files(shared)?;
+        if let Some(position) = last_position {
+            self.checkpoint.queue_position = position as i64;
+            self.checkpoint.log_timestamp = last_timestamp;
+            self.checkpoint.queue_timestamp = last_timestamp;
+        }
+        self.checkpoint.index_timestamp = index_timestamp;
+        let path = shared.options.root.join("checkpoint");
+        self.checkpoint.save(shared.disk.as_ref(), &path).map_err(|e| Error::write("writing", &path, &e))?;
+        self.checkpointed = end;
+        self.checkpoint_at = now;
+        shared.counters.dispatched.store(end, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Syncs queue and index files.
+    fn sync_files(&mut self, shared: &Shared) -> Result<(), Error> {
+        let index_file = shared.state().index.as_ref().and_then(|i| i.current_file());
+        let root = &shared.options.root;
+        if self.unsynced.len() > SYNC_FILES_MAX {
+            shared.disk.sync_all(root).map_err(|e| failed_sync(root, &e))?;
+            self.unsynced.clear();
+            return Ok(());
+        }
+        for (number, file) in std::mem::take(&mut self.unsynced) {
+            self.sync_queue_file(shared, number, file)?;
+            self.sync_between(shared)?;
+        }
+        if let Some(file) = index_file {
+            file.sync_data().map_err(|e| failed_sync(&root.join("index"), &e))?;
+            shared.disk.sync_dir(&root.join("index")).map_err(|e| failed_sync(&root.join("index"), &e))?;
+        }
+        shared.disk.sync_dir(root).map_err(|e| failed_sync(root, &e))
+    }
+
+    fn sync_queue_file(&mut self, shared: &Shared, number: u32, file: u64) -> Result<(), Error> {
+        let (topic, queue_id) = {
+            let state = shared.state();
+            let queue = &state.queues[number as usize];
+            if queue.deleted {
+                return Ok(());
+            }
+            (queue.topic.clone(), queue.queue_id)
+        };
+        let mut files = lock(&shared.queue_files);
+        let key = QueueKey { number, topic: &topic, queue_id };
+        let path = files.path(&topic, queue_id, file);
+        if !shared.disk.exists(&path) {
+            return Ok(());
+        }
+        let open = files.open_for_writing(key, file).map_err(|e| Error::write("opening", &path, &e))?.0;
+        let dirs = [files.queue_dir(&topic, queue_id), files.root.join(&*topic), files.root.clone()];
+        drop(files);
+        open.sync_data().map_err(|e| failed_sync(&path, &e))?;
+        for dir in dirs {
+            match shared.disk.sync_dir(&dir) {
+                // The topic was deleted meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(|e| failed_sync(&dir, &e))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the space left with what the options ask for, and ends a refusal for which there is no reason any more.
+    pub fn check_space(&mut self, shared: &Shared) {
+        let root = &shared.options.root;
+        let space = match shared.disk.space(root) {
+            Ok(space) => space,
+            Err(e) => {
+                shared.notice(format!("the space left for {} is unknown: {e}", root.display()));
+                return;
+            }
+        };
+        let used = 1.0 - space.free as f64 / space.total.max(1) as f64;
+        shared.counters.used_ppm.store((used * 1e6) as u64, Ordering::Relaxed);
+        let too_much = used > shared.options.disk_used_ratio_max;
+        let usable = space.free >= FREE_BYTES_MIN.min(space.total / 100);
+        shared.change_health(|health| {
+            if usable {
+                health.full = None;
+            }
+            health.ratio = too_much.then(|| {
+                Error::DiskFull(format!(
+                    "{:.1} % of the disk of {} is used, writes stop at {:.1} %",
+                    used * 100.0,
+                    root.display(),
+                    shared.options.disk_used_ratio_max * 100.0
+                ))
+            });
+        });
+    }
+}
+
+/// True if `interval_ms` has passed since `then`; also when the clock went back, so that a correction stops nothing.
+fn due(now: i64, then: i64, interval_ms: i64) -> bool {
+    now.abs_diff(then) as i64 >= interval_ms
+}

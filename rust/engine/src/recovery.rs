@@ -1,0 +1,976 @@
+//! Opening a store as it was left: after a clean stop, after a kill, after a power cut, with files missing or damaged.
+//!
+//! The log is the truth. The rules, in the order they are applied:
+//!
+//! 1. Files that are not ours (name, size, place) are moved to `set-aside/` in the store; half-made ones (empty, too short) get their
+//!    full size back. One line each.
+//! 2. The scan of the log starts at the newest record known to be in queues and index: what the queues reached, after an unclean stop
+//!    (`abort` is there) not beyond what the checkpoint vouches for. A start is only believed if a whole record
+//!    lies there; otherwise the scan starts at the beginning of a file, by Apache's rules.
+//! 3. From there each record is checked (lengths, own position, CRC). Behind a damaged one the scan goes on at the next
+//!    bytes that are a whole record in their own place and not older than what was read before: one damaged record costs that record.
+//! 4. Where nothing valid follows, the log ends. What lies behind is cut off, and the cut is synced before anything new is written.
+//! 5. Queue entries from the scan's start on are replaced by what the log says; entries beyond the log's end are cut. An entry
+//!    whose record is damaged stays, so that its offset is not given to another message.
+//! 6. The index keeps the entries that make sense (after an unclean stop its slots are rebuilt from them); later records are added.
+//!
+//! After a clean stop rule 3 does not look beyond what the queues reached: a stale tail of an earlier life is not revived.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::Checkpoint;
+use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
+use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
+use crate::disk::{Disk, DiskFile, Mode};
+use crate::error::Error;
+use crate::index::{each_hash, prefix_hash, KeyHash};
+use crate::property::{find, flag, java_hash, scan};
+use crate::record::{
+    has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK,
+    MAGIC_V1, MAGIC_V2, PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
+};
+use crate::store::{lock, Position, Store, StoreOptions};
+
+/// How much of the log is read at a time.
+const WINDOW_BYTES: usize = 1 << 20;
+/// When so many rebuilt units wait in memory they are written.
+const REBUILT_UNITS_MAX: usize = 1 << 20;
+/// Apache's margin: the checkpoint's times may be this much ahead of what a crash left.
+const CHECKPOINT_MARGIN_MS: i64 = 3_000;
+/// Topic whose queue entries carry the delivery time.
+const SCHEDULE_TOPIC: &[u8] = b"SCHEDULE_TOPIC_XXXX";
+
+/// An existing store keeps the file sizes it was made with.
+pub(crate) fn adopt_sizes(options: &mut StoreOptions, disk: &dyn Disk, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    let dir = options.root.join("commitlog");
+    let mut sizes = BTreeSet::new();
+    let entries = disk.list(&dir).map_err(|e| Error::open("reading", &dir, &e))?;
+    for entry in entries.iter().filter(|e| !e.is_dir && parse_file_name(&e.name).is_some()) {
+        let path = dir.join(&entry.name);
+        let bytes = disk.open(&path, Mode::Read).and_then(|f| f.len()).map_err(|e| Error::open("reading", &path, &e))?;
+        let aligned = parse_file_name(&entry.name).is_some_and(|base| bytes > 0 && base % bytes == 0);
+        if aligned {
+            sizes.insert(bytes);
+        }
+    }
+    if let (Some(bytes), 1) = (sizes.first(), sizes.len()) {
+        // A single short first file is a half-made one, not another size.
+        let credible = entries.len() > 1 || *bytes >= options.log_file_bytes || *bytes % 4096 == 0;
+        if *bytes != options.log_file_bytes && credible {
+            progress(&format!(
+                "commit log files of this store have {bytes} bytes, not {} as configured: keeping {bytes}",
+                options.log_file_bytes
+            ));
+            options.log_file_bytes = *bytes;
+        }
+    }
+    let root = options.root.join("consumequeue");
+    if let Some(units) = first_queue_file_units(disk, &root).map_err(|e| Error::open("reading", &root, &e))? {
+        if units != options.queue_file_units {
+            progress(&format!(
+                "consume queue files of this store hold {units} units, not {} as configured: keeping {units}",
+                options.queue_file_units
+            ));
+            options.queue_file_units = units;
+        }
+    }
+    Ok(())
+}
+
+fn first_queue_file_units(disk: &dyn Disk, root: &Path) -> io::Result<Option<u64>> {
+    for topic in disk.list(root)?.iter().filter(|e| e.is_dir) {
+        let topic_dir = root.join(&topic.name);
+        for queue in disk.list(&topic_dir)?.iter().filter(|e| e.is_dir) {
+            let dir = topic_dir.join(&queue.name);
+            for file in disk.list(&dir)?.iter().filter(|e| !e.is_dir && parse_file_name(&e.name).is_some()) {
+                let bytes = disk.open(&dir.join(&file.name), Mode::Read)?.len()?;
+                let fits = bytes > 0 && bytes % UNIT_BYTES as u64 == 0;
+                if fits && parse_file_name(&file.name).is_some_and(|first| first % bytes == 0) {
+                    return Ok(Some(bytes / UNIT_BYTES as u64));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Recovers; afterwards the store can be written to.
+pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    let shared = store.shared.clone();
+    let root = shared.options.root.clone();
+    for dir in ["commitlog", "consumequeue", "index"] {
+        let dir = root.join(dir);
+        shared.disk.create_dirs(&dir).map_err(|e| Error::open("making", &dir, &e))?;
+    }
+    let abort = root.join("abort");
+    let checkpoint_path = root.join("checkpoint");
+    let mut recovery = Recovery {
+        clean: !shared.disk.exists(&abort),
+        checkpoint: Checkpoint::load(shared.disk.as_ref(), &checkpoint_path)
+            .map_err(|e| Error::open("reading", &checkpoint_path, &e))?,
+        queues: HashMap::new(),
+        prefixes: HashMap::new(),
+        lost_bytes: 0,
+        index_from: None,
+        progress: Progress { say: progress, started: Instant::now(), last: Instant::now() },
+        changed: false,
+        store,
+    };
+    recovery.run()?;
+    let made = shared.disk.open(&abort, Mode::Create).and_then(|f| {
+        f.set_len(0)?;
+        f.write_at(0, std::process::id().to_string().as_bytes())?;
+        f.sync_data()?;
+        shared.disk.sync_dir(&root)
+    });
+    made.map_err(|e| Error::write("writing", &abort, &e))
+}
+
+struct Progress<'a> {
+    say: &'a dyn Fn(&str),
+    started: Instant,
+    last: Instant,
+}
+
+impl Progress<'_> {
+    /// A line for something repaired.
+    fn line(&self, text: &str) {
+        (self.say)(text);
+    }
+
+    /// A line a second, from the first second on.
+    fn tick(&mut self, text: impl FnOnce() -> String) {
+        if self.last.elapsed() >= Duration::from_secs(1) {
+            self.last = Instant::now();
+            (self.say)(&format!("{} ({} s)", text(), self.started.elapsed().as_secs()));
+        }
+    }
+}
+
+/// What the scan knows of a queue.
+#[derive(Default)]
+struct Rebuilt {
+    /// Next offset before the scan touched the queue.
+    before: i64,
+    /// The newest unit was accepted although the one before it is missing: the queue as it was without it.
+    unconfirmed: Option<i64>,
+}
+
+struct Recovery<'a> {
+    store: &'a mut Store,
+    clean: bool,
+    checkpoint: Checkpoint,
+    queues: HashMap<u32, Rebuilt>,
+    prefixes: HashMap<Vec<u8>, i32>,
+    lost_bytes: u64,
+    /// Records at this position and later are not in the index.
+    index_from: Option<Position>,
+    progress: Progress<'a>,
+    /// Something was repaired, so that a checkpoint is worth writing.
+    changed: bool,
+}
+
+impl Recovery<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        let bases = self.load_log_files()?;
+        let reached = self.load_queues()?;
+        let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
+        self.log().start_at(bases.first().copied().unwrap_or(0), log_limit);
+        self.load_index(log_limit)?;
+        let start = self.scan_start(&bases, &reached);
+        let end = self.scan(&bases, start, reached.newest)?;
+        self.cut_log(&bases, end)?;
+        self.finish_queues(end)?;
+        self.finish_index(end)?;
+        self.finish(end)
+    }
+
+    fn log(&self) -> &CommitLog {
+        &self.store.shared.log
+    }
+
+    fn disk(&self) -> &dyn Disk {
+        self.store.shared.disk.as_ref()
+    }
+
+    /// Moves something that does not belong where it is to `set-aside/`.
+    fn set_aside(&self, path: &Path, why: &str) -> Result<(), Error> {
+        let root = &self.store.shared.options.root;
+        let dir = root.join("set-aside");
+        let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('/', "-");
+        let target = (0..).map(|n| dir.join(if n == 0 { name.clone() } else { format!("{name}.{n}") }));
+        let Some(target) = target.into_iter().find(|t| !self.disk().exists(t)) else { return Ok(()) };
+        self.progress.line(&format!("{} {why}: moved to {}", path.display(), target.display()));
+        self.disk()
+            .create_dirs(&dir)
+            .and_then(|()| self.disk().rename(path, &target))
+            .map_err(|e| Error::write("moving", path, &e))
+    }
+
+    // ------------------------------------------------------------------------------------------------- what is there
+
+    /// First positions of the log's files, ascending; the files have their full size.
+    fn load_log_files(&mut self) -> Result<Vec<Position>, Error> {
+        let dir = self.log().dir.clone();
+        let file_bytes = self.log().file_bytes;
+        let mut bases = Vec::new();
+        for entry in self.disk().list(&dir).map_err(|e| Error::open("reading", &dir, &e))? {
+            let path = dir.join(&entry.name);
+            let base = parse_file_name(&entry.name).filter(|_| !entry.is_dir);
+            let Some(base) = base.filter(|b| b % file_bytes == 0) else {
+                self.set_aside(&path, "is no commit log file")?;
+                continue;
+            };
+            let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
+            let bytes = file.len().map_err(|e| Error::open("reading", &path, &e))?;
+            if bytes > file_bytes {
+                self.set_aside(&path, &format!("has {bytes} bytes where {file_bytes} belong"))?;
+                continue;
+            }
+            if bytes < file_bytes {
+                self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
+                file.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
+            }
+            bases.push(base);
+        }
+        bases.sort_unstable();
+        for pair in bases.windows(2).filter(|p| p[0] + file_bytes != p[1]) {
+            self.progress.line(&format!("commit log files between {} and {} are missing", file_name(pair[0]), file_name(pair[1])));
+        }
+        Ok(bases)
+    }
+
+    /// Makes the queues known that have files.
+    fn load_queues(&mut self) -> Result<Reached, Error> {
+        let root = self.store.shared.options.root.join("consumequeue");
+        let mut reached = Reached::default();
+        let topics = self.disk().list(&root).map_err(|e| Error::open("reading", &root, &e))?;
+        let total = topics.len();
+        for (done, topic) in topics.into_iter().enumerate() {
+            let topic_dir = root.join(&topic.name);
+            if !topic.is_dir {
+                self.set_aside(&topic_dir, "is no directory of a topic")?;
+                continue;
+            }
+            for queue in self.disk().list(&topic_dir).map_err(|e| Error::open("reading", &topic_dir, &e))? {
+                let dir = topic_dir.join(&queue.name);
+                match queue.name.parse::<u32>().ok().filter(|id| queue.is_dir && id.to_string() == queue.name) {
+                    Some(queue_id) => self.load_queue(&topic.name, queue_id, &dir, &mut reached)?,
+                    None => self.set_aside(&dir, "is no directory of a queue")?,
+                }
+            }
+            self.progress.tick(|| format!("consume queues of {} of {total} topics read", done + 1));
+        }
+        Ok(reached)
+    }
+
+    fn load_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
+        let file_bytes = self.store.shared.options.queue_file_units * UNIT_BYTES as u64;
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut damaged = false;
+        for entry in self.disk().list(dir).map_err(|e| Error::open("reading", dir, &e))? {
+            let path = dir.join(&entry.name);
+            let first = parse_file_name(&entry.name).filter(|f| !entry.is_dir && f % file_bytes == 0);
+            let Some(first) = first else {
+                self.set_aside(&path, "is no consume queue file")?;
+                continue;
+            };
+            numbers.push(first / file_bytes);
+        }
+        numbers.sort_unstable();
+        // Only the newest file can be half-made; it is also the only one that is opened now.
+        if let Some(last) = numbers.last() {
+            let path = dir.join(file_name(last * file_bytes));
+            let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
+            let bytes = file.len().map_err(|e| Error::open("reading", &path, &e))?;
+            if bytes > file_bytes {
+                self.set_aside(&path, &format!("has {bytes} bytes where {file_bytes} belong"))?;
+                numbers.pop();
+                damaged = true;
+            } else if bytes < file_bytes {
+                self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
+                file.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
+                damaged = true;
+            }
+        }
+        damaged |= numbers.windows(2).any(|p| p[0] + 1 != p[1]);
+        let queue_ref = self.store.queue(topic, queue_id);
+        let units = self.store.shared.options.queue_file_units as i64;
+        let key = QueueKey { number: queue_ref.0, topic, queue_id };
+        let files = &mut *lock(&self.store.queue_reader);
+        let mut read = |offset: i64| files.read_one(key, offset).filter(Entry::is_valid);
+        let first = numbers.first().map_or(0, |n| *n as i64 * units);
+        let mut next = first;
+        for number in numbers.iter().rev() {
+            let base = *number as i64 * units;
+            if read(base).is_none() {
+                continue;
+            }
+            let (mut low, mut high) = (base + 1, base + units);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if read(middle).is_some() {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            next = low;
+            break;
+        }
+        // The newest unit that stands for a message says how far the queue came.
+        let mut at = next - 1;
+        let mut newest = None;
+        while at >= first && newest.is_none() {
+            newest = read(at).filter(|e| !e.is_hole()).map(|e| e.position);
+            at -= 1;
+        }
+        let oldest = read(first).filter(|_| next > first);
+        files.close_all();
+        if let Some(newest) = newest {
+            reached.newest = reached.newest.max(Some(newest));
+        }
+        if damaged {
+            self.changed = true;
+            let from = newest.unwrap_or(0);
+            reached.rebuild_from = Some(reached.rebuild_from.map_or(from, |r| r.min(from)));
+        }
+        let state = &mut *self.store.shared.state();
+        let queue = &mut state.queues[queue_ref.0 as usize];
+        queue.min = first;
+        queue.tail_base = next;
+        queue.visible = next;
+        queue.min_position = oldest.filter(|e| !e.is_hole()).map_or(0, |e| e.position);
+        Ok(())
+    }
+
+    fn load_index(&mut self, log_limit: Position) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        let mut state = shared.state();
+        let Some(index) = state.index.as_mut() else { return Ok(()) };
+        let dir = index.dir.clone();
+        let failed = |e: io::Error| Error::open("reading", &dir, &e);
+        let strange = index.load().map_err(failed)?;
+        let had_files = !index.is_empty() || !strange.is_empty();
+        let mut said = None;
+        if self.clean {
+            index.resume().map_err(failed)?;
+        } else {
+            said = index.repair(log_limit).map_err(failed)?;
+        }
+        let repaired = said.is_some() || !strange.is_empty();
+        let end = index.end_position();
+        drop(state);
+        for (name, bytes) in strange {
+            self.set_aside(&dir.join(name), &format!("is no index file of the configured size ({bytes} bytes)"))?;
+        }
+        if let Some(said) = said {
+            self.progress.line(&said);
+        }
+        let checkpoint = self.checkpoint.queue_position.max(0) as u64;
+        self.index_from = match end {
+            // The newest entries may be only some of a record's keys: that record is indexed again.
+            Some(end) if repaired => Some(end),
+            Some(end) if self.clean => Some(end + 1),
+            // Records without keys leave no trace in the index; what the checkpoint covers is complete.
+            Some(end) => Some((end + 1).max(checkpoint)),
+            None if had_files || self.checkpoint.index_timestamp > 0 => Some(0),
+            None => None,
+        };
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------ where to begin
+
+    fn scan_start(&mut self, bases: &[Position], reached: &Reached) -> Position {
+        let Some(log_min) = bases.first().copied() else { return 0 };
+        let mut start = match reached.newest {
+            None => log_min,
+            Some(newest) => {
+                let newest = reached.rebuild_from.map_or(newest, |r| r.min(newest));
+                let vouched = self.checkpoint.queue_position;
+                if self.clean {
+                    self.believe(bases, newest, i64::MAX)
+                } else if vouched > 0 {
+                    self.believe(bases, newest.min(vouched as u64), i64::MAX)
+                } else {
+                    let until = self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS;
+                    self.file_start(bases, newest, until)
+                }
+            }
+        };
+        if let Some(from) = self.index_from {
+            // After a clean stop the index is complete unless files are missing.
+            if !self.clean || from == 0 {
+                let indexed = from.saturating_sub(1);
+                start = start.min(self.believe(bases, indexed.min(start), i64::MAX));
+            }
+        }
+        start.max(log_min)
+    }
+
+    /// `position` if a whole record lies there, else the start of a file before it.
+    fn believe(&mut self, bases: &[Position], position: Position, until_ms: i64) -> Position {
+        match self.record_at(position) {
+            Some(_) => position,
+            None => self.file_start(bases, position, until_ms),
+        }
+    }
+
+    /// The newest file whose first record is whole, not behind `position` and not newer than `until_ms`; else the first file.
+    fn file_start(&mut self, bases: &[Position], position: Position, until_ms: i64) -> Position {
+        for base in bases.iter().rev().filter(|b| **b <= position) {
+            if self.record_at(*base).is_some_and(|time| time <= until_ms) {
+                return *base;
+            }
+        }
+        bases.first().copied().unwrap_or(0)
+    }
+
+    /// Store time of the record at `position`, if there is a whole one.
+    fn record_at(&mut self, position: Position) -> Option<i64> {
+        let store = &mut *self.store;
+        let size = store.reader.size_at(&store.shared.log, position)?;
+        let bytes = store.reader.record(&store.shared.log, position, size)?;
+        let view = RecordView::parse(bytes)?;
+        view.is_intact().then_some(view.store_timestamp)
+    }
+
+    // -------------------------------------------------------------------------------------------------------- the scan
+
+    /// Reads the log from `start` and puts each record's entries where they belong; returns the log's end.
+    fn scan(&mut self, bases: &[Position], start: Position, reached: Option<Position>) -> Result<Position, Error> {
+        // Maps would see files that are about to be cut.
+        self.store.reader.forget_below(Position::MAX);
+        let file_bytes = self.log().file_bytes;
+        let Some(mut at_file) = bases.iter().rposition(|b| *b <= start) else { return Ok(start) };
+        let total = bases.last().map_or(0, |b| b + file_bytes);
+        let mut window = self.window(bases[at_file])?;
+        let mut offset = start - bases[at_file];
+        let mut newest_ms = i64::MIN;
+        loop {
+            let base = bases[at_file];
+            self.progress.tick(|| format!("commit log read to {} of at most {} MiB", (base + offset) >> 20, total >> 20));
+            match window.item(offset) {
+                Item::Record(size) => {
+                    let Some(view) = window.view(offset, size) else { continue };
+                    newest_ms = newest_ms.max(view.store_timestamp);
+                    self.dispatch(&view, start)?;
+                    offset += size as u64;
+                }
+                Item::Blank => {
+                    if at_file + 1 == bases.len() {
+                        return Ok(base + file_bytes);
+                    }
+                    if bases[at_file + 1] != base + file_bytes {
+                        self.lost_bytes += bases[at_file + 1] - base - file_bytes;
+                    }
+                    at_file += 1;
+                    offset = 0;
+                    window = self.window(bases[at_file])?;
+                }
+                Item::Damaged => {
+                    let damaged = base + offset;
+                    // After a clean stop nothing valid can lie behind what the queues know.
+                    let limit = if self.clean { reached.map_or(damaged, |r| r + 1) } else { Position::MAX };
+                    let Some((file, resume)) = self.resync(bases, at_file, offset, newest_ms, limit)? else {
+                        return Ok(damaged);
+                    };
+                    let found = bases[file] + resume;
+                    self.progress.line(&format!(
+                        "the commit log is damaged from {damaged} to {found} ({} bytes): skipped",
+                        found - damaged
+                    ));
+                    self.changed = true;
+                    self.lost_bytes += found - damaged;
+                    if file != at_file {
+                        at_file = file;
+                        window = self.window(bases[at_file])?;
+                    }
+                    offset = resume;
+                }
+            }
+        }
+    }
+
+    fn window(&self, base: Position) -> Result<Window, Error> {
+        let file = self.log().open(base, Mode::Read).map_err(|e| Error::open("opening", &self.log().path(base), &e))?;
+        Ok(Window { base, file: file.file, file_bytes: self.log().file_bytes, bytes: Vec::new(), first: 0 })
+    }
+
+    /// The next whole record (or a file's blank) behind the damage at `offset`: its file and offset there.
+    fn resync(
+        &mut self,
+        bases: &[Position],
+        at_file: usize,
+        offset: u64,
+        newest_ms: i64,
+        limit: Position,
+    ) -> Result<Option<(usize, u64)>, Error> {
+        for (file, base) in bases.iter().enumerate().skip(at_file) {
+            if *base >= limit {
+                break;
+            }
+            let mut window = self.window(*base)?;
+            let mut from = if file == at_file { offset + 1 } else { 0 };
+            while let Some(candidate) = window.next_candidate(from) {
+                if base + candidate >= limit {
+                    break;
+                }
+                let good = match window.item(candidate) {
+                    Item::Record(size) => window.view(candidate, size).is_some_and(|v| v.store_timestamp >= newest_ms),
+                    Item::Blank => file + 1 < bases.len(),
+                    Item::Damaged => false,
+                };
+                if good {
+                    return Ok(Some((file, candidate)));
+                }
+                from = candidate + 1;
+                self.progress.tick(|| format!("looking for records behind damage at {}", base + candidate));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts one record's queue and index entries where they belong.
+    fn dispatch(&mut self, view: &RecordView<'_>, start: Position) -> Result<(), Error> {
+        let Ok(topic) = std::str::from_utf8(view.topic) else { return Ok(()) };
+        let known = scan(view.properties);
+        if has_queue_entry(view.sys_flag) && view.queue_id <= i32::MAX as u32 && !topic.contains('/') && !topic.starts_with('.') {
+            let tags_code = self.tags_code(view, known.tags.of(view.properties), known.any(flag::DELAY));
+            let entry = Entry { position: view.position, size: view.raw.len() as u32, tags_code };
+            self.place(topic, view, entry, start);
+        }
+        {
+            let state = &mut *self.store.shared.state();
+            state.last_position = Some(view.position);
+            state.last_timestamp = view.store_timestamp;
+            if let Some(index) = state.index.as_mut() {
+                let wanted = self.index_from.map_or(true, |from| view.position >= from);
+                if wanted && has_index_entry(view.sys_flag) {
+                    let prefix = match self.prefixes.get(view.topic) {
+                        Some(prefix) => *prefix,
+                        None => *self.prefixes.entry(view.topic.to_vec()).or_insert_with(|| prefix_hash(topic)),
+                    };
+                    let (position, store_timestamp) = (view.position, view.store_timestamp);
+                    each_hash(prefix, &known, view.properties, |hash| {
+                        index.put(&KeyHash { hash, position, store_timestamp });
+                    });
+                }
+            }
+        }
+        let (units, index_bytes) = {
+            let state = self.store.shared.state();
+            (state.tail_units, state.index.as_ref().map_or(0, |i| i.pending_bytes()))
+        };
+        if units > REBUILT_UNITS_MAX || index_bytes > REBUILT_UNITS_MAX * UNIT_BYTES {
+            let shared = self.store.shared.clone();
+            let mut worker = lock(&shared.worker);
+            worker.write_queues(&shared, 1)?;
+            worker.write_index(&shared)?;
+        }
+        Ok(())
+    }
+
+    /// What the queue entry carries: the tag's hash, or for a delayed message its delivery time.
+    fn tags_code(&self, view: &RecordView<'_>, tags: &[u8], delayed: bool) -> i64 {
+        let levels = &self.store.shared.options.delay_levels_ms;
+        if delayed && view.topic == SCHEDULE_TOPIC {
+            let level = find(view.properties, b"DELAY").and_then(|v| std::str::from_utf8(v).ok()?.parse::<i64>().ok());
+            if let Some(level) = level.filter(|l| *l > 0) {
+                let level = (level as usize).min(levels.len().max(1));
+                return view.store_timestamp + levels.get(level - 1).copied().unwrap_or(1000);
+            }
+        }
+        i64::from(java_hash(tags))
+    }
+
+    /// Puts a queue entry at the offset its record names. A record whose offset cannot be right (its header is damaged where
+    /// no CRC looks, or it is of an older life) is left out.
+    fn place(&mut self, topic: &str, view: &RecordView<'_>, entry: Entry, start: Position) {
+        let queue_ref = self.store.queue(topic, view.queue_id);
+        let number = queue_ref.0;
+        let shared = self.store.shared.clone();
+        let state = &mut *shared.state();
+        let offset = view.queue_offset;
+        let queue = &mut state.queues[number as usize];
+        let first_seen = !self.queues.contains_key(&number);
+        let before = queue.next();
+        let rebuilt = self.queues.entry(number).or_insert_with(|| Rebuilt { before, unconfirmed: None });
+        let units = queue.tail.len();
+        if first_seen && offset < queue.next() && offset >= 0 {
+            // Entries of an earlier scan or flush: replaced from here on, if this record is the one they speak of.
+            let existing = self.store.unit_at(number, queue, offset);
+            let same = existing.is_some_and(|e| e.position == entry.position);
+            let stale = existing.map_or(true, |e| e.is_hole() || !e.is_valid() || e.position >= start);
+            if !(same || stale || offset == 0) {
+                return;
+            }
+            truncate(queue, offset);
+        } else if offset != queue.next() {
+            if let Some(back) = rebuilt.unconfirmed.take() {
+                truncate(queue, back);
+            }
+        }
+        let next = queue.next();
+        if offset == next {
+            rebuilt.unconfirmed = None;
+        } else if offset > next && next == queue.min {
+            // A queue without messages may begin anywhere.
+            queue.min = offset;
+            queue.tail_base = offset;
+            rebuilt.unconfirmed = Some(offset);
+        } else if offset > next && (offset - next) as u64 <= self.lost_bytes / RECORD_BYTES_MIN as u64 {
+            rebuilt.unconfirmed = Some(next);
+            queue.tail.resize(queue.tail.len() + (offset - next) as usize, HOLE);
+        } else if offset == 0 {
+            // The topic was deleted and made again.
+            truncate(queue, 0);
+            queue.min = 0;
+        } else {
+            state.tail_units = state.tail_units + queue.tail.len() - units;
+            return;
+        }
+        if queue.push(entry.encode()) {
+            state.dirty.push(number);
+        }
+        state.tail_units = state.tail_units + queue.tail.len() - units;
+    }
+
+    // ------------------------------------------------------------------------------------------------------ the end
+
+    /// Cuts the log off at `end`, durably, and opens the file that is written next.
+    fn cut_log(&mut self, bases: &[Position], end: Position) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        let log = &shared.log;
+        let mut kept = Vec::new();
+        for base in bases {
+            let path = log.path(*base);
+            let failed = |e: io::Error| Error::write("cutting", &path, &e);
+            if *base >= end && !(*base == end && bases.len() == 1) {
+                let file = log.open(*base, Mode::Read).map_err(failed)?.file;
+                if file.next_data(0).map_err(failed)?.is_some() && !is_zero(file.as_ref(), 0, log.file_bytes).map_err(failed)? {
+                    drop(file);
+                    self.set_aside(&path, "has no valid record")?;
+                } else {
+                    self.disk().remove_file(&path).map_err(failed)?;
+                }
+                self.changed = true;
+                continue;
+            }
+            kept.push(*base);
+            if *base + log.file_bytes > end {
+                let file = log.open(*base, Mode::Write).map_err(failed)?.file;
+                let keep = end - base;
+                if !is_zero(file.as_ref(), keep, log.file_bytes).map_err(failed)? {
+                    self.progress.line(&format!("the commit log is cut at {end}: what follows is no whole record"));
+                    self.changed = true;
+                    file.set_len(keep).and_then(|()| file.set_len(log.file_bytes)).map_err(failed)?;
+                }
+            }
+        }
+        // What is served from now on must not be lost to a power cut: the killed process may not have synced it.
+        let current = kept.last().copied().filter(|b| b + log.file_bytes > end);
+        if !self.clean || self.changed {
+            for base in &kept {
+                let path = log.path(*base);
+                let file = log.open(*base, Mode::Write).map_err(|e| Error::write("opening", &path, &e))?;
+                if base + log.file_bytes > self.checkpoint.queue_position.max(0) as u64 || Some(*base) == current {
+                    file.file.sync_data().map_err(|e| failed_sync(&path, &e))?;
+                }
+            }
+            self.disk().sync_dir(&log.dir).map_err(|e| failed_sync(&log.dir, &e))?;
+        }
+        let min = kept.first().copied().unwrap_or(end);
+        let current: Option<LogFile> = match current {
+            Some(base) => Some(log.open(base, Mode::Write).map_err(|e| Error::write("opening", &log.path(base), &e))?),
+            None => None,
+        };
+        let mut files = log.files();
+        files.bases = kept.into();
+        files.unsynced.extend(current.clone());
+        drop(files);
+        log.start_at(min, end);
+        self.store.writer.start_in(current);
+        Ok(())
+    }
+
+    /// Cuts queue entries that the log does not know, in memory and in the files.
+    fn finish_queues(&mut self, end: Position) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        let count = shared.state().queues.len() as u32;
+        let mut cut = Vec::new();
+        for number in 0..count {
+            let state = &mut *shared.state();
+            let queue = &mut state.queues[number as usize];
+            let units = queue.tail.len();
+            let rebuilt = self.queues.get(&number);
+            if let Some(before) = rebuilt.map(|r| r.before) {
+                // Units behind the rebuilt ones whose records are damaged keep their offsets.
+                let mut newest = queue.tail.last().map_or(0, |u| Entry::decode(u).position);
+                let mut at = queue.next();
+                while at < before {
+                    let key = QueueKey { number, topic: &queue.topic, queue_id: queue.queue_id };
+                    let entry = lock(&self.store.queue_reader).read_one(key, at);
+                    let Some(entry) = entry.filter(|e| e.is_valid() && e.position > newest && e.position < end) else { break };
+                    newest = entry.position;
+                    if queue.push(entry.encode()) {
+                        state.dirty.push(number);
+                    }
+                    at += 1;
+                }
+                state.tail_units = state.tail_units + queue.tail.len() - units;
+                cut.push(number);
+            } else {
+                let before = queue.next();
+                while queue.next() > queue.min {
+                    let entry = self.store.unit_at(number, queue, queue.next() - 1);
+                    if entry.is_some_and(|e| e.is_hole() || e.position < end) {
+                        break;
+                    }
+                    let next = queue.next() - 1;
+                    truncate(queue, next);
+                }
+                if queue.next() < before {
+                    self.progress.line(&format!(
+                        "consume queue {}/{}: {} entries beyond the log's end cut",
+                        queue.topic,
+                        queue.queue_id,
+                        before - queue.next()
+                    ));
+                    cut.push(number);
+                }
+            }
+            queue.visible = queue.next();
+            if queue.min_position < shared.log.min() || queue.min_position == 0 {
+                self.store.correct_min(number, queue);
+            }
+        }
+        if !cut.is_empty() {
+            let mut worker = lock(&shared.worker);
+            worker.write_queues(&shared, 1)?;
+            drop(worker);
+            for number in cut {
+                self.cut_queue_files(number)?;
+            }
+        }
+        lock(&self.store.queue_reader).close_all();
+        Ok(())
+    }
+
+    /// Makes the files of a queue end where the queue ends.
+    fn cut_queue_files(&mut self, number: u32) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        let (topic, queue_id, next) = {
+            let state = shared.state();
+            let queue = &state.queues[number as usize];
+            (queue.topic.clone(), queue.queue_id, queue.next())
+        };
+        let mut files = lock(&shared.queue_files);
+        let units = files.units;
+        let dir = files.queue_dir(&topic, queue_id);
+        let failed = |e: io::Error| Error::write("cutting a file in", &dir, &e);
+        for entry in self.disk().list(&dir).map_err(failed)? {
+            let Some(first) = parse_file_name(&entry.name) else { continue };
+            let file = first / files.file_bytes();
+            let path = dir.join(&entry.name);
+            if file * units >= next as u64 && file > 0 {
+                files.forget(number);
+                self.disk().remove_file(&path).map_err(failed)?;
+                self.changed = true;
+            } else if (file + 1) * units > next as u64 {
+                let open = self.disk().open(&path, Mode::Write).map_err(failed)?;
+                let keep = (next as u64 - file * units) * UNIT_BYTES as u64;
+                if !is_zero(open.as_ref(), keep, files.file_bytes()).map_err(failed)? {
+                    open.set_len(keep).and_then(|()| open.set_len(files.file_bytes())).map_err(failed)?;
+                    self.changed = true;
+                    lock(&shared.worker).add_unsynced(number, file);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_index(&mut self, end: Position) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        let beyond = shared.state().index.as_ref().and_then(|i| i.end_position()).is_some_and(|p| p >= end);
+        if !beyond {
+            return Ok(());
+        }
+        // The log lost records that the index knows: write what there is and keep only what the log has.
+        lock(&shared.worker).write_index(&shared)?;
+        let mut state = shared.state();
+        let Some(index) = state.index.as_mut() else { return Ok(()) };
+        let failed = |e: io::Error| Error::open("repairing the index in", &shared.options.root, &e);
+        index.forget_files();
+        index.load().map_err(failed)?;
+        let said = index.repair(end).map_err(failed)?;
+        self.changed = true;
+        drop(state);
+        if let Some(said) = said {
+            self.progress.line(&said);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, end: Position) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        shared.state().last_end = end;
+        let mut worker = lock(&shared.worker);
+        worker.checkpoint = self.checkpoint;
+        if !self.clean || self.changed {
+            worker.write_checkpoint(&shared, false)?;
+        }
+        worker.start_at(end);
+        Ok(())
+    }
+}
+
+/// How far the queues came.
+#[derive(Default)]
+struct Reached {
+    /// Position of the newest record any queue knows.
+    newest: Option<Position>,
+    /// Some queue is damaged and has to be rebuilt from here.
+    rebuild_from: Option<Position>,
+}
+
+/// Forgets the units from `offset` on.
+fn truncate(queue: &mut Queue, offset: i64) {
+    if offset >= queue.tail_base {
+        queue.tail.truncate((offset - queue.tail_base) as usize);
+    } else {
+        queue.tail.clear();
+        queue.tail_base = offset;
+    }
+    if queue.min > offset {
+        queue.min = offset;
+    }
+}
+
+/// True if the file has only zeros in `from..to`.
+fn is_zero(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<bool> {
+    let mut at = from;
+    let mut bytes = vec![0; 64 << 10];
+    while at < to {
+        match file.next_data(at)? {
+            Some(next) => at = next,
+            None => return Ok(true),
+        }
+        let want = bytes.len().min((to - at.min(to)) as usize);
+        let n = file.read_at(at, &mut bytes[..want])?;
+        if bytes[..n].iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        if n == 0 {
+            break;
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}
+
+/// What lies at a place of the log.
+enum Item {
+    /// A whole record of this size.
+    Record(usize),
+    /// The blank that ends the file.
+    Blank,
+    /// Anything else.
+    Damaged,
+}
+
+/// A piece of a log file in memory, moved along as it is read.
+struct Window {
+    base: Position,
+    file: std::sync::Arc<dyn DiskFile>,
+    file_bytes: u64,
+    bytes: Vec<u8>,
+    first: u64,
+}
+
+impl Window {
+    /// `size` bytes at `offset`; `None` beyond the file's end. Bytes that cannot be read count as zeros: they are damage.
+    fn at(&mut self, offset: u64, size: usize) -> Option<&[u8]> {
+        if offset + size as u64 > self.file_bytes {
+            return None;
+        }
+        let inside = offset >= self.first && offset + size as u64 <= self.first + self.bytes.len() as u64;
+        if !inside {
+            let want = size.max(WINDOW_BYTES).min((self.file_bytes - offset) as usize);
+            self.first = offset;
+            self.bytes.clear();
+            self.bytes.resize(want, 0);
+            if self.file.read_at(offset, &mut self.bytes).is_err() {
+                self.read_in_pages(offset);
+            }
+        }
+        let from = (offset - self.first) as usize;
+        self.bytes.get(from..from + size)
+    }
+
+    /// One unreadable sector must not cost a megabyte.
+    fn read_in_pages(&mut self, offset: u64) {
+        for (number, page) in self.bytes.chunks_mut(4096).enumerate() {
+            if self.file.read_at(offset + number as u64 * 4096, page).is_err() {
+                page.fill(0);
+            }
+        }
+    }
+
+    fn item(&mut self, offset: u64) -> Item {
+        let room = self.file_bytes - offset.min(self.file_bytes);
+        let position = self.base + offset;
+        let Some(head) = self.at(offset, BLANK_BYTES as usize) else { return Item::Damaged };
+        let (size, magic) = (read_u32(head, 0).unwrap_or(0), read_u32(head, 4).unwrap_or(0));
+        match magic {
+            MAGIC_BLANK if u64::from(size) == room => Item::Blank,
+            MAGIC_V1 | MAGIC_V2 if size as usize >= RECORD_BYTES_MIN && u64::from(size) <= room => {
+                match self.view(offset, size as usize) {
+                    Some(view) if view.position == position && view.is_intact() => Item::Record(size as usize),
+                    _ => Item::Damaged,
+                }
+            }
+            _ => Item::Damaged,
+        }
+    }
+
+    fn view(&mut self, offset: u64, size: usize) -> Option<RecordView<'_>> {
+        self.at(offset, size).and_then(RecordView::parse)
+    }
+
+    /// The next offset from `from` on where bytes claim to be a record in its own place, or the file's blank.
+    fn next_candidate(&mut self, from: u64) -> Option<u64> {
+        let mut offset = from;
+        while offset + BLANK_BYTES <= self.file_bytes {
+            // Over holes without reading them; a record may begin a little before the data that is found.
+            if let Ok(next) = self.file.next_data(offset) {
+                offset = offset.max(next?.saturating_sub(PHYSICAL_OFFSET_AT as u64 + 8));
+            }
+            let (base, file_bytes) = (self.base, self.file_bytes);
+            let want = WINDOW_BYTES.min((file_bytes - offset) as usize);
+            let bytes = self.at(offset, want)?;
+            let claims = |at: usize| {
+                let magic = read_u32(bytes, at + 4)?;
+                let place = offset + at as u64;
+                Some(match magic {
+                    MAGIC_V1 | MAGIC_V2 => read_u64(bytes, at + PHYSICAL_OFFSET_AT)? == base + place,
+                    MAGIC_BLANK => u64::from(read_u32(bytes, at)?) == file_bytes - place,
+                    _ => false,
+                })
+            };
+            if let Some(at) = (0..want).find(|at| claims(*at) == Some(true)) {
+                return Some(offset + at as u64);
+            }
+            if offset + want as u64 >= file_bytes {
+                return None;
+            }
+            // Again with what may have begun at the window's end.
+            offset += (want - PHYSICAL_OFFSET_AT - 8) as u64;
+        }
+        None
+    }
+}

@@ -1,15 +1,47 @@
 //! The store: commit log, consume queues and index behind one face.
+//!
+//! [`Store`] has one owner, who stages records, commits them with one positioned write, and reads. Beside it works the
+//! flusher ([`crate::flush`]), the only thread, which syncs the log, writes queue and index entries out of memory,
+//! prepares the next file and watches the space left. Both share [`Shared`]; the owner holds its lock once per commit, for the
+//! time it takes to push the entries, and the flusher only to copy or swap what it writes.
+//!
+//! A message is visible to consumers when its queue's `visible` mark passes it: at the commit with asynchronous flush, in
+//! [`Store::settle`] after the sync with synchronous flush.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
 use crate::clock::Clock;
+use crate::commit_log::{CommitLog, LogReader, LogWriter, Run};
+use crate::consume_queue::{Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::record::NewRecord;
-use std::net::SocketAddr;
-use std::os::fd::RawFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+use crate::flush::{Flusher, Wake, Worker};
+use crate::index::{each_hash, positive_hash, prefix_hash, Geometry, Index, KeyHash};
+use crate::property::{java_hash, java_hash_on, scan};
+use crate::record::{self, has_index_entry, has_queue_entry, NewRecord, Place, RecordView, BLANK_BYTES};
+use crate::recovery;
+
+pub use crate::consume_queue::Entry;
+pub use crate::index::IndexHits;
 
 /// Physical offset in the commit log.
 pub type Position = u64;
+
+/// Queue files the owner keeps open for reading.
+const READ_FILES_MAX: usize = 128;
+/// Queue files the flusher keeps open.
+const WRITE_FILES_MAX: usize = 128;
+/// Queue ids up to here are found by index, larger ones in a map.
+const DENSE_QUEUES: u32 = 1024;
+/// When so many bytes of entries wait in memory, the flusher is woken early.
+const PENDING_BYTES_WAKE: usize = 4 << 20;
 
 /// When a message counts as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,24 +55,36 @@ pub enum FlushMode {
 /// Everything the store can be told. Sizes in bytes, times in milliseconds; defaults are Apache's.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
+    /// Directory of the store.
     pub root: PathBuf,
     pub flush_mode: FlushMode,
+    /// Size of a commit log file; an existing store keeps its own.
     pub log_file_bytes: u64,
-    /// Units of 20 bytes a consume queue file holds.
+    /// Units of 20 bytes a consume queue file holds; an existing store keeps its own.
     pub queue_file_units: u64,
     pub index_slots: u32,
     pub index_entries: u32,
     pub index_enable: bool,
+    /// Written into every record.
     pub store_host: SocketAddr,
+    /// Asynchronous flush: how often to look whether enough is dirty.
     pub log_flush_interval_ms: i64,
+    /// Asynchronous flush: less than this waits for `log_flush_forced_ms`.
     pub log_flush_bytes_min: u64,
+    /// Asynchronous flush: at the latest.
     pub log_flush_forced_ms: i64,
+    /// How often queue and index entries are written to their files.
     pub queue_flush_interval_ms: i64,
+    /// How often, at the latest, they are synced and the checkpoint is written.
     pub queue_flush_forced_ms: i64,
-    /// Share of the disk in use from which writes are refused (0.90).
+    /// After so much log the checkpoint is written earlier: what a recovery has to read stays bounded.
+    pub checkpoint_bytes: u64,
+    /// Share of the disk in use from which writes are refused.
     pub disk_used_ratio_max: f64,
-    /// Delay of each level of SCHEDULE_TOPIC_XXXX; level 1 first.
+    /// Delay of each level of SCHEDULE_TOPIC_XXXX; level 1 first. Used when queue entries are rebuilt.
     pub delay_levels_ms: Vec<i64>,
+    /// The zone's offset from UTC, for the names of index files.
+    pub utc_offset_ms: i64,
     /// False: no flusher thread; the owner calls [`Store::tick`] (tests by seed).
     pub background: bool,
 }
@@ -48,8 +92,31 @@ pub struct StoreOptions {
 impl StoreOptions {
     /// Apache's defaults below `root`.
     pub fn new(root: impl Into<PathBuf>) -> StoreOptions {
-        let _ = root.into();
-        todo!()
+        const MINUTE: i64 = 60_000;
+        StoreOptions {
+            root: root.into(),
+            flush_mode: FlushMode::Async,
+            log_file_bytes: 1 << 30,
+            queue_file_units: 300_000,
+            index_slots: 5_000_000,
+            index_entries: 20_000_000,
+            index_enable: true,
+            store_host: SocketAddr::from(([127, 0, 0, 1], 10911)),
+            log_flush_interval_ms: 500,
+            log_flush_bytes_min: 4 * 4096,
+            log_flush_forced_ms: 10_000,
+            queue_flush_interval_ms: 1000,
+            queue_flush_forced_ms: MINUTE,
+            checkpoint_bytes: 256 << 20,
+            disk_used_ratio_max: 0.90,
+            delay_levels_ms: [1, 5, 10, 30]
+                .map(|s| s * 1000)
+                .into_iter()
+                .chain((1..=10).chain([20, 30, 60, 120]).map(|m| m * MINUTE))
+                .collect(),
+            utc_offset_ms: 0,
+            background: true,
+        }
     }
 }
 
@@ -74,23 +141,6 @@ pub struct Commit {
     pub end: Position,
     /// Queues whose visible maximum moved now (with synchronous flush: none, see [`Store::settle`]).
     pub touched: Vec<QueueRef>,
-}
-
-/// One consume queue unit. Holes have position 0 and size 0x7FFFFFFF; `copy_record` refuses them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    pub position: Position,
-    pub size: u32,
-    pub tags_code: i64,
-}
-
-/// What a search of the index found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IndexHits {
-    /// Newest first; hash collisions are possible, so the caller compares the keys of the records.
-    pub positions: Vec<Position>,
-    pub last_update_timestamp: i64,
-    pub last_update_position: Position,
 }
 
 /// Which expired files may go. Nothing is ever deleted without this call.
@@ -135,126 +185,981 @@ pub struct StoreStats {
     pub flush_max_us: u64,
     pub commit_max_us: u64,
     pub disk_used_ratio: f64,
+    /// Store time of the oldest record, -1 without one.
     pub earliest_store_timestamp: i64,
     pub open_files: u64,
     pub open_maps: u64,
 }
 
-/// The store. One owner calls it; the flusher thread works beside it.
-pub struct Store {}
+/// Why writes are refused.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    /// Sticks until a restart.
+    pub failed: Option<Error>,
+    /// A write found no space; goes when there is some.
+    pub full: Option<Error>,
+    /// The configured share of the disk is used; goes when it is not.
+    pub ratio: Option<Error>,
+}
 
-#[allow(unused_variables, clippy::todo)]
+/// Written, but not to be seen before the log is flushed to `end`.
+pub(crate) struct Unsettled {
+    end: Position,
+    queue: u32,
+    visible: i64,
+}
+
+/// What the owner and the flusher both change.
+pub(crate) struct State {
+    pub queues: Vec<Queue>,
+    /// Queues with a tail.
+    pub dirty: Vec<u32>,
+    pub tail_units: usize,
+    pub index: Option<Index>,
+    pub unsettled: VecDeque<Unsettled>,
+    /// The newest record whose entries are in tail and index.
+    pub last_position: Option<Position>,
+    pub last_timestamp: i64,
+    /// End of the log when those were pushed.
+    pub last_end: Position,
+}
+
+/// Counters the flusher and the owner keep for [`StoreStats`].
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub records: AtomicU64,
+    pub bytes: AtomicU64,
+    pub commits: AtomicU64,
+    pub flushes: AtomicU64,
+    pub flush_max_us: AtomicU64,
+    pub commit_max_us: AtomicU64,
+    pub dispatched: AtomicU64,
+    /// Share of the disk in use, in millionths.
+    pub used_ppm: AtomicU64,
+}
+
+/// Everything owner and flusher share. Lock order: worker, queue files, state; health and notices are leaves.
+pub(crate) struct Shared {
+    pub options: StoreOptions,
+    pub disk: Arc<dyn Disk>,
+    pub clock: Arc<dyn Clock>,
+    pub log: CommitLog,
+    pub state: Mutex<State>,
+    /// The flusher's queue files; held while one queue's entries are written, so that a topic is not deleted meanwhile.
+    pub queue_files: Mutex<QueueFiles>,
+    pub worker: Mutex<Worker>,
+    pub wake: Wake,
+    pub event: OwnedFd,
+    pub counters: Counters,
+    health: Mutex<Health>,
+    refusing: AtomicBool,
+    notices: Mutex<Vec<String>>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Shared {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// A line for the log. Kept until fetched; a flood keeps its first hundred.
+    pub fn notice(&self, line: String) {
+        let mut notices = lock(&self.notices);
+        if notices.len() < 100 {
+            notices.push(line);
+        }
+    }
+
+    /// Changes the reasons for refusing writes and says so when it begins or ends.
+    pub fn change_health(&self, change: impl FnOnce(&mut Health)) {
+        let mut health = lock(&self.health);
+        let before = health.reason();
+        change(&mut health);
+        let now = health.reason();
+        self.refusing.store(now.is_some(), Ordering::Release);
+        drop(health);
+        match (before, now) {
+            (None, Some(reason)) => self.notice(format!("writes are refused: {reason}")),
+            (Some(_), None) => self.notice("writes are accepted again".into()),
+            (Some(before), Some(now)) if std::mem::discriminant(&before) != std::mem::discriminant(&now) => {
+                self.notice(format!("writes are still refused: {now}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// A write or flush failed: remembers why, so that further writes are refused.
+    pub fn report(&self, error: &Error) {
+        self.change_health(|health| match error {
+            Error::DiskFull(_) => health.full = Some(error.clone()),
+            Error::DiskFailed(_) => {
+                health.failed.get_or_insert_with(|| error.clone());
+            }
+            _ => {}
+        });
+    }
+
+    /// Why writes are refused.
+    pub fn health(&self) -> Option<Error> {
+        if !self.refusing.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.health).reason()
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.refusing.load(Ordering::Acquire) && lock(&self.health).failed.is_some()
+    }
+
+    /// Makes [`Store::notify_fd`] readable.
+    pub fn notify(&self) {
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+impl Health {
+    fn reason(&self) -> Option<Error> {
+        self.failed.clone().or_else(|| self.full.clone()).or_else(|| self.ratio.clone())
+    }
+}
+
+/// A topic's queues by their id.
+#[derive(Default)]
+struct TopicQueues {
+    dense: Vec<Option<QueueRef>>,
+    sparse: BTreeMap<u32, QueueRef>,
+}
+
+impl TopicQueues {
+    fn get(&self, queue_id: u32) -> Option<QueueRef> {
+        if queue_id < DENSE_QUEUES {
+            self.dense.get(queue_id as usize).copied().flatten()
+        } else {
+            self.sparse.get(&queue_id).copied()
+        }
+    }
+
+    fn insert(&mut self, queue_id: u32, queue: QueueRef) {
+        if queue_id < DENSE_QUEUES {
+            let at = queue_id as usize;
+            if self.dense.len() <= at {
+                self.dense.resize(at + 1, None);
+            }
+            self.dense[at] = Some(queue);
+        } else {
+            self.sparse.insert(queue_id, queue);
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (u32, QueueRef)> + '_ {
+        let dense = self.dense.iter().enumerate().filter_map(|(id, q)| q.map(|q| (id as u32, q)));
+        dense.chain(self.sparse.iter().map(|(id, q)| (*id, *q)))
+    }
+}
+
+struct Topic {
+    name: Arc<str>,
+    prefix_hash: i32,
+    queues: TopicQueues,
+}
+
+/// What the owner alone needs of a queue while staging.
+struct Slot {
+    next: i64,
+    prefix_hash: i32,
+    deleted: bool,
+}
+
+struct PendingUnit {
+    queue: u32,
+    unit: Unit,
+}
+
+/// The store. One owner calls it; the flusher thread works beside it. Dropping it without [`Store::close`] is
+/// like a kill: the next open recovers.
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) writer: LogWriter,
+    pub(crate) reader: LogReader,
+    pub(crate) queue_reader: Mutex<QueueFiles>,
+    topics: HashMap<Arc<str>, Topic>,
+    slots: Vec<Slot>,
+    store_host: SocketAddr,
+    index_enable: bool,
+    sync: bool,
+    // The chunk being staged.
+    chunk: Vec<u8>,
+    runs: Vec<Run>,
+    pending: Vec<PendingUnit>,
+    keys: Vec<KeyHash>,
+    staged_end: Position,
+    staged_last: Position,
+    now_ms: i64,
+    staged_records: u64,
+    commit_number: u32,
+    scratch: Vec<u8>,
+    flusher: Option<Flusher>,
+    lock: Option<Box<dyn Any + Send>>,
+    closed: bool,
+}
+
 impl Store {
     /// Opens and recovers. `progress` gets one line for everything repaired or set aside, and one a second when it takes longer.
-    pub fn open(options: StoreOptions, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, progress: &dyn Fn(&str)) -> Result<Store, Error> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another process has the store, [`Error::Unusable`] when it cannot be read,
+    /// [`Error::DiskFull`] or [`Error::DiskFailed`] when repairs cannot be written.
+    pub fn open(
+        options: StoreOptions,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        progress: &dyn Fn(&str),
+    ) -> Result<Store, Error> {
+        let mut options = options;
+        let root = options.root.clone();
+        disk.create_dirs(&root).map_err(|e| Error::open("making", &root, &e))?;
+        let lock_path = root.join("lock");
+        let held = disk.lock(&lock_path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::WouldBlock => {
+                Error::Locked(format!("the store {} is in use by another broker", root.display()))
+            }
+            _ => Error::open("locking", &lock_path, &e),
+        })?;
+        recovery::adopt_sizes(&mut options, disk.as_ref(), progress)?;
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::open("making an event for", &root, &e.into()))?;
+        let queue_root = root.join("consumequeue");
+        let files = |max| QueueFiles::new(queue_root.clone(), options.queue_file_units, disk.clone(), max);
+        let geometry = Geometry { slots: options.index_slots.max(1), entries: options.index_entries.max(2) };
+        let index = options
+            .index_enable
+            .then(|| Index::new(root.join("index"), geometry, disk.clone(), options.utc_offset_ms));
+        let shared = Arc::new(Shared {
+            log: CommitLog::new(root.join("commitlog"), options.log_file_bytes, disk.clone()),
+            state: Mutex::new(State {
+                queues: Vec::new(),
+                dirty: Vec::new(),
+                tail_units: 0,
+                index,
+                unsettled: VecDeque::new(),
+                last_position: None,
+                last_timestamp: 0,
+                last_end: 0,
+            }),
+            queue_files: Mutex::new(files(WRITE_FILES_MAX)),
+            worker: Mutex::new(Worker::new(clock.now_ms())),
+            wake: Wake::default(),
+            event,
+            counters: Counters::default(),
+            health: Mutex::default(),
+            refusing: AtomicBool::new(false),
+            notices: Mutex::default(),
+            options: options.clone(),
+            disk: disk.clone(),
+            clock,
+        });
+        let mut store = Store {
+            writer: LogWriter::default(),
+            reader: LogReader::default(),
+            queue_reader: Mutex::new(files(READ_FILES_MAX)),
+            topics: HashMap::new(),
+            slots: Vec::new(),
+            store_host: options.store_host,
+            index_enable: options.index_enable,
+            sync: options.flush_mode == FlushMode::Sync,
+            chunk: Vec::new(),
+            runs: Vec::new(),
+            pending: Vec::new(),
+            keys: Vec::new(),
+            staged_end: 0,
+            staged_last: 0,
+            now_ms: 0,
+            staged_records: 0,
+            commit_number: 0,
+            scratch: Vec::new(),
+            flusher: None,
+            lock: Some(held),
+            closed: false,
+            shared: shared.clone(),
+        };
+        recovery::recover(&mut store, progress)?;
+        store.adopt_state();
+        lock(&shared.worker).check_space(&shared);
+        if options.background {
+            store.flusher = Some(Flusher::start(shared).map_err(|e| Error::open("starting the flusher of", &root, &e))?);
+        }
+        Ok(store)
     }
+
+    /// Takes over what recovery left in the shared state.
+    fn adopt_state(&mut self) {
+        let state = lock(&self.shared.state);
+        for (slot, queue) in self.slots.iter_mut().zip(&state.queues) {
+            slot.next = queue.next();
+        }
+        drop(state);
+        self.staged_end = self.shared.log.written();
+    }
+
     /// The queue's handle; made in memory when new (files come when written).
     pub fn queue(&mut self, topic: &str, queue_id: u32) -> QueueRef {
-        todo!()
+        if let Some(queue) = self.find_queue(topic, queue_id) {
+            return queue;
+        }
+        let queue = QueueRef(self.slots.len() as u32);
+        if !self.topics.contains_key(topic) {
+            let name: Arc<str> = topic.into();
+            let entry = Topic { name: name.clone(), prefix_hash: prefix_hash(topic), queues: TopicQueues::default() };
+            self.topics.insert(name, entry);
+        }
+        if let Some(topic) = self.topics.get_mut(topic) {
+            topic.queues.insert(queue_id, queue);
+            self.slots.push(Slot { next: 0, prefix_hash: topic.prefix_hash, deleted: false });
+            self.shared.state().queues.push(Queue::new(topic.name.clone(), queue_id));
+        }
+        queue
     }
+
     /// The queue's handle if it is known.
     pub fn find_queue(&self, topic: &str, queue_id: u32) -> Option<QueueRef> {
-        todo!()
+        self.topics.get(topic)?.queues.get(queue_id)
     }
-    /// Encodes into the chunk and assigns the offsets; no I/O. `record.topic`/`queue_id` are those of `queue`.
+
+    /// Encodes into the chunk and assigns the offsets; no I/O. `record.topic` and `queue_id` are those of `queue`.
+    ///
+    /// # Errors
+    /// [`Error::BadRecord`] when the format cannot hold it or the topic was deleted; what [`Store::health`] says
+    /// while writes are refused. The chunk is as before then.
+    #[inline]
     pub fn stage(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
-        todo!()
+        if self.closed || self.shared.refusing.load(Ordering::Relaxed) {
+            return Err(self.refusal());
+        }
+        let slot = match self.slots.get_mut(queue.0 as usize) {
+            Some(slot) if !slot.deleted => slot,
+            _ => return Err(Error::BadRecord(format!("the topic {} was deleted", record.topic))),
+        };
+        let size = record::size_of(record, &self.store_host)?;
+        let file_bytes = self.shared.log.file_bytes;
+        if size as u64 + BLANK_BYTES > file_bytes {
+            return Err(Error::BadRecord(format!("a record of {size} bytes does not fit a log file of {file_bytes}")));
+        }
+        if self.runs.is_empty() {
+            self.now_ms = self.shared.clock.now_ms();
+            self.runs.push(Run { position: self.staged_end, start: 0, end: 0 });
+        }
+        let mut position = self.staged_end;
+        let room = file_bytes - position % file_bytes;
+        if size as u64 + BLANK_BYTES > room {
+            record::encode_blank(&mut self.chunk, room);
+            position += room;
+            let start = self.chunk.len();
+            if let Some(run) = self.runs.last_mut() {
+                run.end = start;
+            }
+            self.runs.push(Run { position, start, end: start });
+        }
+        let queued = has_queue_entry(record.sys_flag);
+        let queue_offset = if queued { slot.next } else { 0 };
+        let place = Place { queue_offset, position, store_timestamp: self.now_ms, store_host: self.store_host };
+        record::encode(&mut self.chunk, record, size, &place);
+        if let Some(run) = self.runs.last_mut() {
+            run.end = self.chunk.len();
+        }
+        let indexed = self.index_enable && has_index_entry(record.sys_flag);
+        if indexed || record.tags_code.is_none() {
+            let known = match record.known {
+                Some(known) => known,
+                None => scan(record.properties),
+            };
+            let tags_code = match record.tags_code {
+                Some(code) => code,
+                None => i64::from(java_hash(known.tags.of(record.properties))),
+            };
+            if queued {
+                let unit = Entry { position, size: size as u32, tags_code }.encode();
+                self.pending.push(PendingUnit { queue: queue.0, unit });
+            }
+            if indexed {
+                let (keys, store_timestamp) = (&mut self.keys, self.now_ms);
+                each_hash(slot.prefix_hash, &known, record.properties, |hash| {
+                    keys.push(KeyHash { hash, position, store_timestamp });
+                });
+            }
+        } else if queued {
+            let unit = Entry { position, size: size as u32, tags_code: record.tags_code.unwrap_or(0) }.encode();
+            self.pending.push(PendingUnit { queue: queue.0, unit });
+        }
+        slot.next += i64::from(queued);
+        self.staged_end = position + size as u64;
+        self.staged_last = position;
+        self.staged_records += 1;
+        Ok(Staged { position, size: size as u32, queue, queue_offset, store_timestamp: self.now_ms })
     }
+
+    #[cold]
+    fn refusal(&self) -> Error {
+        if self.closed {
+            return Error::Closed;
+        }
+        self.shared.health().unwrap_or_else(|| Error::DiskFull("the disk was full a moment ago".into()))
+    }
+
     /// Writes all that is staged with one positioned write. On an error nothing of it exists.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::DiskFailed`]; further writes are refused then, see [`Store::health`].
     pub fn commit(&mut self) -> Result<Commit, Error> {
-        todo!()
+        if self.runs.is_empty() {
+            return Ok(Commit { end: self.shared.log.written(), touched: Vec::new() });
+        }
+        if self.shared.refusing.load(Ordering::Relaxed) {
+            let error = self.refusal();
+            self.discard();
+            return Err(error);
+        }
+        let started = Instant::now();
+        if let Err(error) = self.writer.write(&self.shared.log, &self.chunk, &self.runs) {
+            self.shared.report(&error);
+            self.discard();
+            return Err(error);
+        }
+        self.commit_number = self.commit_number.wrapping_add(1);
+        let mut touched = Vec::with_capacity(8.min(self.pending.len()));
+        let end = self.staged_end;
+        let waiting = self.commit_push(end, &mut touched);
+        let bytes = self.chunk.len() as u64;
+        let records = self.staged_records;
+        self.clear_chunk();
+        let counters = &self.shared.counters;
+        counters.records.store(counters.records.load(Ordering::Relaxed) + records, Ordering::Relaxed);
+        counters.bytes.store(counters.bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+        counters.commits.store(counters.commits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        if self.sync {
+            touched.clear();
+        }
+        if self.sync || waiting > PENDING_BYTES_WAKE {
+            self.shared.wake.wake();
+        }
+        let took = started.elapsed().as_micros() as u64;
+        if took > counters.commit_max_us.load(Ordering::Relaxed) {
+            counters.commit_max_us.store(took, Ordering::Relaxed);
+        }
+        Ok(Commit { end, touched })
     }
+
+    /// Pushes the written chunk's entries; returns the bytes that wait for the flusher.
+    fn commit_push(&mut self, end: Position, touched: &mut Vec<QueueRef>) -> usize {
+        let number = self.commit_number;
+        let state = &mut *lock(&self.shared.state);
+        if let Some(index) = &state.index {
+            // The slots lie all over 20 MB: ask for the first ones now, so that they arrive while the queues are pushed.
+            for key in self.keys.iter().take(16) {
+                index.prefetch(key.hash);
+            }
+        }
+        for pending in &self.pending {
+            let queue = &mut state.queues[pending.queue as usize];
+            if queue.push(pending.unit) {
+                state.dirty.push(pending.queue);
+            }
+            if queue.touched_by != number {
+                queue.touched_by = number;
+                touched.push(QueueRef(pending.queue));
+            }
+        }
+        for queue in touched.iter() {
+            let numbered = &mut state.queues[queue.0 as usize];
+            if self.sync {
+                state.unsettled.push_back(Unsettled { end, queue: queue.0, visible: numbered.next() });
+            } else {
+                numbered.visible = numbered.next();
+            }
+        }
+        state.tail_units += self.pending.len();
+        state.last_position = Some(self.staged_last);
+        state.last_timestamp = self.now_ms;
+        state.last_end = end;
+        let mut waiting = state.tail_units * crate::consume_queue::UNIT_BYTES;
+        if let Some(index) = state.index.as_mut() {
+            for (at, key) in self.keys.iter().enumerate() {
+                if let Some(ahead) = self.keys.get(at + 16) {
+                    index.prefetch(ahead.hash);
+                }
+                index.put(key);
+            }
+            if let Some(reason) = index.broken.as_mut().filter(|r| !r.is_empty()) {
+                let line = std::mem::take(reason);
+                self.shared.notice(line);
+            }
+            waiting += index.pending_bytes();
+        }
+        waiting
+    }
+
     /// Forgets what is staged.
     pub fn discard(&mut self) {
-        todo!()
+        for pending in &self.pending {
+            self.slots[pending.queue as usize].next -= 1;
+        }
+        self.clear_chunk();
+        self.staged_end = self.shared.log.written();
     }
+
+    fn clear_chunk(&mut self) {
+        self.chunk.clear();
+        if self.chunk.capacity() > 4 << 20 {
+            self.chunk.shrink_to(1 << 20);
+        }
+        self.runs.clear();
+        self.pending.clear();
+        self.keys.clear();
+        self.staged_records = 0;
+    }
+
     /// Acknowledged up to here.
+    #[inline]
     pub fn durable(&self) -> Position {
-        todo!()
+        if self.sync {
+            self.shared.log.flushed()
+        } else {
+            self.shared.log.written()
+        }
     }
+
     /// Synchronous flush: makes flushed entries visible and returns the queues whose visible maximum moved.
     pub fn settle(&mut self) -> Vec<QueueRef> {
-        todo!()
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.shared.event, &mut count);
+        let mut touched = Vec::new();
+        if !self.sync {
+            return touched;
+        }
+        let flushed = self.shared.log.flushed();
+        self.commit_number = self.commit_number.wrapping_add(1);
+        let state = &mut *lock(&self.shared.state);
+        while state.unsettled.front().is_some_and(|u| u.end <= flushed) {
+            let Some(settled) = state.unsettled.pop_front() else { break };
+            let queue = &mut state.queues[settled.queue as usize];
+            queue.visible = queue.visible.max(settled.visible);
+            if queue.touched_by != self.commit_number && !queue.deleted {
+                queue.touched_by = self.commit_number;
+                touched.push(QueueRef(settled.queue));
+            }
+        }
+        touched
     }
-    /// Visible (minimum, maximum) of a queue; maximum is the next offset to come.
+
+    /// Visible (minimum, maximum) of a queue; maximum is the next offset to come. (0, 0) for a deleted one.
     pub fn bounds(&self, queue: QueueRef) -> (i64, i64) {
-        todo!()
+        let state = &mut *lock(&self.shared.state);
+        let Some(queue_state) = state.queues.get_mut(queue.0 as usize) else { return (0, 0) };
+        if queue_state.min_position < self.shared.log.min() {
+            self.correct_min(queue.0, queue_state);
+        }
+        (queue_state.min.min(queue_state.visible), queue_state.visible)
     }
-    /// Appends up to `count` visible entries from `offset` on to `out`.
+
+    /// One unit, from the tail or its file.
+    pub(crate) fn unit_at(&self, number: u32, queue: &Queue, offset: i64) -> Option<Entry> {
+        if offset >= queue.tail_base {
+            return queue.tail_from(offset).first().map(Entry::decode);
+        }
+        if offset < 0 {
+            return None;
+        }
+        let key = QueueKey { number, topic: &queue.topic, queue_id: queue.queue_id };
+        lock(&self.queue_reader).read_one(key, offset)
+    }
+
+    /// Moves `min` to the first unit whose record is still in the log.
+    #[cold]
+    pub(crate) fn correct_min(&self, number: u32, queue: &mut Queue) {
+        let log_min = self.shared.log.min();
+        let (mut low, mut high) = (queue.min, queue.next());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // A hole says nothing about where it is: look at the next unit that does.
+            let mut at = middle;
+            let mut entry = self.unit_at(number, queue, at);
+            while at + 1 < high && entry.map_or(true, |e| e.is_hole()) {
+                at += 1;
+                entry = self.unit_at(number, queue, at);
+            }
+            match entry {
+                Some(entry) if !entry.is_hole() && entry.position >= log_min => high = middle,
+                _ => low = at + 1,
+            }
+        }
+        while let Some(entry) = self.unit_at(number, queue, low).filter(|_| low < queue.next()) {
+            if !entry.is_hole() {
+                break;
+            }
+            low += 1;
+        }
+        queue.min = low;
+        queue.min_position = match self.unit_at(number, queue, low).filter(|_| low < queue.next()) {
+            Some(entry) => entry.position,
+            None => u64::MAX,
+        };
+    }
+
+    /// Appends up to `count` visible entries from `offset` on to `out`; nothing when `offset` is outside the bounds.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when the queue's file cannot be read.
     pub fn entries(&mut self, queue: QueueRef, offset: i64, count: usize, out: &mut Vec<Entry>) -> Result<(), Error> {
-        todo!()
+        let state = lock(&self.shared.state);
+        let Some(queue_state) = state.queues.get(queue.0 as usize) else { return Ok(()) };
+        let wanted = queue_state.visible.saturating_sub(offset).clamp(0, count as i64) as usize;
+        if wanted == 0 || offset < 0 {
+            return Ok(());
+        }
+        let from_file = (queue_state.tail_base - offset).clamp(0, wanted as i64) as usize;
+        let tail = queue_state.tail_from(offset);
+        let tail = &tail[..tail.len().min(wanted - from_file)];
+        if from_file == 0 {
+            out.extend(tail.iter().map(Entry::decode));
+            return Ok(());
+        }
+        // What is not in the tail now is in the file for good, so the file is read without the lock.
+        let tail: Vec<Entry> = tail.iter().map(Entry::decode).collect();
+        let (topic, queue_id) = (queue_state.topic.clone(), queue_state.queue_id);
+        drop(state);
+        let key = QueueKey { number: queue.0, topic: &topic, queue_id };
+        let mut files = lock(&self.queue_reader);
+        if let Err(e) = files.read(key, offset, from_file, &mut self.scratch) {
+            let path = files.path(&topic, queue_id, offset as u64 / files.units);
+            return Err(Error::Unusable(format!("reading {} failed: {e}", path.display())));
+        }
+        out.extend(self.scratch.chunks_exact(crate::consume_queue::UNIT_BYTES).filter_map(|unit| {
+            let entry = Entry::decode(unit.try_into().ok()?);
+            Some(if entry.is_valid() { entry } else { Entry { position: 0, size: HOLE_SIZE, tags_code: 0 } })
+        }));
+        out.extend(tail);
+        Ok(())
     }
+
     /// Appends the record's bytes to `out`; false (and nothing appended) when it is damaged, deleted or a hole.
+    #[inline]
     pub fn copy_record(&mut self, position: Position, size: u32, out: &mut Vec<u8>) -> bool {
-        todo!()
+        match self.reader.record(&self.shared.log, position, size) {
+            Some(bytes) => {
+                out.extend_from_slice(bytes);
+                true
+            }
+            None => false,
+        }
     }
+
     /// Shows the record's bytes to `look` without copying; `None` as `copy_record` says false.
+    #[inline]
     pub fn with_record<R>(&mut self, position: Position, size: u32, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        todo!()
+        self.reader.record(&self.shared.log, position, size).map(look)
     }
-    /// The record at `position`, its size read from the log; checked by its CRC.
+
+    /// The record at `position`, its size read from the log; checked by its CRC. `None` when there is none or it is not acknowledged.
     pub fn record(&mut self, position: Position) -> Option<Vec<u8>> {
-        todo!()
+        if position >= self.durable() {
+            return None;
+        }
+        let size = self.reader.size_at(&self.shared.log, position)?;
+        let bytes = self.reader.record(&self.shared.log, position, size)?;
+        RecordView::parse(bytes).filter(RecordView::is_intact)?;
+        Some(bytes.to_vec())
     }
-    /// First offset stored at or after `timestamp_ms` (`upper`: last one stored at or before).
+
+    /// Store time of the first record at or behind `offset` that can be read, with its offset.
+    fn time_from(&mut self, queue: QueueRef, offset: i64, end: i64) -> Option<(i64, i64)> {
+        let mut entries = Vec::new();
+        let mut at = offset;
+        while at < end {
+            entries.clear();
+            self.entries(queue, at, 1, &mut entries).ok()?;
+            let entry = *entries.first()?;
+            let time = self.with_record(entry.position, entry.size, record::store_timestamp_of).flatten();
+            if let Some(time) = time {
+                return Some((at, time));
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// First offset stored at or after `timestamp_ms`, the maximum if all are older; `upper`: last offset stored at or before
+    /// it, 0 if all are newer. 0 for an empty queue.
     pub fn offset_by_time(&mut self, queue: QueueRef, timestamp_ms: i64, upper: bool) -> i64 {
-        todo!()
+        let (min, max) = self.bounds(queue);
+        if min >= max {
+            return if upper { 0 } else { max };
+        }
+        let is_before = |time: i64| if upper { time <= timestamp_ms } else { time < timestamp_ms };
+        let (mut low, mut high) = (min, max);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.time_from(queue, middle, high) {
+                Some((at, time)) if is_before(time) => low = at + 1,
+                _ => high = middle,
+            }
+        }
+        match (upper, low > min) {
+            (false, _) => low,
+            (true, true) => low - 1,
+            (true, false) => 0,
+        }
     }
+
     /// Store time of the message at `offset`; -1 when there is none.
     pub fn store_time(&mut self, queue: QueueRef, offset: i64) -> i64 {
-        todo!()
+        self.time_from(queue, offset, offset.saturating_add(1)).map_or(-1, |(_, time)| time)
     }
+
     /// Looks `key` up (`kind` "T": as a tag). At most `limit` positions with a store time in `begin_ms..=end_ms`.
-    pub fn search_index(&mut self, topic: &str, key: &str, kind: &str, limit: usize, begin_ms: i64, end_ms: i64) -> IndexHits {
-        todo!()
+    pub fn search_index(
+        &mut self,
+        topic: &str,
+        key: &str,
+        kind: &str,
+        limit: usize,
+        begin_ms: i64,
+        end_ms: i64,
+    ) -> IndexHits {
+        let mut hash = prefix_hash(topic);
+        if kind == "T" {
+            hash = java_hash_on(hash, b"T#");
+        }
+        let hash = positive_hash(java_hash_on(hash, key.as_bytes()));
+        match self.shared.state().index.as_mut() {
+            Some(index) => index.search(hash, limit, begin_ms, end_ms),
+            None => IndexHits::default(),
+        }
     }
+
     /// Topics and their queue ids, sorted.
     pub fn topics(&self) -> Vec<(String, Vec<u32>)> {
-        todo!()
+        let mut topics: Vec<(String, Vec<u32>)> = self
+            .topics
+            .values()
+            .map(|topic| (topic.name.to_string(), topic.queues.all().map(|(id, _)| id).collect()))
+            .collect();
+        topics.sort();
+        topics
     }
+
     /// Topic and queue id of a handle.
     pub fn name(&self, queue: QueueRef) -> (Arc<str>, u32) {
-        todo!()
+        let state = self.shared.state();
+        match state.queues.get(queue.0 as usize) {
+            Some(queue) => (queue.topic.clone(), queue.queue_id),
+            None => ("".into(), 0),
+        }
     }
+
     /// Forgets the topic's queues and removes their files; its records stay in the log until their file goes.
+    /// Nothing of the topic may be staged.
+    ///
+    /// # Errors
+    /// [`Error::DiskFailed`] when the files cannot be removed; the queues are forgotten all the same.
     pub fn delete_topic(&mut self, topic: &str) -> Result<(), Error> {
-        todo!()
+        let Some(gone) = self.topics.remove(topic) else { return Ok(()) };
+        let mut state = lock(&self.shared.state);
+        for (_, queue) in gone.queues.all() {
+            self.slots[queue.0 as usize].deleted = true;
+            let queue = &mut state.queues[queue.0 as usize];
+            let units = queue.tail.len();
+            *queue = Queue { deleted: true, ..Queue::new(queue.topic.clone(), queue.queue_id) };
+            state.tail_units -= units;
+        }
+        drop(state);
+        let mut files = lock(&self.shared.queue_files);
+        let mut reader = lock(&self.queue_reader);
+        for (_, queue) in gone.queues.all() {
+            files.forget(queue.0);
+            reader.forget(queue.0);
+        }
+        let dir = files.root.join(topic);
+        self.shared.disk.remove_tree(&dir).map_err(|e| Error::DiskFailed(format!("removing {} failed: {e}", dir.display())))
     }
+
     /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file.
+    ///
+    /// # Errors
+    /// [`Error::DiskFailed`] when a file cannot be removed; those before it are gone then.
     pub fn delete_files(&mut self, policy: DeletePolicy) -> Result<Deleted, Error> {
-        todo!()
+        let bases: Vec<Position> = self.shared.log.files().bases.iter().copied().collect();
+        let mut allowed = 0;
+        for pair in bases.windows(2).take(policy.files_max) {
+            let next = pair[1];
+            // The next file's first record is newer than all in this one.
+            let newest = match self.reader.bytes(&self.shared.log, next, record::RECORD_BYTES_MIN) {
+                Some(head) => record::store_timestamp_of(head).unwrap_or(i64::MAX - 1),
+                None => self.shared.state().last_timestamp,
+            };
+            if next > policy.consumed_position || (policy.before_ms != i64::MAX && newest >= policy.before_ms) {
+                break;
+            }
+            allowed += 1;
+        }
+        let gone = self.shared.log.remove_oldest(allowed, |_, _| true)?;
+        let mut deleted = Deleted { log_files: gone.len(), min_position: self.shared.log.min(), ..Deleted::default() };
+        self.reader.forget_below(deleted.min_position);
+        deleted.queue_files = self.delete_queue_files(deleted.min_position)?;
+        if let Some(index) = self.shared.state().index.as_mut() {
+            deleted.index_files = index
+                .remove_below(deleted.min_position)
+                .map_err(|e| Error::DiskFailed(format!("removing a file below {} failed: {e}", index.dir.display())))?;
+        }
+        Ok(deleted)
     }
-    /// Why writes are refused, in one sentence; `None`: they are not.
+
+    fn delete_queue_files(&mut self, min_position: Position) -> Result<usize, Error> {
+        let mut removed = 0;
+        let numbers = 0..self.slots.len() as u32;
+        for number in numbers {
+            let (topic, queue_id, files) = {
+                let state = &mut *lock(&self.shared.state);
+                let queue = &mut state.queues[number as usize];
+                if queue.deleted || queue.min_position >= min_position {
+                    continue;
+                }
+                let units = self.shared.options.queue_file_units as i64;
+                let first = queue.min / units;
+                self.correct_min(number, queue);
+                // The file with the newest unit stays, so that the queue's maximum is not forgotten.
+                let last = queue.min.min(queue.tail_base - 1).max(0) / units;
+                (queue.topic.clone(), queue.queue_id, first..last)
+            };
+            if files.is_empty() {
+                continue;
+            }
+            let mut writer = lock(&self.shared.queue_files);
+            writer.forget(number);
+            lock(&self.queue_reader).forget(number);
+            for file in files {
+                let path = writer.path(&topic, queue_id, file as u64);
+                match self.shared.disk.remove_file(&path) {
+                    Ok(()) => removed += 1,
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(Error::DiskFailed(format!("removing {} failed: {e}", path.display()))),
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Why writes are refused; `None`: they are not.
     pub fn health(&self) -> Option<Error> {
-        todo!()
+        self.shared.health()
     }
+
     /// Counters and sizes.
-    pub fn stats(&self) -> StoreStats {
-        todo!()
+    pub fn stats(&mut self) -> StoreStats {
+        let min_position = self.shared.log.min();
+        let earliest = match self.reader.bytes(&self.shared.log, min_position, record::RECORD_BYTES_MIN) {
+            Some(head) => record::store_timestamp_of(head).unwrap_or(-1),
+            None => -1,
+        };
+        let counters = &self.shared.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let open_files = lock(&self.queue_reader).open_files() + lock(&self.shared.queue_files).open_files();
+        let state = lock(&self.shared.state);
+        StoreStats {
+            min_position,
+            max_position: self.shared.log.written(),
+            flushed_position: self.shared.log.flushed(),
+            dispatched_position: get(&counters.dispatched),
+            log_files: self.shared.log.files().bases.len() as u64,
+            queues: state.queues.iter().filter(|q| !q.deleted).count() as u64,
+            queue_tail_bytes: (state.tail_units * crate::consume_queue::UNIT_BYTES) as u64,
+            index_files: state.index.as_ref().map_or(0, |i| i.files() as u64),
+            records_appended: get(&counters.records),
+            bytes_appended: get(&counters.bytes),
+            commits: get(&counters.commits),
+            flushes: get(&counters.flushes),
+            flush_max_us: get(&counters.flush_max_us),
+            commit_max_us: get(&counters.commit_max_us),
+            disk_used_ratio: get(&counters.used_ppm) as f64 / 1e6,
+            earliest_store_timestamp: earliest,
+            open_files: open_files as u64,
+            open_maps: self.reader.open_maps() as u64,
+        }
     }
+
     /// Lines for the log that the flusher had to say since the last call.
     pub fn notices(&self) -> Vec<String> {
-        todo!()
+        std::mem::take(&mut lock(&self.shared.notices))
     }
+
     /// The host written into records from now on.
     pub fn set_store_host(&mut self, host: SocketAddr) {
-        todo!()
+        self.store_host = host;
     }
+
     /// Flushes log, queues and index to the device now and writes the checkpoint.
+    ///
+    /// # Errors
+    /// What stopped it; it is also the store's health then.
     pub fn flush(&mut self) -> Result<(), Error> {
-        todo!()
+        if self.closed {
+            return Err(Error::Closed);
+        }
+        lock(&self.shared.worker).flush_all(&self.shared, false)
     }
+
     /// One round of the flusher's duties, for owners without the thread.
+    ///
+    /// # Errors
+    /// What stopped it; it is also the store's health then.
     pub fn tick(&mut self) -> Result<(), Error> {
-        todo!()
+        if self.closed {
+            return Err(Error::Closed);
+        }
+        lock(&self.shared.worker).round(&self.shared)
     }
-    /// Flushes, writes the checkpoint, removes `abort` and the lock. The store refuses everything afterwards.
+
+    /// Flushes, writes the checkpoint, removes `abort` and releases the lock. The store refuses everything afterwards.
+    ///
+    /// # Errors
+    /// What could not be flushed; `abort` stays then, and the next open recovers.
     pub fn close(&mut self) -> Result<(), Error> {
-        todo!()
+        if self.closed {
+            return Ok(());
+        }
+        self.discard();
+        self.flusher = None;
+        self.closed = true;
+        let result = self.close_files();
+        self.reader = LogReader::default();
+        lock(&self.queue_reader).close_all();
+        lock(&self.shared.queue_files).close_all();
+        self.lock = None;
+        result
     }
-    /// Readable when the flushed end has moved with synchronous flush; [`Store::settle`] empties it.
+
+    fn close_files(&mut self) -> Result<(), Error> {
+        if let Some(failed) = self.shared.health().filter(|_| self.shared.has_failed()) {
+            return Err(failed);
+        }
+        lock(&self.shared.worker).flush_all(&self.shared, true)?;
+        self.shared.log.drop_spare();
+        let root = &self.shared.options.root;
+        let abort = root.join("abort");
+        self.shared.disk.remove_file(&abort).map_err(|e| Error::write("removing", &abort, &e))?;
+        self.shared.disk.sync_dir(root).map_err(|e| Error::write("flushing", root, &e))
+    }
+
+    /// Readable when the flushed end has moved with synchronous flush, or when it failed; [`Store::settle`] empties it.
     pub fn notify_fd(&self) -> RawFd {
-        todo!()
+        self.shared.event.as_raw_fd()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // The flusher stops where it is; nothing is flushed. Only `close` ends a store properly.
+        self.flusher = None;
     }
 }
