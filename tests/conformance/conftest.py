@@ -8,6 +8,7 @@ import apache
 import network
 import ours
 import pytest
+from official import Client
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,3 +52,11 @@ def cluster(request: pytest.FixtureRequest) -> apache.Cluster:
     """The same test against Apache's cluster and ours."""
     started: apache.Cluster = request.getfixturevalue(f"{request.param}_cluster")
     return started
+
+
+@pytest.fixture(scope="package")
+def client(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The official Java client and mqadmin, one JVM for all tests."""
+    started = Client(tmp_path_factory.mktemp("client"))
+    yield started
+    started.close()

@@ -87,7 +87,9 @@ final class Consume {
             if (consumer != null) {
                 List<String> assigned = new ArrayList<>();
                 for (MessageQueue queue : consumer.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet()) {
-                    assigned.add(queue.getBrokerName() + ":" + queue.getTopic() + ":" + queue.getQueueId());
+                    if (!queue.getTopic().startsWith("%RETRY%")) {
+                        assigned.add(queue.getBrokerName() + ":" + queue.getTopic() + ":" + queue.getQueueId());
+                    }
                 }
                 assigned.sort(null);
                 reply.put("assigned", assigned);
