@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aerobee import sync as sync
     from aerobee.client import Client as Client
     from aerobee.client import ConsumeFrom as ConsumeFrom
     from aerobee.client import Consumer as Consumer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from aerobee.client import SendResult as SendResult
     from aerobee.client import SendStatus as SendStatus
     from aerobee.client import Sql as Sql
-    from aerobee.client import sync as sync
     from aerobee.errors import AerobeeError as AerobeeError
     from aerobee.errors import ConnectError as ConnectError
     from aerobee.errors import RequestTimeout as RequestTimeout
@@ -65,7 +65,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "sync":
-        return import_module("aerobee.client.sync")
+        return import_module("aerobee.sync")
     if name not in __all__:
         raise AttributeError(f"module 'aerobee' has no attribute {name!r}")
     value = getattr(import_module("aerobee.errors" if name in _ERRORS else "aerobee.client"), name)

@@ -1,4 +1,5 @@
-"""What a consumer answers when a broker asks it: 307 running info, 309 consume this now, 220 reset, 221 offsets held."""
+"""What a consumer answers when a broker asks it: 307 running info, 309 consume this now, 220 reset, 221 offsets
+held."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ def request(code: int, fields: dict[str, str], body: bytes = b"") -> RemotingCom
 
 
 def sending_request(
-    group: str, queue: MessageQueue, body: bytes, properties: str, *, flag: int = 0, sys_flag: int = 0, batch: bool = False,
-    reconsume_times: int = 0, max_reconsume_times: int | None = None,
+    group: str, queue: MessageQueue, body: bytes, properties: str, *, flag: int = 0, sys_flag: int = 0, batch: bool =
+    False, reconsume_times: int = 0, max_reconsume_times: int | None = None,
 ) -> RemotingCommand:  # fmt: skip
     """SEND_MESSAGE_V2, or SEND_BATCH_MESSAGE; the letters are explained in `protocol.headers.send`."""
     fields = {
@@ -80,8 +80,9 @@ def sent(reply: RemotingCommand, queue: MessageQueue, message_id: str) -> SendRe
 
 
 async def pull(
-    client: Client, address: str, group: str, queue: MessageQueue, offset: int, *, count: int, hold_ms: int, commit_offset: int = -1,
-    subscription: str | None = None, expression_type: str = "TAG", sub_version: int = 0, tags: Collection[str] = (),
+    client: Client, address: str, group: str, queue: MessageQueue, offset: int, *, count: int, hold_ms: int,
+    commit_offset: int = -1, subscription: str | None = None, expression_type: str = "TAG", sub_version: int = 0,
+    tags: Collection[str] = (),
 ) -> PullResult:  # fmt: skip
     """Up to `count` messages from `offset` on; waits up to `hold_ms` at the broker for the first one.
 

@@ -176,7 +176,8 @@ class Client:
     async def ask_name_servers(
         self, make: Callable[[], RemotingCommand], timeout_s: float | None = None
     ) -> RemotingCommand:
-        """Asks one name server, the next ones when it cannot be reached; the first that answers is asked first from then on."""
+        """Asks one name server, the next ones when it cannot be reached; the first that answers is asked first from
+        then on."""
         failure: AerobeeError | None = None
         for _ in range(len(self.name_servers)):
             address = self.name_servers[self._name_server % len(self.name_servers)]

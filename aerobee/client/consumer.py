@@ -18,7 +18,8 @@
   goes to the dead letter queue `%DLQ%group`. In a loop, `await consumer.retry(message)` does the same.
 * Offsets are kept at the broker: committed every 5 s, with pulls, and at the stop. What was finished and not yet
   committed when a process dies is delivered again: handlers should not mind seeing a message twice.
-* With `orderly=True` the messages of a queue are handed out one batch after the other, under the broker's lock; a failed
+* With `orderly=True` the messages of a queue are handed out one batch after the other, under the broker's lock; a
+failed
   message is tried again in place after `suspend_ms`.
 * Java members with the same group and the default strategy share its queues with Python members.
 
@@ -91,10 +92,10 @@ SUBSCRIPTION_UNKNOWN: Final = frozenset(
 class Consumer:
     """A member of a consumer group; see the head of this file.
 
-    `subscriptions`: topic → tags ("*", "a || b") or `Sql("price > 5")`; a list of topics means all tags. `start_from` decides
-    where a group begins that the broker has no offset of. `concurrency`: how many messages (or batches) each handler works on
-    at a time. Flow limits hold per queue: no more is pulled while so many messages, bytes or so wide a span of offsets
-    are unfinished. `max_reconsume_times` -1: 16, or without end when orderly.
+    `subscriptions`: topic → tags ("*", "a || b") or `Sql("price > 5")`; a list of topics means all tags. `start_from`
+    decides where a group begins that the broker has no offset of. `concurrency`: how many messages (or batches) each
+    handler works on at a time. Flow limits hold per queue: no more is pulled while so many messages, bytes or so wide
+    a span of offsets are unfinished. `max_reconsume_times` -1: 16, or without end when orderly.
     """
 
     def __init__(
@@ -179,8 +180,8 @@ class Consumer:
             self.client.spawn(self._resubscribed())
 
     def on(self, topic: str, *, tags: str | Sql = "*", concurrency: int | None = None) -> Callable[[H], H]:
-        """Decorator: subscribes `topic` and calls the function for each of its messages. Returning acknowledges, raising
-        retries. Plain functions run in threads."""
+        """Decorator: subscribes `topic` and calls the function for each of its messages. Returning acknowledges,
+        raising retries. Plain functions run in threads."""
 
         def register(function: H) -> H:
             self._handle(topic, tags, function, 1, concurrency)
@@ -191,7 +192,8 @@ class Consumer:
     def on_batch(
         self, topic: str, *, tags: str | Sql = "*", size: int = 32, concurrency: int | None = None
     ) -> Callable[[B], B]:
-        """Like `on`, with up to `size` messages of one queue at a time; `raise Retry(messages=[...])` says which failed."""
+        """Like `on`, with up to `size` messages of one queue at a time; `raise Retry(messages=[...])` says which
+        failed."""
 
         def register(function: B) -> B:
             self._handle(topic, tags, function, size, concurrency)
@@ -210,7 +212,8 @@ class Consumer:
     # Life.
 
     async def start(self) -> Self:
-        """Joins the group. Raises ConnectError when no name server can be reached. Topics that do not exist are waited for."""
+        """Joins the group. Raises ConnectError when no name server can be reached. Topics that do not exist are
+        waited for."""
         if self._running:
             return self
         if self.model is MessageModel.CLUSTERING:
@@ -334,7 +337,8 @@ class Consumer:
         return parcel
 
     def settle(self, parcel: Parcel, done: int) -> None:
-        """The first `done` messages are acknowledged (unless `ack` or `retry` did it), the others go to the next taker."""
+        """The first `done` messages are acknowledged (unless `ack` or `retry` did it), the others go to the next
+        taker."""
         held = [self._in_loops.pop(id(message), None) is not None for message in parcel.messages]
         good = [message for message, ours in zip(parcel.messages[:done], held, strict=False) if ours]
         rest = [message for message, ours in zip(parcel.messages[done:], held[done:], strict=True) if ours]
@@ -439,7 +443,8 @@ class Consumer:
                 await self._failed(parcel, failure)
 
     async def consume_once(self, message: MessageExt, timeout_s: float) -> str:
-        """Runs one message through its handler (or a loop), beside the group's offsets; raises what the handler raises."""
+        """Runs one message through its handler (or a loop), beside the group's offsets; raises what the handler
+        raises."""
         handler = self._handlers.get(message.topic)
         if handler is not None:
             argument = message if handler.size == 1 else [message]
@@ -451,13 +456,10 @@ class Consumer:
         beside = ProcessQueue(MessageQueue(message.topic, message.broker_name, message.queue_id), message.queue_offset)
         beside.put([message])
         self._lane.put(Parcel(beside, [message]))
-        end = time.monotonic() + timeout_s
-        while beside.count and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        if beside.count:
-            beside.drop()
-            return "CR_LATER"
-        return "CR_SUCCESS"
+        if await beside.finished(timeout_s):
+            return "CR_SUCCESS"
+        beside.drop()
+        return "CR_LATER"
 
     def _finished_some(self, parcel: Parcel, count: int) -> None:
         parcel.queue.finish(parcel.messages[:count])
@@ -549,7 +551,8 @@ class Consumer:
 
     async def _send_to_retry_topic(self, message: MessageExt, limit: int) -> bool:
         """Stores a copy for later delivery: where the broker that has the message cannot be asked, and for dead letters
-        of orderly consumers (the broker moves what comes from a group that holds locks straight to the dead letter queue)."""
+        of orderly consumers (the broker moves what comes from a group that holds locks straight to the dead letter
+        queue)."""
         properties = dict(message.properties)
         properties.pop(wire.PROPERTY_TRANSACTION_PREPARED, None)
         properties.setdefault(wire.PROPERTY_ORIGIN_MESSAGE_ID, message.message_id)
@@ -585,9 +588,9 @@ class Consumer:
             try:
                 address = self.client.any_of(queue.broker_name, process_queue.read_from)
                 result = await calls.pull(
-                    self.client, address, self.group, queue, process_queue.next_offset, count=self._pull_batch, hold_ms=HOLD_MS,
-                    commit_offset=self._offsets.with_pull(process_queue), expression_type=wanted.expression_type,
-                    sub_version=wanted.sub_version, tags=wanted.tags_set,
+                    self.client, address, self.group, queue, process_queue.next_offset, count=self._pull_batch,
+                    hold_ms=HOLD_MS, commit_offset=self._offsets.with_pull(process_queue),
+                    expression_type=wanted.expression_type, sub_version=wanted.sub_version, tags=wanted.tags_set,
                 )  # fmt: skip
             except asyncio.CancelledError:
                 raise
@@ -920,9 +923,8 @@ class _Handler:
         self.function = function
         self.size = size
         self.concurrency = concurrency
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)
-        )  # noqa: B004
+        # An object with an async __call__ is a coroutine function too, only not to `inspect`.
+        self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         self.lane = Lane()
         self.workers: list[asyncio.Task[None]] = []
 

@@ -21,8 +21,8 @@ class ProcessQueue:
     """The messages of one queue that were pulled and are not finished yet, in offset order."""
 
     __slots__ = (
-        "_done", "_idle", "_pending", "_room", "bytes", "committable", "dropped", "in_hand", "last_consume_ms", "last_pull_ms",
-        "locked_until", "next_offset", "persisted", "queue", "read_from", "taken", "waiting",
+        "_done", "_idle", "_pending", "_room", "bytes", "committable", "dropped", "in_hand", "last_consume_ms",
+        "last_pull_ms", "locked_until", "next_offset", "persisted", "queue", "read_from", "taken", "waiting",
     )  # fmt: skip
 
     def __init__(self, queue: MessageQueue, offset: int) -> None:
@@ -127,6 +127,15 @@ class ProcessQueue:
             self._idle = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._idle], timeout=timeout_s)
         return self.in_hand <= 0
+
+    async def finished(self, timeout_s: float) -> bool:
+        """Whether all that was put is finished, waiting for it up to `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.room(0, 0, 0)
+        except TimeoutError:
+            pass
+        return not self._pending
 
     def is_full(self, messages_max: int, bytes_max: int, span_max: int) -> bool:
         pending = self._pending

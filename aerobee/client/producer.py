@@ -8,8 +8,8 @@
 * `send_oneway` does not wait for anything: no result, no retry.
 * `send_batch` sends several messages of one topic as one request.
 
-A message that was acknowledged is stored. A send that failed with RequestTimeout or ConnectError may have been stored all
-the same, and a retry after one of them may store it twice: consumers tell by `message.unique_id`.
+A message that was acknowledged is stored. A send that failed with RequestTimeout or ConnectError may have been stored
+all the same, and a retry after one of them may store it twice: consumers tell by `message.unique_id`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import asyncio
 import logging
 import random
 import zlib
-from collections.abc import Iterable, Sequence
-from typing import Callable, Final, Protocol, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol, Self
 
 from aerobee.client.calls import sending_request, sent, unregister
 from aerobee.client.client import Client, TopicRoute, unique_instance_name
@@ -63,9 +63,10 @@ class Producer:
     """Sends messages; see the head of this file.
 
     `name_servers`: "host:port", several joined by `;`. `group` names who sends; transactions and statistics go by it.
-    `retry_times`: how many further attempts a `send` or `post` makes. `timeout_ms` is the time for all of them together.
-    `compress_above_bytes`: longer bodies travel and are stored compressed. `in_flight_max`: how many `post`s may be unanswered
-    before the next one waits. One producer serves any number of tasks, and all of its sends share a connection a broker.
+    `retry_times`: how many further attempts a `send` or `post` makes. `timeout_ms` is the time for all of them
+    together. `compress_above_bytes`: longer bodies travel and are stored compressed. `in_flight_max`: how many
+    `post`s may be unanswered before the next one waits. One producer serves any number of tasks, and all of its sends
+    share a connection a broker.
     """
 
     def __init__(
@@ -140,9 +141,10 @@ class Producer:
     ) -> SendResult:
         """Sends and waits until the broker has stored the message.
 
-        `queue` sends to exactly that one. `sharding_key`: messages with the same key go to the same queue, and so keep their
-        order (the queue changes when the number of queues does). `selector` chooses freely. With any of the three no
-        other broker is tried. Raises ServerError (what the broker said), RequestTimeout, ConnectError, ValueError.
+        `queue` sends to exactly that one. `sharding_key`: messages with the same key go to the same queue, and so
+        keep their order (the queue changes when the number of queues does). `selector` chooses freely. With any of
+        the three no other broker is tried. Raises ServerError (what the broker said), RequestTimeout, ConnectError,
+        ValueError.
         """
         self._check(message)
         return await self._send(message, self._chooser(queue, sharding_key, selector), timeout_ms)
@@ -158,8 +160,8 @@ class Producer:
     ) -> asyncio.Future[SendResult]:
         """Sends without waiting for the answer: the future has it, or the error, later.
 
-        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered. Messages
-        to the same queue arrive in the order of the calls unless one has to be retried.
+        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered.
+        Messages to the same queue arrive in the order of the calls unless one has to be retried.
         """
         self._check(message)
         while self._in_flight >= self._in_flight_max:
@@ -284,8 +286,8 @@ class Producer:
         raise error
 
     def _answered(
-        self, reply: asyncio.Future[RemotingCommand], out: asyncio.Future[SendResult], message: Message, queue: MessageQueue,
-        choose: _Chooser, timeout_ms: int | None,
+        self, reply: asyncio.Future[RemotingCommand], out: asyncio.Future[SendResult], message: Message, queue:
+        MessageQueue, choose: _Chooser, timeout_ms: int | None,
     ) -> None:  # fmt: skip
         """A posted message has its answer: hand it on, or try elsewhere."""
         if out.done():

@@ -130,19 +130,20 @@ class PullConsumer:
     async def pull(
         self, queue: MessageQueue, offset: int, *, max_messages: int = 32, tags: str | Sql = "*", wait_ms: int = 0
     ) -> PullResult:
-        """Messages from `offset` on. With `wait_ms` the broker holds the request up to that long when there are none yet.
+        """Messages from `offset` on. With `wait_ms` the broker holds the request up to that long when there are none
+        yet.
 
-        Look at `result.status` and go on at `result.next_offset`, whatever the status. Raises ServerError, ConnectError,
-        RequestTimeout.
+        Look at `result.status` and go on at `result.next_offset`, whatever the status. Raises ServerError,
+        ConnectError, RequestTimeout.
         """
         await self._known(queue)
         wanted = self._subscriptions.get(queue.topic)
         if wanted is None or tags != "*":
             self._subscriptions[queue.topic] = wanted = subscription(queue.topic, tags)
         return await calls.pull(
-            self.client, self.client.any_of(queue.broker_name), self.group, queue, offset, count=max_messages, hold_ms=wait_ms,
-            subscription=wanted.sub_string, expression_type=wanted.expression_type, sub_version=wanted.sub_version,
-            tags=wanted.tags_set,
+            self.client, self.client.any_of(queue.broker_name), self.group, queue, offset, count=max_messages,
+            hold_ms=wait_ms, subscription=wanted.sub_string, expression_type=wanted.expression_type,
+            sub_version=wanted.sub_version, tags=wanted.tags_set,
         )  # fmt: skip
 
     def session(
@@ -154,7 +155,8 @@ class PullConsumer:
         tags: str | Sql = "*",
         prefetch_messages: int = 256,
     ) -> PullSession:
-        """A stream over many queues; see `PullSession`. `start`: offsets, or a Unix time in ms, or None for the oldest message."""
+        """A stream over many queues; see `PullSession`. `start`: offsets, or a Unix time in ms, or None for the
+        oldest message."""
         return PullSession(self, topic_or_queues, store, start, tags, prefetch_messages)
 
     async def _known(self, queue: MessageQueue) -> None:
@@ -187,8 +189,8 @@ class PullConsumer:
 class PullSession:
     """Reads queues side by side and hands their messages out as one stream.
 
-    `offsets` says for each queue where the application is: behind the last message it was given and came back from. They go
-    to the store with `save()`, and when the session ends without an error.
+    `offsets` says for each queue where the application is: behind the last message it was given and came back from.
+    They go to the store with `save()`, and when the session ends without an error.
     """
 
     def __init__(

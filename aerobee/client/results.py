@@ -87,11 +87,12 @@ class MessageModel(Enum):
     BROADCASTING = "BROADCASTING"
 
 
-class Retry(Exception):  # noqa: N818  # an instruction to the consumer, not a failure of it
+class Retry(Exception):  # an instruction to the consumer, not a failure of it
     """Raised by a handler: deliver again later, without the error being logged.
 
     `delay_level` 0 lets the broker choose (10 s, 30 s, 1 min … with each attempt), 1 to 18 are RocketMQ's delay
-    levels, below 0 goes to the dead letter queue at once. `messages` names the ones of a batch that failed (all when left out).
+    levels, below 0 goes to the dead letter queue at once. `messages` names the ones of a batch that failed (all when
+    left out).
     """
 
     def __init__(self, reason: str = "", *, delay_level: int = 0, messages: Sequence[MessageExt] | None = None) -> None:

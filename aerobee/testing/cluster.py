@@ -7,8 +7,8 @@ a temporary directory, gone at the end.
         cluster.brokers[0].kill()           # kill -9
         await cluster.brokers[0].start()    # the same store, the same port
 
-Every server keeps its log in its directory; `cluster.logs()` has their ends, and the pytest plugin shows them when a test
-fails. Servers end with the process that started them, however it ends.
+Every server keeps its log in its directory; `cluster.logs()` has their ends, and the pytest plugin shows them when a
+test fails. Servers end with the process that started them, however it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from aerobee.client.client import Client
 from aerobee.errors import AerobeeError
@@ -136,11 +136,11 @@ class Server:
 class Cluster:
     """Name servers and brokers; see the head of this file.
 
-    `settings` go to every broker, in Apache's spelling: `{"flushDiskType": "SYNC_FLUSH"}`. `directory` is kept; without one a
-    temporary directory is made and removed.
+    `settings` go to every broker, in Apache's spelling: `{"flushDiskType": "SYNC_FLUSH"}`. `directory` is kept;
+    without one a temporary directory is made and removed.
     """
 
-    live: weakref.WeakSet[Cluster] = weakref.WeakSet()
+    live: ClassVar[weakref.WeakSet[Cluster]] = weakref.WeakSet()
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class Cluster:
         self._temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="aerobee-cluster-"))
         self.name_server_list = [
-            Server("nameserver", f"name server {i}", self.directory / f"nameserver-{i}", {"kvConfigPath": self.directory / f"nameserver-{i}" / "kvConfig.json"})
-            for i in range(name_servers)
+            Server("nameserver", f"name server {i}", self.directory / f"nameserver-{i}", {"kvConfigPath":
+            self.directory / f"nameserver-{i}" / "kvConfig.json"}) for i in range(name_servers)
         ]  # fmt: skip
         self.brokers = [self._broker(i, cluster_name, settings or {}) for i in range(brokers)]
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"cli"},
     {"console", "admin", "testing"},
     {"broker", "nameserver"},
-    {"client"},
+    {"client", "sync"},
     {"net"},
     {"protocol"},
     {"errors", "options", "options_ignored", "clock", "log"},

@@ -5,8 +5,8 @@
     with Producer("127.0.0.1:9876", group="shop") as producer:
         producer.send(Message("orders", b"42"))
 
-All objects of a process share one background thread with an event loop. Calls may come from any thread. In a forked child a
-fresh thread and fresh connections are made on the first call; the parent's go on undisturbed.
+All objects of a process share one background thread with an event loop. Calls may come from any thread. In a forked
+child a fresh thread and fresh connections are made on the first call; the parent's go on undisturbed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ class Producer(_Face):
         return _background.run(self._aio().send_batch(messages, **how))
 
     def send_all(self, messages: Sequence[Message], **how: Any) -> list[SendResult]:
-        """Sends all, many at a time, each as a message of its own; results in the same order. Raises the first error."""
+        """Sends all, many at a time, each as a message of its own; results in the same order. Raises the first
+        error."""
         return _background.run(_send_all(self._aio(), messages, how))
 
     def flush(self) -> None:
@@ -166,7 +167,8 @@ class Producer(_Face):
 
 
 class Consumer(_Face):
-    """`aerobee.Consumer` with plain calls: handlers are plain functions and run in threads, or `for message in consumer`."""
+    """`aerobee.Consumer` with plain calls: handlers are plain functions and run in threads, or `for message in
+    consumer`."""
 
     def __init__(self, name_servers: str | Sequence[str] | None = None, *, group: str, **options: Any) -> None:
         super().__init__(self._build)
