@@ -1,0 +1,95 @@
+# ruff: noqa: RUF012 - msgspec gives each object its own copy of an empty default
+"""Popping: acknowledging many at once, and who pops what."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+
+from msgspec import field
+
+from aerobee.errors import MalformedRequest
+from aerobee.protocol.bodies import Body
+from aerobee.protocol.fastjson import MessageQueue
+
+
+class BatchAck(Body):
+    """Acknowledges messages of one pop: bit n of `bit_set` stands for offset `start_offset` + n. Times in ms."""
+
+    consumer_group: str | None = field(name="c", default=None)
+    topic: str | None = field(name="t", default=None)
+    retry: str | None = field(name="r", default=None)
+    start_offset: int = field(name="so", default=0)
+    queue_id: int = field(name="q", default=0)
+    revive_queue_id: int = field(name="rq", default=0)
+    pop_time: int = field(name="pt", default=0)
+    invisible_time: int = field(name="it", default=0)
+    bit_set: str | None = field(name="b", default=None)
+    """Base64 of the bits, the lowest one first."""
+
+    def offsets(self) -> list[int]:
+        """The acknowledged offsets. Raises MalformedRequest."""
+        try:
+            bits = int.from_bytes(base64.b64decode(self.bit_set or "", validate=True), "little")
+        except binascii.Error:
+            raise MalformedRequest("BatchAck: field b is not base64") from None
+        out = []
+        while bits:
+            lowest = bits & -bits
+            out.append(self.start_offset + lowest.bit_length() - 1)
+            bits ^= lowest
+        return out
+
+    def set_offsets(self, offsets: Iterable[int]) -> None:
+        """Sets the bits of these offsets; none may be smaller than `start_offset`."""
+        bits = 0
+        for offset in offsets:
+            bits |= 1 << (offset - self.start_offset)
+        self.bit_set = base64.b64encode(bits.to_bytes((bits.bit_length() + 7) // 8, "little")).decode()
+
+
+class BatchAckMessageRequestBody(Body):
+    """BATCH_ACK_MESSAGE's body."""
+
+    broker_name: str | None = None
+    acks: list[BatchAck] = []
+
+
+class QueryAssignmentRequestBody(Body):
+    """QUERY_ASSIGNMENT's body: which queues are mine?"""
+
+    topic: str = ""
+    consumer_group: str = ""
+    client_id: str = ""
+    strategy_name: str | None = None
+    message_model: str | None = None
+
+
+class MessageQueueAssignment(Body):
+    """A queue, and whether to pull or to pop it."""
+
+    message_queue: MessageQueue | None = None
+    mode: str = "PULL"
+    attachments: dict[str, str] | None = None
+
+
+class QueryAssignmentResponseBody(Body):
+    """QUERY_ASSIGNMENT's answer."""
+
+    message_queue_assignments: list[MessageQueueAssignment] = []
+
+
+class SetMessageRequestModeRequestBody(Body):
+    """SET_MESSAGE_REQUEST_MODE's body. `mode`: PULL or POP."""
+
+    topic: str = ""
+    consumer_group: str = ""
+    mode: str = "PULL"
+    pop_share_queue_num: int = 0
+
+
+class MessageRequestModeSerializeWrapper(Body):
+    """The file `messageRequestMode.json`: topic → group → mode."""
+
+    message_request_mode_map: dict[str, dict[str, SetMessageRequestModeRequestBody]] = {}

@@ -1,0 +1,343 @@
+"""JSON as RocketMQ's Java speaks it (Fastjson), which is not always JSON.
+
+What its writer does and strict readers refuse: numbers as keys (`{0:"10.0.0.1:10911"}`), objects as keys
+(`{{"brokerName":"a","queueId":0,"topic":"t"}:{…}}`), references to what was already said (`{"$ref":"$.a[0]"}`). What
+its reader also takes: bare and single-quoted names, trailing commas. `loads` reads all of it, `dumps` writes the first
+two where Java does. Strict JSON takes the fast way through msgspec.
+
+Object keys become `MessageQueue`, the only such key there is; other keys are text (a bare number too).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+from msgspec import structs
+
+from aerobee.errors import MalformedRequest
+
+DEPTH_MAX: Final = 128
+"""Deeper nesting is refused: no real body has more than ten levels."""
+
+
+class MessageQueue(msgspec.Struct, frozen=True, order=True, rename="camel", gc=False):
+    """One queue of a topic on one broker set; it can be a key."""
+
+    topic: str = ""
+    broker_name: str = ""
+    queue_id: int = 0
+
+
+# Reading.
+
+
+def loads(data: bytes | str) -> Any:
+    """The value that `data` spells. Raises MalformedRequest."""
+    if ("$ref" in data) if isinstance(data, str) else (b"$ref" in data):
+        return _loads_slowly(data)
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return _loads_slowly(data)
+
+
+def _loads_slowly(data: bytes | str) -> Any:
+    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+    reader = _Reader(text)
+    value = reader.value(0)
+    reader.blanks()
+    if reader.at != len(text):
+        raise reader.wrong("the end")
+    return _References(value, len(text)).resolve(value, ()) if reader.references else value
+
+
+_BLANKS: Final = re.compile(r"[ \t\r\n\f\b]*")
+_NUMBER: Final = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_WORD: Final = re.compile(r"[A-Za-z_$][\w$.\-]*")
+_PLAIN: Final = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
+_ESCAPES: Final = {
+    "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": "\0", '"': '"', "'": "'", "\\": "\\",
+    "/": "/",
+}  # fmt: skip
+_WORDS: Final = {"true": True, "false": False, "null": None, "undefined": None, "NaN": float("nan")}
+_COLLECTIONS: Final = ("Set", "TreeSet")
+
+
+class _Reader:
+    """A recursive descent through one text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.references = False
+
+    def wrong(self, expected: str) -> MalformedRequest:
+        found = self.text[self.at : self.at + 20]
+        return MalformedRequest(f"not JSON at character {self.at}: {expected} expected, found {found!r}")
+
+    def blanks(self) -> str:
+        """Skips blanks; the character that follows, "" at the end."""
+        match = _BLANKS.match(self.text, self.at)
+        assert match is not None
+        self.at = match.end()
+        return self.text[self.at : self.at + 1]
+
+    def value(self, depth: int) -> Any:
+        if depth > DEPTH_MAX:
+            raise MalformedRequest(f"JSON nested deeper than {DEPTH_MAX}")
+        first = self.blanks()
+        if first == "{":
+            return self.object(depth)
+        if first == "[":
+            return self.array(depth)
+        if first in ('"', "'") and first:
+            return self.string(first)
+        number = _NUMBER.match(self.text, self.at)
+        if number is not None:
+            self.at = number.end()
+            if self.text[self.at : self.at + 1] in ("L", "D", "F", "B", "S"):
+                self.at += 1  # Fastjson marks Java's types this way when asked to
+            digits = number.group()
+            try:
+                return int(digits) if digits.lstrip("-+").isdigit() else float(digits)
+            except ValueError:
+                raise self.wrong("a number") from None
+        word = _WORD.match(self.text, self.at)
+        if word is not None and word.group() in _WORDS:
+            self.at = word.end()
+            return _WORDS[word.group()]
+        if word is not None and word.group() in _COLLECTIONS:
+            self.at = word.end()
+            if self.blanks() == "[":
+                return self.array(depth)
+        raise self.wrong("a value")
+
+    def array(self, depth: int) -> list[Any]:
+        self.at += 1
+        out: list[Any] = []
+        while True:
+            if self.blanks() == "]":
+                self.at += 1
+                return out
+            out.append(self.value(depth + 1))
+            following = self.blanks()
+            if following == ",":
+                self.at += 1
+            elif following != "]":
+                raise self.wrong("',' or ']'")
+
+    def object(self, depth: int) -> dict[Any, Any]:
+        self.at += 1
+        out: dict[Any, Any] = {}
+        while True:
+            if self.blanks() == "}":
+                self.at += 1
+                return out
+            key = self.key(depth)
+            if self.blanks() != ":":
+                raise self.wrong("':'")
+            self.at += 1
+            out[key] = self.value(depth + 1)
+            if key == "$ref":
+                self.references = True
+            following = self.blanks()
+            if following == ",":
+                self.at += 1
+            elif following != "}":
+                raise self.wrong("',' or '}'")
+
+    def key(self, depth: int) -> str | MessageQueue:
+        first = self.blanks()
+        if first in ('"', "'") and first:
+            return self.string(first)
+        if first == "{":
+            if depth > DEPTH_MAX:
+                raise MalformedRequest(f"JSON nested deeper than {DEPTH_MAX}")
+            self_described = self.object(depth + 1)
+            try:
+                return msgspec.convert(self_described, MessageQueue, strict=False)
+            except (msgspec.ValidationError, TypeError):
+                raise MalformedRequest("an object that is a key is not a message queue") from None
+        bare = _NUMBER.match(self.text, self.at) or _WORD.match(self.text, self.at)
+        if bare is None:
+            raise self.wrong("a name")
+        self.at = bare.end()
+        return bare.group()
+
+    def string(self, quote: str) -> str:
+        text, plain = self.text, _PLAIN[quote]
+        self.at += 1
+        parts = []
+        while True:
+            match = plain.match(text, self.at)
+            assert match is not None
+            parts.append(match.group())
+            self.at = match.end()
+            mark = text[self.at : self.at + 1]
+            if mark == quote:
+                self.at += 1
+                out = "".join(parts)
+                # Two escapes may stand for one character beyond the first 65536.
+                return out.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if "\\u" in text else out
+            if not mark:
+                raise self.wrong(quote)
+            escape = text[self.at + 1 : self.at + 2]
+            if escape in ("u", "x"):
+                digits = text[self.at + 2 : self.at + (6 if escape == "u" else 4)]
+                try:
+                    parts.append(chr(int(digits, 16)))
+                except ValueError:
+                    raise self.wrong("a character in hex") from None
+                self.at += 2 + len(digits)
+            elif escape in _ESCAPES:
+                parts.append(_ESCAPES[escape])
+                self.at += 2
+            else:
+                raise self.wrong("an escape")
+
+
+_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\['([^']*)'\]|\[\"([^\"]*)\"\]")
+
+
+class _References:
+    """Puts what a reference points at in its place: `$` the root, `@` itself, `..` its parent, `$.a.b[0]` a path.
+
+    A reference to something that contains it would have no end and becomes null, as does one that points nowhere.
+    References to references could grow without end from a small text, so what they stand for is bounded by its length.
+    """
+
+    def __init__(self, root: Any, text_chars: int) -> None:
+        self.root = root
+        self.left = 10_000 + 10 * text_chars
+
+    def resolve(self, value: Any, above: tuple[Any, ...]) -> Any:
+        self.left -= 1
+        if self.left < 0 or len(above) > 2 * DEPTH_MAX:
+            raise MalformedRequest("JSON whose references stand for far more than it says")
+        if isinstance(value, dict):
+            target = value.get("$ref")
+            if isinstance(target, str) and len(value) == 1:
+                found = _find(target, self.root, above)
+                inside = found is value or any(found is parent for parent in above)
+                return None if inside else self.resolve(found, (*above, value))
+            for key, item in value.items():
+                value[key] = self.resolve(item, (*above, value))
+        elif isinstance(value, list):
+            value[:] = [self.resolve(item, (*above, value)) for item in value]
+        return value
+
+
+def _find(path: str, root: Any, above: tuple[Any, ...]) -> Any:
+    if path == "..":
+        return above[-2] if len(above) > 1 else root
+    if path == "@":
+        return above[-1] if above else root
+    if not path.startswith("$"):
+        return None
+    found, at = root, 1
+    while at < len(path):
+        step = _STEP.match(path, at)
+        if step is None:
+            return None
+        at = step.end()
+        name, index, quoted, double_quoted = step.groups()
+        try:
+            found = found[int(index)] if index is not None else found[name or quoted or double_quoted]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
+
+
+# Writing.
+
+
+def dumps(value: Any, *, pretty: bool = False, bare_keys: bool = False) -> bytes:
+    """Spells plain values and bodies. Fields of bodies are sorted by name and left out when None, as Java does.
+
+    `bare_keys` writes numbers that are keys without quotes, as Java does for `Map<Integer, …>`; queues as keys are
+    always objects. `pretty` is the form of Java's configuration files: a tab a level, no blank after the colon.
+    """
+    out: list[str] = []
+    _write(value, out.append, bare_keys, "\n" if pretty else "")
+    return "".join(out).encode("utf-8", "replace")
+
+
+_QUOTE: Final = msgspec.json.Encoder().encode
+
+
+def quote(text: str) -> str:
+    """A string as JSON."""
+    try:
+        return _QUOTE(text).decode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return _QUOTE(text.encode("utf-8", "replace").decode()).decode()
+
+
+def _write(value: Any, put: Any, bare: bool, indent: str) -> None:
+    kind = type(value)
+    if kind is str:
+        put(quote(value))
+    elif kind is int:
+        put(str(value))
+    elif value is True:
+        put("true")
+    elif value is False:
+        put("false")
+    elif value is None:
+        put("null")
+    elif isinstance(value, float):
+        put(repr(value) if value == value and abs(value) != float("inf") else "null")
+    elif isinstance(value, dict):
+        _write_items(
+            ((_key(key, bare), item) for key, item in value.items()), "{}", put, bare, indent,
+        )  # fmt: skip
+    elif isinstance(value, list | tuple | set | frozenset):
+        _write_items((("", item) for item in value), "[]", put, bare, indent)
+    elif isinstance(value, msgspec.Struct):
+        _write_items(
+            ((key, item) for key, name in field_keys(kind) if (item := getattr(value, name)) is not None),
+            "{}", put, bare, indent,
+        )  # fmt: skip
+    elif isinstance(value, str):
+        put(quote(str(value)))
+    elif isinstance(value, int):
+        put(str(int(value)))
+    else:
+        raise TypeError(f"{kind.__name__} cannot be JSON")
+
+
+def _write_items(items: Any, brackets: str, put: Any, bare: bool, indent: str) -> None:
+    inner = indent + "\t" if indent else ""
+    put(brackets[0])
+    first = True
+    for key, item in items:
+        put(inner if first else "," + inner)
+        if key:
+            put(key)
+        _write(item, put, bare, inner)
+        first = False
+    put(brackets[1] if first else indent + brackets[1])
+
+
+def _key(key: Any, bare: bool) -> str:
+    if type(key) is str:
+        return quote(key) + ":"
+    if isinstance(key, MessageQueue):
+        return dumps(key).decode() + ":"
+    if isinstance(key, int):
+        return f"{int(key)}:" if bare else f'"{int(key)}":'
+    return quote(str(key)) + ":"
+
+
+_KEYS: dict[type, list[tuple[str, str]]] = {}
+
+
+def field_keys(kind: type) -> list[tuple[str, str]]:
+    """(`"wireName":`, attribute) of a struct's fields, sorted by wire name."""
+    keys = _KEYS.get(kind)
+    if keys is None:
+        described = sorted((field.encode_name, field.name) for field in structs.fields(kind))
+        keys = _KEYS[kind] = [(quote(wire) + ":", name) for wire, name in described]
+    return keys
