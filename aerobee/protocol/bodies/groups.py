@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import field
 
 from aerobee.protocol.bodies import Body
 from aerobee.protocol.bodies.client import SubscriptionData
 from aerobee.protocol.bodies.topics import DataVersion
+
+RETRY_DELAYS_MS: Final = (
+    1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000,
+    480_000, 540_000, 600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
+)  # fmt: skip
+"""How long a message waits before its first, second … repetition, unless the group says otherwise."""
 
 
 class ExponentialRetryPolicy(Body):
@@ -21,10 +29,7 @@ class ExponentialRetryPolicy(Body):
 class CustomizedRetryPolicy(Body):
     """Waits these times in ms, the last one again and again."""
 
-    next: list[int] = [
-        1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000, 480_000, 540_000,
-        600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
-    ]  # fmt: skip
+    next: list[int] = field(default_factory=lambda: list(RETRY_DELAYS_MS))
 
 
 class GroupRetryPolicy(Body):
