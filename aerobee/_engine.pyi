@@ -109,7 +109,8 @@ class Engine:
         """Opens and recovers the store; blocks, so call it in a thread. `root` (directory), and optionally sync_flush
         (bool), log_file_bytes, queue_file_units, index_slots, index_entries, index_enable, store_host (ip:port),
         log_flush_interval_ms, log_flush_bytes_min, log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms,
-        disk_used_ratio_max, delay_levels_ms (list), background (False: no flusher). Unknown keys raise TypeError."""
+        checkpoint_bytes, disk_used_ratio_max, delay_levels_ms (list), utc_offset_ms (for the names of index files),
+        background (False: no flusher). Unknown keys raise TypeError."""
     def session(self, peer: str) -> int:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
@@ -124,7 +125,8 @@ class Engine:
     def expire(self, now_ms: int) -> Turn:
         """Answers waiting pulls whose time is over, and sends whose flush takes too long (FLUSH_DISK_TIMEOUT)."""
     def next_expiry_ms(self) -> int | None:
-        """When `expire` has something to do; None: not as things are."""
+        """When `expire` has something to do; None: not as things are. Call it every now and then: what the flusher
+        has to say goes to the log here."""
     def allow(self, **settings: Any) -> None:
         """Settings for all: fast (False: everything comes out as commands), broker_perm, body_bytes_max,
         frame_bytes_max, store_host, region, trace_on, cluster, long_polling, short_polling_ms, lite_pull,

@@ -254,6 +254,8 @@ fn store_options(options: &Bound<'_, PyDict>) -> PyResult<StoreOptions> {
             "queue_flush_interval_ms" => out.queue_flush_interval_ms = value.extract()?,
             "queue_flush_forced_ms" => out.queue_flush_forced_ms = value.extract()?,
             "disk_used_ratio_max" => out.disk_used_ratio_max = value.extract()?,
+            "checkpoint_bytes" => out.checkpoint_bytes = value.extract()?,
+            "utc_offset_ms" => out.utc_offset_ms = value.extract()?,
             "delay_levels_ms" => out.delay_levels_ms = value.extract()?,
             "background" => out.background = value.extract()?,
             _ => return Err(unknown_key("store option", &key)),
@@ -339,11 +341,11 @@ impl Engine {
 
     fn expire(&self, py: Python<'_>, now_ms: i64) -> PyResult<Turn> {
         let turn = self.enter(py, |engine| engine.expire(now_ms))?;
-        self.log_notices(py)?;
         Turn::of(py, turn)
     }
 
     fn next_expiry_ms(&self, py: Python<'_>) -> PyResult<Option<i64>> {
+        self.log_notices(py)?;
         self.enter(py, |engine| engine.next_expiry_ms())
     }
 

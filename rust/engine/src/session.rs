@@ -260,6 +260,9 @@ impl Engine {
 
     /// When `expire` has something to do.
     pub fn next_expiry_ms(&mut self) -> Option<i64> {
+        if !self.unwoken.is_empty() {
+            return Some(i64::MIN);
+        }
         let flush = self.held.front().map(|held| held.since_ms + self.tables.settings.sync_flush_timeout_ms);
         [self.parked.next_deadline_ms(), flush].into_iter().flatten().min()
     }
@@ -644,8 +647,9 @@ impl Engine {
             }
             turn.reply(waiting.session, out);
         }
-        let patience_ms = self.tables.settings.sync_flush_timeout_ms;
-        while self.held.front().is_some_and(|held| held.since_ms + patience_ms <= now_ms) {
+        // Whoever ends all waiting by a time far ahead does not mean the disk.
+        let begun_ms = now_ms.min(self.clock.now_ms()) - self.tables.settings.sync_flush_timeout_ms;
+        while self.held.front().is_some_and(|held| held.since_ms <= begun_ms) {
             let Some(held) = self.held.pop_front() else { break };
             if self.sessions.contains_key(&held.session) {
                 turn.reply(held.session, with_code(&held.replies, FLUSH_DISK_TIMEOUT));
