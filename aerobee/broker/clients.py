@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from aerobee.clock import Clock
 from aerobee.net.connection import Connection
-from aerobee.protocol.bodies.clients import SubscriptionData
+from aerobee.protocol.bodies.client import SubscriptionData
 
 _log = logging.getLogger("aerobee.broker.clients")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aerobee.errors import MalformedRequest
 from aerobee.protocol import fastjson
 
 _log = logging.getLogger("aerobee.broker.config")
@@ -43,7 +44,7 @@ class ConfigFile:
                 continue
             try:
                 return fastjson.loads(data)
-            except ValueError as error:
+            except MalformedRequest as error:
                 _log.error("%s is damaged (%s); the next best copy is used", path, error)
         return None
 

@@ -15,7 +15,7 @@ from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.topics import alter_attributes, validate_group
-from aerobee.errors import ServerError
+from aerobee.errors import error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
 from aerobee.protocol.codes import ResponseCode
@@ -95,13 +95,13 @@ class GroupTable:
         for config in configs:
             problem = validate_group(config.group_name or "")
             if problem is not None:
-                raise ServerError(ResponseCode.INVALID_PARAMETER, problem)
+                raise error_for(ResponseCode.INVALID_PARAMETER, problem)
         for config in configs:
             current = self.table.get(config.group_name)
             try:
                 config.attributes = alter_attributes(current.attributes if current else {}, config.attributes, _ATTRIBUTES)
             except ValueError as error:
-                raise ServerError(ResponseCode.SYSTEM_ERROR, str(error)) from None
+                raise error_for(ResponseCode.SYSTEM_ERROR, str(error)) from None
             self.table[config.group_name] = config
             self._on_change(config.group_name, config)
         self.version.advance()

@@ -14,12 +14,13 @@ import asyncio
 import heapq
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
 from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn
 from aerobee.clock import Clock
-from aerobee.errors import ServerError
+from aerobee.errors import error_for
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import ResponseCode
 
@@ -27,6 +28,9 @@ __all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store"]
 
 EXPIRE_TICK_S: Final = 0.2
 """Parked pulls end at most this much late."""
+_END_OF_TIME_MS: Final = 1 << 62
+_RECENT_BYTES: Final = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 40 // 100
+"""Log bytes counted as "in memory", as Apache does: 40 % of the machine's memory."""
 
 _log = logging.getLogger("aerobee.broker.store")
 
@@ -47,6 +51,8 @@ class Store:
         self._tick: asyncio.TimerHandle | None = None
         self._unflushed: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
+        self._resuming: set[asyncio.Task[None]] = set()
+        self._released = False
 
     @classmethod
     async def open(cls, settings: dict[str, object], clock: Clock, *, sync_flush: bool, flush_timeout_s: float) -> Store:
@@ -65,6 +71,11 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.engine.fileno(), self._settle)
         self._tick = self._loop.call_later(EXPIRE_TICK_S, self._expire)
+
+    def release(self) -> None:
+        """The broker stops: everybody who waits for a message is answered now, nobody is read from any more."""
+        self._released = True
+        self._deliver(self.engine.expire(_END_OF_TIME_MS))
 
     async def close(self) -> None:
         """Flushes everything and closes the files, in a thread. Connections must be gone. Raises StoreError."""
@@ -103,6 +114,19 @@ class Store:
                 on_command(connection, command)
         if turn.error is not None:
             connection.close(turn.error)
+        elif turn.more:
+            # Its replies have grown long: the rest of what it asked is served when it has read them.
+            connection.hold_reading(True)
+            task = asyncio.ensure_future(self._resume(connection))
+            self._resuming.add(task)
+            task.add_done_callback(self._resuming.discard)
+
+    async def _resume(self, connection: Connection) -> None:
+        await asyncio.sleep(0)
+        await connection.writable()
+        if not connection.closed and connection.session in self._connections:
+            connection.hold_reading(self._released)
+            self.received(connection, memoryview(b""))
 
     def disconnected(self, connection: Connection) -> None:
         """The connection ended: its session and the pulls it parked go with it."""
@@ -135,7 +159,8 @@ class Store:
     def _expire(self) -> None:
         assert self._loop is not None
         self._tick = self._loop.call_later(EXPIRE_TICK_S, self._expire)
-        if self._connections:
+        due_ms = self.engine.next_expiry_ms()
+        if due_ms is not None and due_ms <= self._clock.now_ms():
             self._deliver(self.engine.expire(self._clock.now_ms()))
 
     # What policy does itself.
@@ -167,11 +192,13 @@ class Store:
             async with asyncio.timeout(self._flush_timeout_s):
                 await waiter
         except TimeoutError:
-            raise ServerError(ResponseCode.FLUSH_DISK_TIMEOUT, "the flush did not finish in time") from None
+            raise error_for(ResponseCode.FLUSH_DISK_TIMEOUT, "the flush did not finish in time") from None
 
-    def pull(self, connection: Connection, command: CommandTuple, tags: list[int] | None, *, park: bool) -> None:
-        """Serves (or parks) a pull that policy has allowed."""
-        self._deliver(self.engine.pull(connection.session, command, tags, park))
+    def pull(
+        self, connection: Connection, command: CommandTuple, tags: list[int] | None, *, park: bool, sql: str | None = None
+    ) -> None:
+        """Serves (or parks) a pull that policy has allowed. ValueError: a field is missing or no number."""
+        self._deliver(self.engine.pull(connection.session, command, tags, park, sql))
 
     def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
         """Smallest offset and the one after the largest visible one; (0, 0) for a queue that was never written."""
@@ -181,14 +208,64 @@ class Store:
         """Records from a queue, as they are in the log."""
         return self.engine.read(topic, queue_id, offset, count, bytes_max)
 
+    def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
+        """Queue entries of 20 bytes: position, size, tags code."""
+        return self.engine.entries(topic, queue_id, offset, count)
+
     def record(self, position: int) -> bytes | None:
         """The record at a position of the log; None when there is none."""
         return self.engine.record(position)
 
+    def is_recent(self, topic: str, queue_id: int, offset: int) -> bool:
+        """The message at this offset exists and still lies within the memory that the page cache may use."""
+        unit = self.engine.entries(topic, queue_id, offset, 1)
+        if len(unit) < 20:
+            return False
+        return self.engine.durable() - int.from_bytes(unit[:8], "big") <= _RECENT_BYTES
+
+    def earliest_time(self, topic: str, queue_id: int) -> int:
+        """Store time of the first message kept, ms; -1 for an empty queue."""
+        low, high = self.engine.bounds(topic, queue_id)
+        return self.engine.store_time(topic, queue_id, low) if high > low else -1
+
+    def offset_by_time(self, topic: str, queue_id: int, ms: int, *, upper: bool = False) -> int:
+        """First offset stored at or after `ms` (`upper`: the last one at or before)."""
+        return self.engine.offset_by_time(topic, queue_id, ms, upper)
+
+    def store_time(self, topic: str, queue_id: int, offset: int) -> int:
+        """When a message was stored, ms; -1: there is none."""
+        return self.engine.store_time(topic, queue_id, offset) if offset >= 0 else -1
+
+    def search_index(
+        self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
+    ) -> tuple[list[bytes], int, int]:
+        """Records with this key, newest first; then the index's last update: ms, position."""
+        return self.engine.search_index(topic, key, kind, limit, begin_ms, end_ms)
+
+    def topics(self) -> dict[str, list[int]]:
+        """Topics that have queues in the store, with their queue ids."""
+        return self.engine.topics()
+
+    def delete_topic(self, topic: str) -> None:
+        """Removes a topic's queues; its records stay in the log until their file goes."""
+        self.engine.delete_topic(topic)
+
+    async def clean(self, before_ms: int) -> dict[str, int]:
+        """Deletes log files older than `before_ms` and what belongs to them, in a thread."""
+        return await asyncio.to_thread(self.engine.clean, before_ms)
+
+    def health(self) -> str | None:
+        """Why writes are refused, in one sentence; None: they are not."""
+        return self.engine.health()
+
     def stats(self) -> dict[str, int]:
-        """Figures of the store."""
+        """Sizes and positions of the store."""
         return self.engine.stats()
 
+    def counters(self) -> dict[str, Any]:
+        """Traffic since the start."""
+        return self.engine.counters()
+
     def allow(self, **settings: Any) -> None:
-        """Global settings of the fast path."""
+        """Settings of the fast path for all topics and groups."""
         self.engine.allow(**settings)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
-from aerobee.errors import ServerError
+from aerobee.errors import error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import ResponseCode
@@ -229,12 +229,12 @@ class TopicTable:
             try:
                 attributes = alter_attributes(current.attributes if current else {}, config.attributes, _ATTRIBUTES)
             except ValueError as error:
-                raise ServerError(ResponseCode.SYSTEM_ERROR, str(error)) from None
+                raise error_for(ResponseCode.SYSTEM_ERROR, str(error)) from None
             for key, value in _UNSERVED.items():
                 if attributes.get(key) == value:
-                    raise ServerError(ResponseCode.SYSTEM_ERROR, f"{key}={value} is not served by this broker")
+                    raise error_for(ResponseCode.SYSTEM_ERROR, f"{key}={value} is not served by this broker")
             if attributes.get("message.type") == "MIXED" and not self._options.enable_mixed_message_type:
-                raise ServerError(ResponseCode.INVALID_PARAMETER, "MIXED message type is not supported.")
+                raise error_for(ResponseCode.INVALID_PARAMETER, "MIXED message type is not supported.")
             config.attributes = attributes
             if config != current:
                 changed.append(config)
@@ -247,7 +247,7 @@ class TopicTable:
         if problem is None and self._options.validate_system_topic_when_update_topic and self.is_system(topic):
             problem = f"The topic[{topic}] is conflict with system topic."
         if problem is not None:
-            raise ServerError(ResponseCode.INVALID_PARAMETER, problem)
+            raise error_for(ResponseCode.INVALID_PARAMETER, problem)
 
     async def delete(self, topic: str) -> None:
         """Forgets a topic; its data is the caller's business."""

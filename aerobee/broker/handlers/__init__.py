@@ -1,0 +1,14 @@
+"""Who answers what: one file a family, each with its own table of codes."""
+
+from __future__ import annotations
+
+from aerobee.broker.dispatch import Handler
+from aerobee.broker.handlers import admin, groups, heartbeat, offsets, pull, query, request_reply, send, topics, transactions
+
+_FAMILIES = (send, pull, offsets, heartbeat, query, transactions, request_reply, topics, groups, admin)
+
+HANDLERS: dict[int, Handler] = {}
+for _family in _FAMILIES:
+    for _code, _handler in _family.HANDLERS.items():
+        assert _code not in HANDLERS, f"two handlers for {_code!r}"
+        HANDLERS[int(_code)] = _handler

@@ -1,0 +1,143 @@
+"""What the engine may serve without asking: the broker's tables, translated row by row into the engine's.
+
+A row is `fast` when the engine's few rules are all that matters for it. Everything else (a group with a reset to hand
+out, a topic that clients may not send to) comes to the handlers. Called on every change of a table, so the engine is
+never behind what policy knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from typing import TYPE_CHECKING, Final
+
+from aerobee.broker.clients import BROADCASTING, PULL
+from aerobee.broker.filters import is_tag_kind
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.topics import NOT_SENDABLE
+
+if TYPE_CHECKING:
+    from aerobee.broker.server import Broker
+
+_log = logging.getLogger("aerobee.broker.store")
+
+HOUR_MS: Final = 3_600_000
+UNIT_BYTES: Final = 20
+
+
+def store_settings(options: BrokerOptions) -> dict[str, object]:
+    """What the engine needs to open the store."""
+    settings: dict[str, object] = {
+        "root": options.store_path_root_dir,
+        "sync_flush": options.sync_flush,
+        "log_file_bytes": options.mapped_file_size_commit_log,
+        "queue_file_units": options.mapped_file_size_consume_queue // UNIT_BYTES,
+        "index_slots": options.max_hash_slot_num,
+        "index_entries": options.max_index_num,
+        "index_enable": options.message_index_enable,
+        "log_flush_interval_ms": options.flush_interval_commit_log,
+        "queue_flush_interval_ms": options.flush_interval_consume_queue,
+        "disk_used_ratio_max": options.disk_space_warning_level_ratio / 100,
+        "delay_levels_ms": options.delay_levels_ms(),
+    }
+    return settings
+
+
+def announce(broker: Broker) -> None:
+    """Tells the engine everything: settings, topics, groups. Call it when the advertised address is known."""
+    allow_settings(broker)
+    for topic in broker.topics.table:
+        allow_topic(broker, topic)
+    for group in broker.groups.table:
+        allow_group(broker, group)
+
+
+def allow_settings(broker: Broker) -> None:
+    """The settings for all topics and groups; again after each change of a live option."""
+    options = broker.options
+    broker.store.allow(
+        fast=True,
+        broker_perm=options.broker_permission,
+        body_bytes_max=options.max_message_size,
+        store_host=broker.address,
+        region=options.region_id,
+        trace_on=options.trace_on,
+        cluster=options.broker_cluster_name,
+        long_polling=options.long_polling_enable,
+        short_polling_ms=options.short_polling_time_mills,
+        lite_pull=options.lite_pull_message_enable,
+        pull_bytes_max=options.max_transfer_bytes_on_message_in_memory,
+        pull_count_max=options.max_transfer_count_on_message_in_memory,
+        sync_flush_timeout_ms=options.sync_flush_timeout,
+    )
+
+
+def allow_topic(broker: Broker, topic: str) -> None:
+    """A topic was made, changed or deleted."""
+    if not broker.opened:
+        return
+    config = broker.topics.get(topic)
+    if config is None:
+        broker.store.engine.forget_topic(topic)
+        return
+    fast = topic not in NOT_SENDABLE and config.topic_filter_type == "SINGLE_TAG"
+    broker.store.engine.allow_topic(
+        topic, config.perm, config.read_queue_nums, config.write_queue_nums, fast, sys_flag=config.topic_sys_flag
+    )
+
+
+def allow_group(broker: Broker, group: str) -> None:
+    """A group's settings, members or resets changed."""
+    if not broker.opened:
+        return
+    config = broker.groups.table.get(group)
+    if config is None:
+        broker.store.engine.forget_group(group)
+        return
+    members = broker.clients.consumers.get(group)
+    fast = group not in broker.groups.forbidden and not broker.offsets.has_reset(group)
+    if members is not None:
+        if members.message_model == BROADCASTING and not config.consume_broadcast_enable:
+            fast = False
+        if members.consume_type == PULL and broker.options.reject_pull_consumer_enable:
+            fast = False
+    broker.store.engine.allow_group(group, config.consume_enable, fast, sys_flag=config.group_sys_flag)
+
+
+def subscribe(broker: Broker, group: str, topic: str) -> None:
+    """A group's subscription to a topic changed."""
+    allow_group(broker, group)
+    subscription = broker.clients.subscription(group, topic)
+    engine = broker.store.engine
+    if subscription is None:
+        engine.unsubscribe(group, topic)
+        return
+    kind, expression = subscription.expression_type or "TAG", subscription.sub_string or "*"
+    if not is_tag_kind(kind) and not broker.options.enable_property_filter:
+        engine.unsubscribe(group, topic)  # its pulls come to the handler, which says why they are refused
+        return
+    try:
+        engine.subscribe(group, topic, subscription.sub_version, "TAG" if is_tag_kind(kind) else kind, expression)
+    except ValueError as error:
+        _log.warning("group %s subscribes to %s with a filter that does not compile: %s", group, topic, error)
+        engine.unsubscribe(group, topic)
+
+
+async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:
+    """Deletes log files that are over their time, at the hours for it, when the disk fills up, or `now`.
+
+    Returns the engine's report; empty when it was not the time.
+    """
+    options = broker.options
+    usage = shutil.disk_usage(options.store_path_root_dir)
+    used = 100 * (usage.total - usage.free) / usage.total
+    hours = {int(hour) for hour in options.delete_when.split(";")}
+    forced = options.clean_file_forcibly_enable and used > options.disk_space_clean_forcibly_ratio
+    if not (now or forced or used > options.disk_max_used_space_ratio or time.localtime().tm_hour in hours):
+        return {}
+    before_ms = broker.clock.now_ms() - (0 if forced else options.file_reserved_time * HOUR_MS)
+    report = await broker.store.clean(before_ms)
+    if report.get("log_files"):
+        _log.info("deleted %d log files, the log begins at %d now", report["log_files"], report["min_position"])
+    return report

@@ -1,0 +1,126 @@
+"""What clients say about themselves: heartbeats (V1 and V2), leaving, who else is in the group, locks for ordered queues."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aerobee._engine import check_sql
+from aerobee.broker.clients import PULL, Client
+from aerobee.broker.filters import is_tag_kind
+from aerobee.broker.topics import RETRY_PREFIX
+from aerobee.errors import ServerError
+from aerobee.net.connection import Connection
+from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.client import CheckClientRequestBody, HeartbeatData, LockBatchRequestBody
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.fastjson import MessageQueue
+from aerobee.protocol.headers.groups import GetConsumerListByGroup, UnregisterClient
+
+if TYPE_CHECKING:
+    from aerobee.broker.server import Broker
+
+
+async def heart_beat(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """HEART_BEAT. A V2 heartbeat has a fingerprint of its subscriptions and may leave them out while they are the same."""
+    data = HeartbeatData.from_json(command.body)
+    fingerprint = data.heartbeat_fingerprint
+    changed_elsewhere = False
+
+    def client() -> Client:
+        return Client(data.client_id, connection, command.language, command.version)
+
+    for consumer in data.consumer_data_set:
+        if broker.options.reject_pull_consumer_enable and consumer.consume_type == PULL:
+            continue
+        settings = broker.groups.find(consumer.group_name)
+        if settings is None:
+            continue
+        group = broker.clients.consumers.get(consumer.group_name)
+        if fingerprint and group is not None and group.fingerprint and group.fingerprint != fingerprint:
+            changed_elsewhere = True
+        order = any(broker.topics.is_order(subscription.topic) for subscription in consumer.subscription_data_set)
+        await broker.topics.create_for_group(
+            RETRY_PREFIX + consumer.group_name, settings.retry_queue_nums, order=order, sys_flag=2 if consumer.unit_mode else 0
+        )
+        if connection.closed:
+            return command.reply()
+        broker.clients.register_consumer(
+            consumer.group_name,
+            client(),
+            consume_type=consumer.consume_type,
+            message_model=consumer.message_model,
+            consume_from_where=consumer.consume_from_where,
+            subscriptions=None if fingerprint and data.is_without_sub else consumer.subscription_data_set,
+            notify=settings.notify_consumer_ids_changed_enable,
+        )
+        broker.clients.consumers[consumer.group_name].fingerprint = fingerprint
+    for producer in data.producer_data_set:
+        broker.clients.register_producer(producer.group_name, client())
+    reply = command.reply()
+    reply.ext_fields["IS_SUPPORT_HEART_BEAT_V2"] = "true"
+    reply.ext_fields["IS_SUB_CHANGE"] = "true" if not fingerprint or changed_elsewhere else "false"
+    return reply
+
+
+def unregister_client(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """UNREGISTER_CLIENT."""
+    header = command.header(UnregisterClient)
+    if header.producer_group is not None:
+        broker.clients.unregister_producer(header.producer_group, connection)
+    if header.consumer_group is not None:
+        broker.clients.unregister_consumer(header.consumer_group, connection)
+    return command.reply()
+
+
+def get_consumer_list(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """GET_CONSUMER_LIST_BY_GROUP: the ids by which members share the queues."""
+    header = command.header(GetConsumerListByGroup)
+    group = broker.clients.consumers.get(header.consumer_group)
+    if group is None:
+        raise ServerError(ResponseCode.SYSTEM_ERROR, f"no consumer for this group, {header.consumer_group}")
+    return command.reply(body=fastjson.dumps({"consumerIdList": group.client_ids()}))
+
+
+def check_client_config(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """CHECK_CLIENT_CONFIG: will this subscription be understood?"""
+    subscription = CheckClientRequestBody.from_json(command.body).subscription_data if command.body else None
+    if subscription is None or is_tag_kind(subscription.expression_type):
+        return command.reply()
+    if not broker.options.enable_property_filter:
+        raise ServerError(
+            ResponseCode.SYSTEM_ERROR,
+            f"The broker does not support consumer to filter message by {subscription.expression_type}",
+        )
+    problem = check_sql(subscription.sub_string)
+    if problem is not None:
+        raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, problem)
+    return command.reply()
+
+
+def lock_batch(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """LOCK_BATCH_MQ: the queues that this client may consume in order from now on."""
+    body = LockBatchRequestBody.from_json(command.body)
+    wanted = [(queue.topic, queue.broker_name, queue.queue_id) for queue in body.mq_set]
+    locked = broker.order.lock(body.consumer_group, body.client_id, wanted)
+    queues = [MessageQueue(topic=topic, broker_name=name, queue_id=queue_id) for topic, name, queue_id in locked]
+    return command.reply(body=fastjson.dumps({"lockOKMQSet": queues}))
+
+
+def unlock_batch(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """UNLOCK_BATCH_MQ."""
+    body = LockBatchRequestBody.from_json(command.body)
+    broker.order.unlock(
+        body.consumer_group, body.client_id, [(queue.topic, queue.broker_name, queue.queue_id) for queue in body.mq_set]
+    )
+    return command.reply()
+
+
+HANDLERS = {
+    RequestCode.HEART_BEAT: heart_beat,
+    RequestCode.UNREGISTER_CLIENT: unregister_client,
+    RequestCode.GET_CONSUMER_LIST_BY_GROUP: get_consumer_list,
+    RequestCode.CHECK_CLIENT_CONFIG: check_client_config,
+    RequestCode.LOCK_BATCH_MQ: lock_batch,
+    RequestCode.UNLOCK_BATCH_MQ: unlock_batch,
+}

@@ -1,0 +1,175 @@
+"""Offsets: what a group consumed, where queues begin and end, where a time is; resetting and copying them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from aerobee.errors import ServerError
+from aerobee.net.connection import Connection
+from aerobee.protocol import fastjson
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.fastjson import MessageQueue
+from aerobee.protocol.headers.offsets import (
+    CloneGroupOffset, GetEarliestMsgStoretime, GetEarliestMsgStoretimeReply, GetMaxOffset, GetMaxOffsetReply, GetMinOffset,
+    GetMinOffsetReply, QueryConsumerOffset, QueryConsumerOffsetReply, QueryCorrectionOffset, ResetOffset, SearchOffset,
+    SearchOffsetReply, UpdateConsumerOffset,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from aerobee.broker.server import Broker
+
+_log = logging.getLogger("aerobee.broker.offsets")
+
+JAVA_LONG_MAX = (1 << 63) - 1
+
+
+def query_consumer_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """QUERY_CONSUMER_OFFSET. A group without an offset decides for itself where to begin (QUERY_NOT_FOUND), unless the
+    queue still has its first message: then it begins there, so that a new topic's first messages are not missed."""
+    header = command.header(QueryConsumerOffset)
+    offset = broker.offsets.query(header.consumer_group, header.topic, header.queue_id)
+    if offset >= 0:
+        return command.reply(header=QueryConsumerOffsetReply(offset=offset))
+    if header.set_zero_if_not_found is False:
+        raise ServerError(ResponseCode.QUERY_NOT_FOUND, "Not found, do not set to zero, maybe this group boot first")
+    low, _high = broker.store.bounds(header.topic, header.queue_id)
+    if low <= 0 and broker.store.is_recent(header.topic, header.queue_id, 0):
+        return command.reply(header=QueryConsumerOffsetReply(offset=0))
+    raise ServerError(ResponseCode.QUERY_NOT_FOUND, "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first")
+
+
+def update_consumer_offset(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """UPDATE_CONSUMER_OFFSET."""
+    header = command.header(UpdateConsumerOffset)
+    if header.consumer_group not in broker.groups.table:
+        raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"Group {header.consumer_group} not exist!")
+    if broker.topics.get(header.topic) is None:
+        raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"Topic {header.topic} not exist!")
+    if broker.offsets.has_reset(header.consumer_group, header.topic, header.queue_id):
+        return command.reply(remark="Offset has been previously reset")
+    broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset, peer=connection.peer)
+    return command.reply()
+
+
+def search_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """SEARCH_OFFSET_BY_TIMESTAMP."""
+    header = command.header(SearchOffset)
+    upper = (header.boundary_type or "").upper() == "UPPER"
+    offset = broker.store.offset_by_time(header.topic, header.queue_id, header.timestamp, upper=upper)
+    return command.reply(header=SearchOffsetReply(offset=offset))
+
+
+def get_max_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """GET_MAX_OFFSET."""
+    header = command.header(GetMaxOffset)
+    return command.reply(header=GetMaxOffsetReply(offset=broker.store.bounds(header.topic, header.queue_id)[1]))
+
+
+def get_min_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """GET_MIN_OFFSET."""
+    header = command.header(GetMinOffset)
+    return command.reply(header=GetMinOffsetReply(offset=broker.store.bounds(header.topic, header.queue_id)[0]))
+
+
+def get_earliest_store_time(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """GET_EARLIEST_MSG_STORETIME; -1 for an empty queue."""
+    header = command.header(GetEarliestMsgStoretime)
+    return command.reply(
+        header=GetEarliestMsgStoretimeReply(timestamp=broker.store.earliest_time(header.topic, header.queue_id))
+    )
+
+
+def reset_offset(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """INVOKE_BROKER_TO_RESET_OFFSET: on the broker; the group hears of it with its next pull."""
+    header = command.header(ResetOffset)
+    config = broker.topics.get(header.topic)
+    if config is None:
+        raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"Topic {header.topic} does not exist")
+    if header.group not in broker.groups.table:
+        raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"Group {header.group} does not exist")
+
+    def at(queue_id: int) -> int:
+        if header.timestamp < 0:
+            return broker.store.bounds(header.topic, queue_id)[1]
+        return broker.store.offset_by_time(header.topic, queue_id, header.timestamp)
+
+    targets: dict[int, int] = {}
+    if header.queue_id >= 0:
+        if header.offset is not None and header.offset != -1:
+            low, high = broker.store.bounds(header.topic, header.queue_id)
+            if not low <= header.offset <= high + 1:
+                raise ServerError(
+                    ResponseCode.SYSTEM_ERROR, f"Target offset {header.offset} not in consume queue range [{low}-{high}]"
+                )
+            targets[header.queue_id] = header.offset
+        else:
+            targets[header.queue_id] = at(header.queue_id)
+    else:
+        targets = {queue_id: at(queue_id) for queue_id in range(config.read_queue_nums)}
+    if not targets:
+        raise ServerError(ResponseCode.SYSTEM_ERROR, "No queues to reset.")
+    for queue_id, offset in targets.items():
+        broker.offsets.reset(header.group, header.topic, queue_id, offset)
+    _log.warning("%s reset the offsets of %s in %s to %s", connection.peer, header.group, header.topic, targets)
+    table = {
+        MessageQueue(topic=header.topic, broker_name=broker.options.broker_name, queue_id=queue_id): offset
+        for queue_id, offset in targets.items()
+    }
+    return command.reply(body=fastjson.dumps({"offsetTable": table}))
+
+
+def clone_group_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """CLONE_GROUP_OFFSET."""
+    header = command.header(CloneGroupOffset)
+    for topic in [header.topic] if header.topic else broker.offsets.topics_of(header.src_group):
+        if broker.topics.get(topic) is None:
+            continue
+        members = broker.clients.consumers.get(header.src_group)
+        if not header.offline and members is not None and members.subscriptions and topic not in members.subscriptions:
+            continue
+        broker.offsets.clone(header.src_group, header.dest_group, topic)
+    return command.reply()
+
+
+def query_correction_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """QUERY_CORRECTION_OFFSET: the smallest offset among other groups, by queue."""
+    header = command.header(QueryCorrectionOffset)
+    left_out = {group for group in (header.filter_groups or "").split(",") if group}
+    smallest: dict[int, int] = {}
+    for group in broker.offsets.groups_of(header.topic):
+        if group in left_out:
+            continue
+        for queue_id, offset in broker.offsets.table[f"{header.topic}@{group}"].items():
+            if offset >= broker.store.bounds(header.topic, queue_id)[0]:
+                smallest[queue_id] = min(offset, smallest.get(queue_id, offset))
+    for queue_id, offset in broker.offsets.table.get(f"{header.topic}@{header.compare_group}", {}).items():
+        if smallest.get(queue_id, 0) > offset:
+            smallest[queue_id] = JAVA_LONG_MAX
+    return command.reply(body=fastjson.dumps({"correctionOffsets": smallest}, bare_keys=True))
+
+
+def get_all_consumer_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """GET_ALL_CONSUMER_OFFSET: what a replica copies."""
+    return command.reply(body=fastjson.dumps(broker.offsets.to_dict(), bare_keys=True))
+
+
+def get_all_delay_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+    """GET_ALL_DELAY_OFFSET: what a replica copies."""
+    return command.reply(body=fastjson.dumps(broker.delay.to_dict(), bare_keys=True))
+
+
+HANDLERS = {
+    RequestCode.QUERY_CONSUMER_OFFSET: query_consumer_offset,
+    RequestCode.UPDATE_CONSUMER_OFFSET: update_consumer_offset,
+    RequestCode.SEARCH_OFFSET_BY_TIMESTAMP: search_offset,
+    RequestCode.GET_MAX_OFFSET: get_max_offset,
+    RequestCode.GET_MIN_OFFSET: get_min_offset,
+    RequestCode.GET_EARLIEST_MSG_STORETIME: get_earliest_store_time,
+    RequestCode.INVOKE_BROKER_TO_RESET_OFFSET: reset_offset,
+    RequestCode.CLONE_GROUP_OFFSET: clone_group_offset,
+    RequestCode.QUERY_CORRECTION_OFFSET: query_correction_offset,
+    RequestCode.GET_ALL_CONSUMER_OFFSET: get_all_consumer_offset,
+    RequestCode.GET_ALL_DELAY_OFFSET: get_all_delay_offset,
+}

@@ -1,0 +1,125 @@
+"""Pulls that the engine leaves to policy, and the list of everything that can be wrong with one, in Apache's order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aerobee._engine import check_sql
+from aerobee.broker.clients import BROADCASTING, PULL
+from aerobee.broker.filters import is_tag_kind, tag_codes
+from aerobee.broker.topics import PERM_READ, SEE_FAQ
+from aerobee.errors import ServerError
+from aerobee.net.connection import Connection
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.headers.pull import PullMessage, PullMessageReply
+
+if TYPE_CHECKING:
+    from aerobee.broker.server import Broker
+
+COMMIT: Final = 1
+SUSPEND: Final = 2
+SUBSCRIPTION: Final = 4
+
+BROKER_FORBIDDEN: Final = 1
+GROUP_FORBIDDEN: Final = 2
+TOPIC_FORBIDDEN: Final = 3
+BROADCAST_FORBIDDEN: Final = 4
+SUBSCRIPTION_FORBIDDEN: Final = 5
+"""What `forbiddenType` tells a client about NO_PERMISSION."""
+
+
+def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand | None:
+    """PULL_MESSAGE, LITE_PULL_MESSAGE. None: the engine answers, now or when a message arrives."""
+    header = command.header(PullMessage)
+    refusal = _refuse(broker, connection, command, header)
+    if refusal is not None:
+        return refusal
+    kind, expression = _filter(broker, header)
+    if not is_tag_kind(kind) and not broker.options.enable_property_filter:
+        raise ServerError(ResponseCode.SYSTEM_ERROR, f"The broker does not support consumer to filter message by {kind}")
+
+    offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id)
+    if offset is not None:
+        low, high = broker.store.bounds(header.topic, header.queue_id)
+        config, group = broker.topics.table[header.topic], broker.groups.table[header.consumer_group]
+        return command.reply(
+            ResponseCode.PULL_OFFSET_MOVED,
+            PullMessageReply(
+                suggest_which_broker_id=0, next_begin_offset=offset, min_offset=low, max_offset=high,
+                topic_sys_flag=config.topic_sys_flag, group_sys_flag=group.group_sys_flag,
+            ),
+            remark="OFFSET_RESET",
+        )  # fmt: skip
+    if is_tag_kind(kind):
+        broker.store.pull(connection, command.to_tuple(), tag_codes(expression), park=True)
+    else:
+        broker.store.pull(connection, command.to_tuple(), None, park=True, sql=expression)
+    return None
+
+
+def _refuse(broker: Broker, connection: Connection, command: RemotingCommand, header: PullMessage) -> RemotingCommand | None:
+    def forbidden(kind: int, remark: str) -> RemotingCommand:
+        reply = command.reply(ResponseCode.NO_PERMISSION, remark=remark)
+        reply.ext_fields.update(
+            forbiddenType=str(kind), suggestWhichBrokerId="0", nextBeginOffset="0", minOffset="0", maxOffset="0"
+        )
+        return reply
+
+    options = broker.options
+    if not options.broker_permission & PERM_READ:
+        return forbidden(BROKER_FORBIDDEN, f"the broker[{broker.host}] pulling message is forbidden")
+    if command.code == RequestCode.LITE_PULL_MESSAGE and not options.lite_pull_message_enable:
+        return forbidden(BROKER_FORBIDDEN, f"the broker[{broker.host}] for lite pull consumer is forbidden")
+    group = broker.groups.find(header.consumer_group)
+    if group is None:
+        raise ServerError(
+            ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group [{header.consumer_group}] does not exist, {SEE_FAQ}"
+        )
+    if not group.consume_enable:
+        return forbidden(GROUP_FORBIDDEN, f"subscription group no permission, {header.consumer_group}")
+    config = broker.topics.get(header.topic)
+    if config is None:
+        raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"topic[{header.topic}] not exist, apply first please! {SEE_FAQ}")
+    if not config.perm & PERM_READ:
+        return forbidden(TOPIC_FORBIDDEN, f"the topic[{header.topic}] pulling message is forbidden")
+    if not 0 <= header.queue_id < config.read_queue_nums:
+        raise ServerError(
+            ResponseCode.INVALID_PARAMETER,
+            f"queueId[{header.queue_id}] is illegal, topic:[{header.topic}] topicConfig.readQueueNums:[{config.read_queue_nums}]"
+            f" consumer:[{connection.peer}]",
+        )
+    if header.sys_flag & SUBSCRIPTION:
+        return None
+    members = broker.clients.consumers.get(header.consumer_group)
+    if members is None or (options.reject_pull_consumer_enable and members.consume_type == PULL):
+        raise ServerError(ResponseCode.SUBSCRIPTION_NOT_EXIST, f"the consumer's group info not exist{SEE_FAQ}")
+    if not group.consume_broadcast_enable and members.message_model == BROADCASTING:
+        return forbidden(
+            BROADCAST_FORBIDDEN, f"the consumer group[{header.consumer_group}] can not consume by broadcast way"
+        )
+    if broker.groups.is_forbidden(header.consumer_group, header.topic):
+        return forbidden(
+            SUBSCRIPTION_FORBIDDEN, f"the consumer group[{header.consumer_group}] is forbidden for topic[{header.topic}]"
+        )
+    subscription = members.subscriptions.get(header.topic)
+    if subscription is None:
+        raise ServerError(ResponseCode.SUBSCRIPTION_NOT_EXIST, f"the consumer's subscription not exist{SEE_FAQ}")
+    if subscription.sub_version < header.sub_version:
+        raise ServerError(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
+    return None
+
+
+def _filter(broker: Broker, header: PullMessage) -> tuple[str, str]:
+    """(kind, expression): what the request brings, or what the group subscribed. Raises SUBSCRIPTION_PARSE_FAILED."""
+    if not header.sys_flag & SUBSCRIPTION:
+        subscription = broker.clients.subscription(header.consumer_group, header.topic)
+        assert subscription is not None  # `_refuse` has looked
+        return subscription.expression_type or "TAG", subscription.sub_string or "*"
+    kind, expression = header.expression_type or "TAG", header.subscription or ""
+    if not is_tag_kind(kind) and (not expression or check_sql(expression) is not None):
+        raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, "parse the consumer's subscription failed")
+    return kind, expression
+
+
+HANDLERS = {RequestCode.PULL_MESSAGE: pull, RequestCode.LITE_PULL_MESSAGE: pull}

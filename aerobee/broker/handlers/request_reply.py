@@ -1,0 +1,58 @@
+"""Replies of request-reply: pushed to whom they are for, then stored."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from aerobee.broker import request_reply
+from aerobee.broker.handlers.send import (
+    check_body, choose_queue, send_header, sendable_topic, sender_properties, stored_properties,
+)  # fmt: skip
+from aerobee.broker.records import Record
+from aerobee.errors import AerobeeError
+from aerobee.net.connection import Connection
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.headers.send import SendMessageReply
+
+if TYPE_CHECKING:
+    from aerobee.broker.server import Broker
+
+_log = logging.getLogger("aerobee.broker.request_reply")
+
+
+async def send_reply(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """SEND_REPLY_MESSAGE, SEND_REPLY_MESSAGE_V2. Succeeds when the push did, whether or not the reply could be stored."""
+    header = send_header(command)
+    config = await sendable_topic(broker, header)
+    queue_id = choose_queue(broker, connection, header, config)
+    check_body(broker, command.body)
+    properties = sender_properties(broker, header)
+    failure = await request_reply.push(broker, connection, header, properties, command.body)
+    message_id, queue_offset = "0", 0
+    if broker.options.store_reply_message_enable:
+        record = Record(
+            header.topic, queue_id, command.body, stored_properties(broker, properties), flag=header.flag,
+            sys_flag=header.sys_flag, born_timestamp=header.born_timestamp, born_host=connection.peer,
+            reconsume_times=header.reconsume_times,
+        )  # fmt: skip
+        try:
+            receipt = await broker.store.put(record)
+            message_id, queue_offset = receipt.message_id, receipt.queue_offset
+        except AerobeeError as error:
+            _log.warning("a reply could not be stored: %s", error)
+    reply = command.reply(
+        ResponseCode.SUCCESS if failure is None else ResponseCode.SYSTEM_ERROR,
+        SendMessageReply(msg_id=message_id, queue_id=queue_id, queue_offset=queue_offset),
+        remark=failure,
+    )
+    reply.ext_fields["MSG_REGION"] = broker.options.region_id
+    reply.ext_fields["TRACE_ON"] = "true" if broker.options.trace_on else "false"
+    return reply
+
+
+HANDLERS = {
+    RequestCode.SEND_REPLY_MESSAGE: send_reply,
+    RequestCode.SEND_REPLY_MESSAGE_V2: send_reply,
+}

@@ -1,0 +1,269 @@
+"""Sends that the engine leaves to policy: a topic that does not exist yet, retries, delays, transactions, refusals.
+
+One send, read aloud: where to, may it be stored there, is it a retry that has had its chances, which properties does it
+get, does it wait (delay), is it half (transaction) — append, answer.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from aerobee.broker import retry
+from aerobee.broker.records import PREPARED, Record, format_properties, parse_properties
+from aerobee.broker.topics import NOT_SENDABLE, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, validate_name
+from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
+from aerobee.errors import ServerError
+from aerobee.net.connection import Connection
+from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.headers.send import ConsumerSendMsgBack, SendMessage, SendMessageReply, SendMessageV2
+from aerobee.protocol.message import new_unique_id
+
+if TYPE_CHECKING:
+    from aerobee.broker.server import Broker
+
+DELAY: Final = "DELAY"
+TIMERS: Final = ("TIMER_DELIVER_MS", "TIMER_DELAY_SEC", "TIMER_DELAY_MS")
+PRIORITY: Final = "_SYS_MSG_PRIORITY_"
+UNIQUE_KEY: Final = "UNIQ_KEY"
+MULTI_TAGS: Final = 1 << 1
+PROPERTIES_BYTES_MAX: Final = 32767
+V2_CODES: Final = frozenset(
+    {RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE, RequestCode.SEND_REPLY_MESSAGE_V2}
+)
+
+_INNER: Final = struct.Struct(">iiiii")
+"""Of a message in a batch: size, magic, CRC, flag, body length."""
+
+
+def send_header(command: RemotingCommand) -> SendMessage | SendMessageV2:
+    """The header in whichever spelling the code has; the attributes are the same."""
+    return command.header(SendMessageV2 if command.code in V2_CODES else SendMessage)
+
+
+async def send(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """SEND_MESSAGE, SEND_MESSAGE_V2, SEND_BATCH_MESSAGE."""
+    header = send_header(command)
+    config = await sendable_topic(broker, header)
+    queue_id = choose_queue(broker, connection, header, config)
+    if header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE:
+        return await _send_batch(broker, connection, command, header, config, queue_id)
+
+    topic = header.topic
+    check_body(broker, command.body)
+    properties = sender_properties(broker, header)
+    reconsume_times = header.reconsume_times
+    if topic.startswith(RETRY_PREFIX):
+        topic, queue_id = await retry.place_retry(broker, command.version, header, queue_id, properties)
+    queue_id = apply_priority(properties, config, queue_id)
+
+    sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
+    tags_code: int | None = None
+    level = delay_level(broker, properties)
+    if properties.get(PREPARED_PROPERTY, "").lower() == "true" and not (reconsume_times > 0 and level > 0):
+        if broker.options.reject_transaction_message:
+            raise ServerError(ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] sending transaction message is forbidden")
+        properties.setdefault(PRODUCER_GROUP, header.producer_group)
+        topic, queue_id, sys_flag = broker.transactions.prepare(topic, queue_id, properties, sys_flag)
+    elif level > 0:
+        topic, queue_id, tags_code = broker.delay.place(topic, queue_id, properties, level)
+    else:
+        sys_flag &= ~PREPARED
+
+    record = Record(
+        topic, queue_id, command.body, stored_properties(broker, properties), flag=header.flag, sys_flag=sys_flag,
+        born_timestamp=header.born_timestamp, born_host=connection.peer, reconsume_times=reconsume_times, tags_code=tags_code,
+    )  # fmt: skip
+    receipt = await broker.store.put(record)
+    if tags_code is not None:
+        broker.delay.scheduled()
+    return _accepted(broker, command, receipt.message_id, queue_id, receipt.queue_offset, properties.get(UNIQUE_KEY))
+
+
+async def _send_batch(
+    broker: Broker,
+    connection: Connection,
+    command: RemotingCommand,
+    header: SendMessage | SendMessageV2,
+    config: TopicConfig,
+    queue_id: int,
+) -> RemotingCommand:
+    if header.topic.startswith(RETRY_PREFIX):
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"batch request does not support retry group {header.topic}")
+    check_body(broker, command.body)
+    sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
+    records = []
+    for flag, body, properties in unpack_batch(command.body):
+        records.append(
+            Record(
+                header.topic, queue_id, body, properties, flag=flag, sys_flag=sys_flag, born_timestamp=header.born_timestamp,
+                born_host=connection.peer, reconsume_times=header.reconsume_times,
+            )  # fmt: skip
+        )
+    if not records:
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
+    receipts = broker.store.append(records)
+    await broker.store.flushed(receipts[-1])
+    unique = parse_properties(header.properties).get(UNIQUE_KEY)
+    ids = ",".join(receipt.message_id for receipt in receipts)
+    return _accepted(broker, command, ids, queue_id, receipts[0].queue_offset, unique)
+
+
+async def send_back(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """CONSUMER_SEND_MSG_BACK: a consumer could not handle a message; it comes again later, or to the dead letters."""
+    await retry.send_back(broker, command.version, command.header(ConsumerSendMsgBack))
+    return command.reply()
+
+
+# What every way of sending has in common.
+
+
+async def sendable_topic(broker: Broker, header: SendMessage | SendMessageV2) -> TopicConfig:
+    """The topic to send to, made now if it may be. Raises ServerError with the reason when it may not be sent to."""
+    topic = header.topic
+    if not broker.options.broker_permission & PERM_WRITE and broker.topics.is_order(topic):
+        raise ServerError(ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] sending message is forbidden")
+    problem = validate_name(topic)
+    if problem is not None:
+        raise ServerError(ResponseCode.INVALID_PARAMETER, problem)
+    if topic in NOT_SENDABLE:
+        raise ServerError(ResponseCode.NO_PERMISSION, f"Sending message to topic[{topic}] is forbidden.")
+    config = broker.topics.get(topic)
+    if config is None:
+        sys_flag = (2 if topic.startswith(RETRY_PREFIX) else 1) if header.unit_mode else 0
+        config = await broker.topics.create_for_send(topic, header.default_topic, header.default_topic_queue_nums, sys_flag)
+        if config is None and topic.startswith(RETRY_PREFIX):
+            config = await broker.topics.create_for_group(topic, 1, sys_flag=sys_flag)
+    if config is None:
+        raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please!{SEE_FAQ}")
+    if not config.perm & PERM_WRITE:
+        raise ServerError(ResponseCode.NO_PERMISSION, f"the topic[{topic}] sending message is forbidden")
+    return config
+
+
+def choose_queue(broker: Broker, connection: Connection, header: SendMessage | SendMessageV2, config: TopicConfig) -> int:
+    """The queue asked for, or any if the client leaves it to us. Raises ServerError INVALID_PARAMETER."""
+    if header.queue_id >= max(config.write_queue_nums, config.read_queue_nums):
+        raise ServerError(
+            ResponseCode.INVALID_PARAMETER,
+            f"request queueId[{header.queue_id}] is illegal, topic [{config.topic_name}] has {config.write_queue_nums} queues"
+            f" Producer: {connection.peer}",
+        )
+    if header.queue_id >= 0:
+        return header.queue_id
+    if config.write_queue_nums <= 0:
+        raise ServerError(ResponseCode.NO_PERMISSION, f"the topic[{config.topic_name}] has no queue to write")
+    return random.randrange(config.write_queue_nums)
+
+
+def check_body(broker: Broker, body: bytes) -> None:
+    """Raises ServerError MESSAGE_ILLEGAL for a body that is too large or empty."""
+    if len(body) > broker.options.max_message_size:
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, illegal_remark(broker))
+
+
+def illegal_remark(broker: Broker) -> str:
+    """Apache's sentence about sizes."""
+    return (
+        "the message is illegal, maybe msg body or properties length not matched. "
+        f"msg body length limit {broker.options.max_message_size}B, msg properties length limit 32KB."
+    )
+
+
+def sender_properties(broker: Broker, header: SendMessage | SendMessageV2) -> dict[str, str]:
+    """The sender's properties with what the broker adds."""
+    properties = parse_properties(header.properties)
+    properties.pop("POP_CK", None)
+    properties["MSG_REGION"] = broker.options.region_id
+    properties["TRACE_ON"] = "true" if broker.options.trace_on else "false"
+    if not properties.get(UNIQUE_KEY):
+        properties[UNIQUE_KEY] = new_unique_id()
+    properties["CLUSTER"] = broker.options.broker_cluster_name
+    return properties
+
+
+def stored_properties(broker: Broker, properties: dict[str, str]) -> bytes:
+    """As they are stored. Raises ServerError MESSAGE_ILLEGAL when they are too long."""
+    data = format_properties(properties)
+    if len(data) > PROPERTIES_BYTES_MAX:
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, illegal_remark(broker))
+    return data
+
+
+def delay_level(broker: Broker, properties: dict[str, str]) -> int:
+    """The delay level asked for; 0: none. Raises ServerError for a timer, which is not served."""
+    text = properties.get(DELAY)
+    if text is not None:
+        try:
+            level = int(text)
+        except ValueError:
+            raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"property DELAY must be a number, not {text!r}") from None
+        if level > 0:
+            return level
+    if any(name in properties for name in TIMERS) and not _is_due(properties):
+        raise ServerError(ResponseCode.SYSTEM_ERROR, "accurate timer message is not enabled, timerWheelEnable is false")
+    return 0
+
+
+def _is_due(properties: dict[str, str]) -> bool:
+    """A timer whose time is over already; such a message is stored at once."""
+    try:
+        if "TIMER_DELAY_SEC" in properties:
+            return int(properties["TIMER_DELAY_SEC"]) <= 0
+        if "TIMER_DELAY_MS" in properties:
+            return int(properties["TIMER_DELAY_MS"]) <= 0
+        return int(properties["TIMER_DELIVER_MS"]) <= time.time() * 1000
+    except ValueError:
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "a timer property must be a number") from None
+
+
+def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: int) -> int:
+    """The queue for a message with a priority; of a message that is more than that, the property is taken away."""
+    value = properties.get(PRIORITY, "")
+    if not value.isdigit():
+        return queue_id
+    if any(name in properties for name in (PREPARED_PROPERTY, DELAY, *TIMERS, "__SHARDINGKEY")):
+        del properties[PRIORITY]
+        return queue_id
+    return min(int(value), config.write_queue_nums - 1)
+
+
+def unpack_batch(body: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """(flag, body, properties) of each message in a batch. Raises ServerError MESSAGE_ILLEGAL."""
+    at = 0
+    try:
+        while at < len(body):
+            size, _, _, flag, length = _INNER.unpack_from(body, at)
+            start = at + _INNER.size
+            (properties_length,) = struct.unpack_from(">h", body, start + length)
+            end = start + length + 2 + properties_length
+            if length < 0 or properties_length < 0 or end != at + size or end > len(body):
+                raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch's lengths do not fit each other")
+            yield flag, body[start : start + length], body[start + length + 2 : end]
+            at = end
+    except struct.error:
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch ends within a message") from None
+
+
+def _accepted(
+    broker: Broker, command: RemotingCommand, message_ids: str, queue_id: int, queue_offset: int, unique: str | None
+) -> RemotingCommand:
+    reply = command.reply(
+        header=SendMessageReply(msg_id=message_ids, queue_id=queue_id, queue_offset=queue_offset, transaction_id=unique)
+    )
+    reply.ext_fields["MSG_REGION"] = broker.options.region_id
+    reply.ext_fields["TRACE_ON"] = "true" if broker.options.trace_on else "false"
+    return reply
+
+
+HANDLERS = {
+    RequestCode.SEND_MESSAGE: send,
+    RequestCode.SEND_MESSAGE_V2: send,
+    RequestCode.SEND_BATCH_MESSAGE: send,
+    RequestCode.CONSUMER_SEND_MSG_BACK: send_back,
+}

@@ -1,0 +1,182 @@
+"""Telling the name servers that we are here: a task for each of them, so that a slow or dead one delays nobody.
+
+Each is told everything at the start, every `registerNameServerPeriod` and whenever its connection broke, and the topics
+that changed as soon as they change (changes within a few milliseconds go together). A name server that cannot be
+reached is tried again after 1 s, 2 s, … up to 10 s. The first failure and the recovery are logged, repetitions are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.topics import TopicTable
+from aerobee.errors import AerobeeError, error_for
+from aerobee.net.remote import RemotePool
+from aerobee.protocol import fastjson
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+
+_log = logging.getLogger("aerobee.broker.registration")
+
+GATHER_S: Final = 0.01
+RETRY_MAX_S: Final = 10.0
+UNREGISTER_TIMEOUT_S: Final = 3.0
+HEARTBEAT_TIMEOUT_MS: Final = 120_000
+"""How long name servers remember us without a word."""
+
+
+class Registration:
+    """Keeps every name server informed; see the head of this file. `address` is what clients are told to dial."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        topics: TopicTable,
+        address: str,
+        *,
+        on_order_topics: Callable[[Iterable[str]], Awaitable[None]] | None = None,
+    ) -> None:
+        self.address = address
+        self.registered: dict[str, bool] = {server: False for server in options.name_servers}
+        """Name server → it knows us."""
+        self._options = options
+        self._topics = topics
+        self._on_order_topics = on_order_topics
+        self._pool = RemotePool(idle_s=0, on_disconnected=self._disconnected)
+        self._changed: dict[str, set[str]] = {server: set() for server in options.name_servers}
+        self._everything: dict[str, bool] = dict.fromkeys(options.name_servers, True)
+        self._wake: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins to register; returns at once."""
+        if not self.registered:
+            _log.warning("no name server is configured: clients that look for this broker will not find it")
+        self._tasks = [asyncio.create_task(self._keep(server), name=f"register at {server}") for server in self.registered]
+
+    async def first(self, timeout_s: float) -> None:
+        """Returns when every name server knows us, or after that time."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        while not all(self.registered.values()) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.01)
+
+    def changed(self, topics: Iterable[str]) -> None:
+        """These topics changed: tell everybody soon. No topics: tell everybody everything."""
+        names = set(topics)
+        for server, wake in self._wake.items():
+            if names:
+                self._changed[server] |= names
+            else:
+                self._everything[server] = True
+            wake.set()
+
+    async def stop(self) -> None:
+        """Unregisters everywhere (all at once, at most three seconds)."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._unregister(server) for server, known in self.registered.items() if known))
+        await self._pool.close()
+
+    def abandon(self) -> None:
+        """Ends without a word, as a crash would."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _keep(self, server: str) -> None:
+        period_s = self._options.register_name_server_period / 1000
+        wake, delay_s, complained = self._wake[server], 0.0, False
+        while True:
+            wake.clear()
+            everything, names = self._everything[server], self._changed[server]
+            self._everything[server], self._changed[server] = False, set()
+            try:
+                await self._register(server, None if everything or not names else names)
+                if complained:
+                    _log.info("name server %s is back, registered", server)
+                elif not self.registered[server]:
+                    _log.info("registered at name server %s as %s (%s)", server, self.address, self._options.broker_name)
+                self.registered[server], complained, delay_s = True, False, 0.0
+            except (AerobeeError, OSError) as error:
+                if not complained:
+                    _log.warning("cannot register at name server %s: %s; trying again until it works", server, error)
+                self.registered[server], complained, self._everything[server] = False, True, True
+                delay_s = min(RETRY_MAX_S, delay_s * 2 or 1.0)
+                await asyncio.sleep(delay_s)
+                continue
+            except Exception:
+                _log.exception("internal error while registering at %s", server)
+                self._everything[server] = True
+                await asyncio.sleep(RETRY_MAX_S)
+                continue
+            try:
+                await asyncio.wait_for(wake.wait(), self._options.register_name_server_period / 1000 or period_s)
+                await asyncio.sleep(GATHER_S)
+            except TimeoutError:
+                self._everything[server] = True
+
+    async def _register(self, server: str, names: set[str] | None) -> None:
+        body = fastjson.dumps(self._body(names))
+        command = RemotingCommand.request(RequestCode.REGISTER_BROKER, body=body)
+        command.ext_fields.update(
+            brokerName=self._options.broker_name,
+            brokerAddr=self.address,
+            clusterName=self._options.broker_cluster_name,
+            brokerId=str(self._options.broker_id),
+            haServerAddr=self._ha_address(),
+            heartbeatTimeoutMillis=str(HEARTBEAT_TIMEOUT_MS),
+            enableActingMaster="false",
+            compressed="false",
+            bodyCrc32=str(zlib.crc32(body) & 0x7FFFFFFF),
+        )
+        reply = await self._pool.invoke(server, command, self._options.register_broker_timeout_mills / 1000)
+        if reply.code != ResponseCode.SUCCESS:
+            raise error_for(reply.code, reply.remark or "")
+        if reply.body and self._on_order_topics is not None:
+            table = fastjson.loads(reply.body).get("table") or {}
+            if table:
+                await self._on_order_topics(table)
+
+    async def _unregister(self, server: str) -> None:
+        command = RemotingCommand.request(RequestCode.UNREGISTER_BROKER)
+        command.ext_fields.update(
+            brokerName=self._options.broker_name,
+            brokerAddr=self.address,
+            clusterName=self._options.broker_cluster_name,
+            brokerId=str(self._options.broker_id),
+        )
+        with contextlib.suppress(AerobeeError, OSError):
+            await self._pool.invoke(server, command, UNREGISTER_TIMEOUT_S)
+
+    def _body(self, names: set[str] | None) -> dict[str, Any]:
+        table = self._topics.to_dict(None if names is None else [name for name in names if name in self._topics.table])
+        permission = self._options.broker_permission
+        if permission & 6 != 6:
+            # Queues of a broker that does not read or write are shown that way to clients, so that they go elsewhere.
+            for config in table["topicConfigTable"].values():
+                config["perm"] &= permission
+        return {
+            "filterServerList": [],
+            "topicConfigSerializeWrapper": {
+                **table,
+                "mappingDataVersion": {"counter": 0, "stateVersion": 0, "timestamp": 0},
+                "topicQueueMappingDetailMap": {},
+                "topicQueueMappingInfoMap": {},
+            },
+        }
+
+    def _ha_address(self) -> str:
+        host, _, port = self.address.rpartition(":")
+        return f"{self._options.broker_ip2 or host}:{min(int(port) + 1, 65535)}"
+
+    def _disconnected(self, server: str) -> None:
+        if server in self.registered and self._wake[server] is not None:
+            # The name server forgets us with the connection; say everything again at once.
+            self._everything[server] = True
+            self._wake[server].set()

@@ -1,0 +1,291 @@
+"""The broker's parts, started top to bottom and stopped bottom to top.
+
+    broker = Broker(BrokerOptions(listen_port=0, store_path_root_dir="/data/a"))
+    await broker.start()
+    …
+    await broker.stop()                 # unregister, finish what was accepted, flush, persist
+
+After `kill -9` at any moment the next start repairs everything by itself: acknowledged messages are in the log, topics
+and groups are on disk before they are answered, offsets are at most one interval old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aerobee.broker import fast_path
+from aerobee.broker.clients import Client, ClientTable
+from aerobee.broker.data_version import DataVersion
+from aerobee.broker.delay import Delay
+from aerobee.broker.dispatch import Dispatcher
+from aerobee.broker.groups import GroupTable
+from aerobee.broker.handlers import HANDLERS
+from aerobee.broker.offsets import OffsetTable
+from aerobee.broker.options import FAST_PORT_OFFSET, LOOPBACK, BrokerOptions
+from aerobee.broker.order import OrderLocks
+from aerobee.broker.records import Stored, encode_record
+from aerobee.broker.registration import Registration
+from aerobee.broker.stats import Stats
+from aerobee.broker.store import Store
+from aerobee.broker.topics import TopicTable
+from aerobee.broker.transactions import PRODUCER_GROUP, REAL_QUEUE, REAL_TOPIC, UNIQUE_KEY, Transactions
+from aerobee.clock import Clock, SystemClock
+from aerobee.net.connection import Connection
+from aerobee.net.listener import Limits, Listener
+from aerobee.protocol.codes import RequestCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.headers.transactions import CheckTransactionState
+
+_log = logging.getLogger("aerobee.broker")
+
+CLIENT_SCAN_S: Final = 10.0
+GRACE_S: Final = 5.0
+FIRST_REGISTRATION_S: Final = 1.0
+FREE_PORT_TRIES: Final = 50
+
+
+class Broker:
+    """A broker in this process and event loop; see the head of this file."""
+
+    def __init__(self, options: BrokerOptions, clock: Clock | None = None) -> None:
+        self.options = options
+        self.clock: Clock = clock or SystemClock()
+        self._config_dir = config_dir = options.store_dir / "config"
+        self.topics = TopicTable(options, config_dir, on_change=self._topic_changed, on_register=self._topics_changed)
+        self.groups = GroupTable(options, config_dir, on_change=self._group_changed)
+        self.offsets = OffsetTable(config_dir, on_reset=self._group_touched)
+        self.clients = ClientTable(self.clock, on_subscription=self._subscription_changed, notify=self._notify)
+        self.order = OrderLocks(self.clock)
+        self.listeners: list[Listener] = []
+        self.config_version = DataVersion()
+        self.started_ms = 0
+        self.store: Store
+        self.delay: Delay
+        self.transactions: Transactions
+        self.stats: Stats
+        self.dispatcher: Dispatcher
+        self.registration: Registration
+        self._tasks: list[asyncio.Task[None]] = []
+        self.opened = False
+        self._stopped = False
+
+    # Life.
+
+    async def start(self) -> None:
+        """Opens the store, reads the tables, listens, registers.
+
+        Raises StoreError when the store cannot be opened and OSError when a port is taken; nothing is left behind then.
+        """
+        options = self.options
+        self.started_ms = self.clock.now_ms()
+        self.store = await Store.open(
+            fast_path.store_settings(options), self.clock,
+            sync_flush=options.sync_flush, flush_timeout_s=options.sync_flush_timeout / 1000,
+        )  # fmt: skip
+        self.opened = True
+        try:
+            self.topics.load()
+            self.groups.load()
+            self.offsets.load()
+            self.delay = Delay(self.store, self.clock, options.delay_levels_ms(), self._config_dir)
+            self.delay.load()
+            self.transactions = Transactions(
+                self.store, self.clock, options, self.offsets, ask=self._ask_producer, make_topic=self._make_internal_topic,
+            )  # fmt: skip
+            self.transactions.load()
+            self.stats = Stats(self)
+            self.dispatcher = Dispatcher(self, HANDLERS)
+            self.store.start(self.dispatcher.serve, self._committed)
+            await self._listen()
+            fast_path.announce(self)
+        except BaseException:
+            await self._close_listeners(0.0)
+            await self.store.close()
+            self.opened = False
+            raise
+        self.registration = Registration(options, self.topics, self.address, on_order_topics=self.topics.set_order)
+        self.registration.start()
+        await self.registration.first(FIRST_REGISTRATION_S)
+        self._tasks.append(asyncio.create_task(self.delay.run(), name="deliver delayed messages"))
+        self._every(options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
+        self._every(options.flush_consumer_offset_interval / 1000, self.offsets.save, "persist offsets")
+        self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
+        self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
+        self._every(self.stats.sample_s, self.stats.sample, "sample statistics")
+        self._every(options.clean_resource_interval / 1000, self._clean, "clean the store")
+        _log.info("broker %s of %s serves on %s", options.broker_name, options.broker_cluster_name, ", ".join(self.addresses))
+
+    async def stop(self) -> None:
+        """Unregisters, finishes what was accepted, flushes, persists, closes. Idempotent."""
+        if self._stopped or not self.opened:
+            return
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.registration.stop()
+        for listener in self.listeners:
+            listener.hold()
+        await self.dispatcher.drain(GRACE_S)
+        self.store.release()
+        await self._close_listeners(GRACE_S)
+        await self._persist()
+        await self.store.close()
+        _log.info("broker %s stopped", self.options.broker_name)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses listened on: the main one, then the second one."""
+        return [listener.address for listener in self.listeners]
+
+    @property
+    def address(self) -> str:
+        """What clients are told to dial."""
+        host, _, port = self.listeners[0].address.rpartition(":")
+        return f"{self.options.broker_ip1 or self._reachable(host)}:{port}"
+
+    @property
+    def host(self) -> str:
+        """The advertised host, as remarks name the broker."""
+        return self.address.rpartition(":")[0]
+
+    async def options_changed(self, names: set[str]) -> None:
+        """Settings were changed at run time: the fast path, the name servers and the file hear of it."""
+        fast_path.allow_settings(self)
+        for group in self.groups.table:
+            fast_path.allow_group(self, group)
+        if "brokerPermission" in names:
+            self.topics.version.advance()
+            self.registration.changed(())
+        try:
+            await asyncio.to_thread(self.options.save, names)
+        except OSError as error:
+            _log.error("the settings could not be written: %s", error)
+
+    # What the tables say to each other.
+
+    def connected(self, connection: Connection) -> None:
+        """The listener's word: a connection opened."""
+        self.store.connected(connection)
+
+    def disconnected(self, connection: Connection) -> None:
+        """The listener's word: a connection ended."""
+        self.store.disconnected(connection)
+        self.clients.disconnected(connection)
+
+    def received(self, connection: Connection, data: memoryview) -> None:
+        """The listener's word: bytes; replaced by the store's own method when listening begins."""
+        self.store.received(connection, data)
+
+    def _topic_changed(self, topic: str, _: object) -> None:
+        fast_path.allow_topic(self, topic)
+
+    def _topics_changed(self, configs: list[object]) -> None:
+        if hasattr(self, "registration"):
+            self.registration.changed(config.topic_name for config in configs)  # type: ignore[attr-defined]
+
+    def _group_changed(self, group: str, _: object) -> None:
+        fast_path.allow_group(self, group)
+
+    def _group_touched(self, group: str) -> None:
+        fast_path.allow_group(self, group)
+
+    def _subscription_changed(self, group: str, topic: str, _: object) -> None:
+        fast_path.subscribe(self, group, topic)
+
+    def _committed(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        self.offsets.commit(group, topic, queue_id, offset, peer="pull")
+
+    def _notify(self, group: str, members: list[Client]) -> None:
+        if not self.options.notify_consumer_ids_changed_enable:
+            return
+        for member in members:
+            notice = RemotingCommand.request(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, oneway=True)
+            notice.ext_fields["consumerGroup"] = group
+            member.connection.send(notice)
+
+    def _ask_producer(self, half: Stored) -> bool:
+        """CHECK_TRANSACTION_STATE to one producer of the half's group."""
+        producer = self.clients.producer(half.properties.get(PRODUCER_GROUP, ""))
+        if producer is None:
+            return False
+        unique = half.properties.get(UNIQUE_KEY)
+        topic, queue_id = half.properties[REAL_TOPIC], int(half.properties[REAL_QUEUE])
+        header = CheckTransactionState(
+            tran_state_table_offset=half.queue_offset, commit_log_offset=half.position, topic=topic, msg_id=unique,
+            transaction_id=unique, offset_msg_id=half.offset_id,
+        )  # fmt: skip
+        body = encode_record(half, topic=topic, queue_id=queue_id)
+        producer.connection.send(RemotingCommand.request(RequestCode.CHECK_TRANSACTION_STATE, header, body, oneway=True))
+        return True
+
+    async def _make_internal_topic(self, topic: str) -> None:
+        await self.topics.create_for_group(topic, 1)
+
+    # The inside.
+
+    async def _listen(self) -> None:
+        options = self.options
+        limits = Limits(connections_max=options.connections_max, idle_s=float(options.idle_s))
+        for attempt in range(FREE_PORT_TRIES):
+            main, second = Listener(), Listener()
+            await main.start(self, options.bind_address, options.listen_port, limits=limits)
+            self.listeners = [main]
+            port = int(main.address.rpartition(":")[2])
+            fast = options.fast_port if options.fast_port >= 0 else port - FAST_PORT_OFFSET
+            try:
+                await second.start(self, options.bind_address, fast, limits=limits)
+            except OSError:
+                if options.listen_port != 0 or attempt == FREE_PORT_TRIES - 1:
+                    raise
+                await main.stop(0.0)
+                continue
+            self.listeners = [main, second]
+            return
+
+    async def _close_listeners(self, grace_s: float) -> None:
+        await asyncio.gather(*(listener.stop(grace_s) for listener in self.listeners))
+
+    def _reachable(self, host: str) -> str:
+        """The address to advertise for a listening one: itself, or for "all addresses" the one that leads out."""
+        if host not in ("0.0.0.0", "[::]", "::"):
+            return host
+        for server in [*self.options.name_servers, "192.0.2.1:9"]:
+            name, _, port = server.rpartition(":")
+            with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((name, int(port)))  # sends nothing; only asks the routing table
+                found: str = probe.getsockname()[0]
+                if not found.startswith("127.") or server in self.options.name_servers:
+                    return found
+        return LOOPBACK
+
+    async def _persist(self) -> None:
+        for save in (self.groups.settled, self.topics.file.save, self.groups.file.save, self.offsets.save, self.delay.save):
+            try:
+                await save()
+            except OSError as error:
+                _log.error("a configuration file could not be written: %s", error)
+
+    async def _expire_clients(self) -> None:
+        self.clients.expire(self.options.channel_expired_timeout / 1000)
+
+    async def _clean(self) -> None:
+        await fast_path.clean(self)
+
+    def _every(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:
+        self._tasks.append(asyncio.create_task(self._repeat(period_s, work, name), name=name))
+
+    async def _repeat(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:
+        while True:
+            await self.clock.sleep(period_s)
+            try:
+                await work()
+            except OSError as error:
+                _log.error("could not %s: %s", name, error)
+            except Exception:
+                _log.exception("could not %s", name)
