@@ -206,7 +206,6 @@ async def _serve(
     await stopping
     _log.info("%s is stopping", program)
     await server.stop()
-    _log.info("%s has stopped", program)
     return 0
 
 
