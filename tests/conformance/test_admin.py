@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import apache
@@ -19,11 +20,12 @@ pytestmark = pytest.mark.apache
 
 
 class Pair:
-    """Both clusters, prepared alike."""
+    """Both clusters, prepared alike; a JVM for each, because some commands keep a client in a static field."""
 
-    def __init__(self, client: Client, clusters: list[apache.Cluster]) -> None:
-        self.client = client
+    def __init__(self, clients: dict[str, Client], clusters: list[apache.Cluster]) -> None:
+        self.clients = clients
         self.clusters = clusters
+        self._pool = ThreadPoolExecutor(2)
         self.offset_ids: dict[str, str] = {}
         self.unique_ids: dict[str, str] = {}
 
@@ -38,11 +40,11 @@ class Pair:
             "unique_id": self.unique_ids.get(cluster.kind, ""),
         }
         filled = [argument.format_map(own) if "{" in argument else argument for argument in args]
-        return self.client.admin(*filled, "-n", cluster.namesrv_address)
+        return self.clients[cluster.kind].admin(*filled, "-n", cluster.namesrv_address)
 
     def both(self, *args: str) -> tuple[str, str]:
         """Apache's output and ours, made comparable."""
-        first, second = (neutral(self.run(cluster, *args), cluster) for cluster in self.clusters)
+        first, second = self._pool.map(lambda cluster: neutral(self.run(cluster, *args), cluster), self.clusters)
         return first, second
 
 
@@ -57,6 +59,8 @@ REPLACED = [
     (r"storeSize=\d+", "storeSize=N"),
     (r"commitLogOffset=\d+", "commitLogOffset=N"),
     (r"preparedTransactionOffset=\d+", "preparedTransactionOffset=N"),
+    (r"Consume TPS: [\d.]+", "Consume TPS: N"),
+    (r"Avg RT: [\d.]+", "Avg RT: N"),
     (r"/tmp/rocketmq/\S+", "BODY_FILE"),
 ]
 
@@ -64,6 +68,7 @@ REPLACED = [
 def neutral(text: str, cluster: apache.Cluster) -> str:
     """The output with addresses, times and ids replaced, and trailing blanks cut."""
     text = text.replace(cluster.broker_address, "BROKER").replace(cluster.namesrv_address, "NAMESRV")
+    text = text.replace(str(cluster.directory), "DIRECTORY")
     for pattern, word in REPLACED:
         text = re.sub(pattern, word, text)
     return "\n".join(line.rstrip() for line in text.splitlines())
@@ -75,33 +80,38 @@ def columns(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def pair(client: Client, apache_cluster: apache.Cluster, aerobee_cluster: apache.Cluster) -> Iterator[Pair]:
-    made = Pair(client, [apache_cluster, aerobee_cluster])
-    for cluster in made.clusters:
+def pair(
+    client: Client,
+    apache_cluster: apache.Cluster,
+    aerobee_cluster: apache.Cluster,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Pair]:
+    clusters = [apache_cluster, aerobee_cluster]
+    other = Client(tmp_path_factory.mktemp("admin"))
+    made = Pair({apache_cluster.kind: client, aerobee_cluster.kind: other}, clusters)
+    for cluster in clusters:
         prepare(made, cluster)
+    time.sleep(6)  # a consumer writes its offsets every 5 s
     yield made
-    for cluster in made.clusters:
-        client.do("consume.stop", name=f"tools/{cluster.kind}")
+    for cluster in clusters:
+        made.clients[cluster.kind].do("consume.stop", name="tools")
+    other.close()
 
 
 def prepare(pair: Pair, cluster: apache.Cluster) -> None:
     """Topic Tools with two queues, ten messages (0 to 4 in queue 0, the rest in queue 1), a live group, an idle one."""
     pair.run(cluster, "updateTopic", "-c", "{cluster}", "-t", "Tools", "-r", "2", "-w", "2")
     time.sleep(1)
-    namesrv = cluster.namesrv_address
+    namesrv, client = cluster.namesrv_address, pair.clients[cluster.kind]
     for queue in range(2):
         arguments = {"topic": "Tools", "mode": "queue", "broker": cluster.broker_name, "queue": queue, "keys": "tool-"}
-        sent = pair.client.do(
-            "produce", namesrv=namesrv, count=5, tags=["TagA", "TagB"], **{**arguments, "from": 5 * queue}
-        )
+        sent = client.do("produce", namesrv=namesrv, count=5, tags=["TagA", "TagB"], **{**arguments, "from": 5 * queue})
         assert sent["errors"] == {}
         pair.offset_ids.setdefault(cluster.kind, sent["results"][0]["offset_msg_id"])
         pair.unique_ids.setdefault(cluster.kind, sent["results"][0]["msg_id"])
-    name = f"tools/{cluster.kind}"
-    pair.client.do("consume.start", namesrv=namesrv, name=name, topic="Tools", group="tools_group")
-    pair.client.do("consume.state", name=name, received=10, timeout_ms=20_000)
+    client.do("consume.start", namesrv=namesrv, name="tools", topic="Tools", group="tools_group")
+    client.do("consume.state", name="tools", received=10, timeout_ms=20_000)
     pair.run(cluster, "updateSubGroup", "-c", "{cluster}", "-g", "idle_group", "-r", "3", "-q", "2")
-    time.sleep(6)  # the consumer writes its offsets every 5 s
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,7 @@ def test_topic_list_has_every_topic(pair: Pair) -> None:
         names = set(pair.run(cluster, "topicList").split())
         system = {"TBW102", "SELF_TEST_TOPIC", "BenchmarkTest", "OFFSET_MOVED_EVENT", "SCHEDULE_TOPIC_XXXX"}
         system |= {"DefaultCluster", "broker-a", "RMQ_SYS_TRANS_HALF_TOPIC", "RMQ_SYS_TRANS_OP_HALF_TOPIC"}
-        system |= {"TRANS_CHECK_MAX_TIME_TOPIC", "rmq_sys_REVIVE_LOG_DefaultCluster", "DefaultCluster_REPLY_TOPIC"}
+        system |= {"rmq_sys_REVIVE_LOG_DefaultCluster", "DefaultCluster_REPLY_TOPIC"}
         assert {"Tools", "%RETRY%tools_group"} | system <= names, cluster.kind
 
 
@@ -247,9 +257,10 @@ def test_topic_list_with_groups(pair: Pair) -> None:
 
 
 HONOURED = (
-    "brokerName brokerClusterName brokerId brokerIP1 listenPort namesrvAddr storePathRootDir storePathCommitLog flushDiskType brokerRole "
-    "brokerPermission autoCreateTopicEnable autoCreateSubscriptionGroup defaultTopicQueueNums deleteWhen fileReservedTime "
-    "maxMessageSize messageDelayLevel mappedFileSizeCommitLog mappedFileSizeConsumeQueue"
+    "brokerName brokerClusterName brokerId brokerIP1 listenPort namesrvAddr storePathRootDir storePathCommitLog "
+    "flushDiskType brokerRole brokerPermission autoCreateTopicEnable autoCreateSubscriptionGroup deleteWhen "
+    "defaultTopicQueueNums fileReservedTime maxMessageSize messageDelayLevel mappedFileSizeCommitLog "
+    "mappedFileSizeConsumeQueue"
 ).split()
 
 
@@ -260,7 +271,7 @@ def test_broker_config_tells_the_same_of_what_is_honoured(pair: Pair) -> None:
         pairs = (re.split(r"\s+=\s+", line.strip(), maxsplit=1) for line in text.splitlines() if " = " in line)
         told.append({pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs})
     theirs, ours = told
-    own_places = {"listenPort", "storePathRootDir", "storePathCommitLog"}
+    own_places = {"listenPort", "namesrvAddr", "storePathRootDir", "storePathCommitLog"}
     assert set(HONOURED) <= set(ours)
     assert {key: ours[key] for key in HONOURED if key not in own_places} == {
         key: theirs[key] for key in HONOURED if key not in own_places
