@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aerobee.client.results import Retry
 from aerobee.protocol import message as wire
-from aerobee.protocol.bodies.clients import (
+from aerobee.protocol.bodies.client import (
     ConsumeMessageDirectlyResult,
     ConsumerRunningInfo,
     ConsumeStatus,

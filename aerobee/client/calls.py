@@ -13,7 +13,7 @@ from typing import Final
 from aerobee.client.client import DEFAULT_TOPIC, DEFAULT_TOPIC_QUEUES, Client
 from aerobee.client.results import PULL_STATUS_BY_CODE, SEND_STATUS_BY_CODE, PullResult, PullStatus, SendResult
 from aerobee.errors import ServerError, error_for
-from aerobee.protocol.bodies.clients import (
+from aerobee.protocol.bodies.client import (
     GetConsumerListByGroupResponseBody,
     LockBatchRequestBody,
     LockBatchResponseBody,

@@ -19,7 +19,7 @@ from aerobee.client.rebalance import queue_order
 from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError, TopicNotExist, error_for
 from aerobee.net.connection import Connection
 from aerobee.net.remote import RemotePool
-from aerobee.protocol.bodies.clients import ConsumerData, HeartbeatData, ProducerData
+from aerobee.protocol.bodies.client import ConsumerData, HeartbeatData, ProducerData
 from aerobee.protocol.bodies.route import TopicRouteData
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand

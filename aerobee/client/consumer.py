@@ -48,7 +48,7 @@ from aerobee.client.results import ConsumeFrom, MessageModel, PullStatus, Retry
 from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError, TopicNotExist
 from aerobee.net.connection import Connection
 from aerobee.protocol import message as wire
-from aerobee.protocol.bodies.clients import ConsumerData, SubscriptionData
+from aerobee.protocol.bodies.client import ConsumerData, SubscriptionData
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.filter import Sql, subscription

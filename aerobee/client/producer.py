@@ -27,7 +27,7 @@ from aerobee.client.results import SendResult
 from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError
 from aerobee.net.connection import Connection
 from aerobee.protocol import message as wire
-from aerobee.protocol.bodies.clients import ProducerData
+from aerobee.protocol.bodies.client import ProducerData
 from aerobee.protocol.codes import ResponseCode
 from aerobee.protocol.command import FLAG_ONEWAY, RemotingCommand
 from aerobee.protocol.message import Message, MessageQueue, java_hash
@@ -147,7 +147,7 @@ class Producer:
         ValueError.
         """
         self._check(message)
-        return await self._send(message, self._chooser(queue, sharding_key, selector), timeout_ms)
+        return await self._send(message, self._chooser(message, queue, sharding_key, selector), timeout_ms)
 
     async def post(
         self,
@@ -170,7 +170,7 @@ class Producer:
         loop = asyncio.get_running_loop()
         out: asyncio.Future[SendResult] = loop.create_future()
         out.add_done_callback(self._landed)
-        choose = self._chooser(queue, sharding_key, selector)
+        choose = self._chooser(message, queue, sharding_key, selector)
         if len(message.body) <= self._compress_above_bytes:
             route = self.client.routes.get(message.topic)
             if route is not None and route.write_queues:
@@ -203,7 +203,7 @@ class Producer:
         """Sends and forgets: nobody learns whether it arrived. Raises only when there is no connection to send on."""
         self._check(message)
         route = await self._route(message.topic)
-        chosen = self._chooser(queue, sharding_key, selector)(route, message, "")
+        chosen = self._chooser(message, queue, sharding_key, selector)(route, message, "")
         command = self._command(message, chosen, *await self._body(message))
         command.flag |= FLAG_ONEWAY
         await self.client.pool.oneway(self.client.master(chosen.broker_name), command, self._timeout_s)
@@ -233,7 +233,7 @@ class Producer:
             raise ValueError(
                 f"the batch has {len(batch.body)} bytes, the limit is {self._body_bytes_max}; send it in parts"
             )
-        return await self._send(batch, self._chooser(queue, sharding_key, None), timeout_ms)
+        return await self._send(batch, self._chooser(messages[0], queue, sharding_key, None), timeout_ms)
 
     async def flush(self) -> None:
         """Returns when every `post` has its answer."""
@@ -348,10 +348,12 @@ class Producer:
         return route
 
     def _chooser(
-        self, queue: MessageQueue | None, sharding_key: str | None, selector: QueueSelector | None
+        self, message: Message, queue: MessageQueue | None, sharding_key: str | None, selector: QueueSelector | None
     ) -> _Chooser:
         if queue is None and sharding_key is None and selector is None:
-            return self._spread
+            sharding_key = message.properties.get(wire.PROPERTY_SHARDING_KEY)
+            if sharding_key is None:
+                return self._spread
         if sum(given is not None for given in (queue, sharding_key, selector)) > 1:
             raise ValueError("give one of queue, sharding_key and selector")
         return _Fixed(queue, sharding_key, selector)

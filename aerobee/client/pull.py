@@ -25,7 +25,7 @@ from aerobee.client.results import PullResult, PullStatus
 from aerobee.errors import AerobeeError, ConnectError
 from aerobee.net.connection import Connection
 from aerobee.protocol import message as wire
-from aerobee.protocol.bodies.clients import ConsumerData, SubscriptionData
+from aerobee.protocol.bodies.client import ConsumerData, SubscriptionData
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.filter import Sql, subscription
 from aerobee.protocol.message import MessageExt, MessageQueue
