@@ -284,7 +284,7 @@ struct Sim {
     next_inode: u64,
     names: BTreeMap<PathBuf, Node>,
     names_durable: BTreeMap<PathBuf, Node>,
-    changes: Vec<(PathBuf, Change)>,
+    changes: Vec<Change>,
     locks: HashSet<PathBuf>,
     capacity: Option<u64>,
     fail_writes: bool,
@@ -372,15 +372,13 @@ impl SimDisk {
         }
         let mut names = std::mem::take(&mut sim.names_durable);
         let mut cut_off: HashSet<PathBuf> = HashSet::new();
-        for (dir, change) in std::mem::take(&mut sim.changes) {
-            if cut_off.contains(&dir) {
-                continue;
+        for change in std::mem::take(&mut sim.changes) {
+            let dirs = change.dirs();
+            if dirs.iter().any(|d| cut_off.contains(d)) || random.below(3) == 0 {
+                cut_off.extend(dirs);
+            } else {
+                apply(&mut names, &change);
             }
-            if random.below(3) == 0 {
-                cut_off.insert(dir);
-                continue;
-            }
-            apply(&mut names, &change);
         }
         // A file whose directory did not survive is gone too.
         let known: Vec<PathBuf> = names.keys().cloned().collect();
@@ -454,6 +452,17 @@ impl SimDisk {
     }
 }
 
+impl Change {
+    /// The directories it changes.
+    fn dirs(&self) -> Vec<PathBuf> {
+        let parent = |path: &PathBuf| path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        match self {
+            Change::Make(path, _) | Change::Remove(path) => vec![parent(path)],
+            Change::Rename(from, to) => vec![parent(from), parent(to)],
+        }
+    }
+}
+
 fn apply(names: &mut BTreeMap<PathBuf, Node>, change: &Change) {
     match change {
         Change::Make(path, node) => {
@@ -490,11 +499,7 @@ impl Sim {
 
     fn change(&mut self, change: Change) {
         apply(&mut self.names, &change);
-        let path = match &change {
-            Change::Make(path, _) | Change::Remove(path) | Change::Rename(_, path) => path,
-        };
-        let dir = path.parent().unwrap_or(Path::new("/")).to_path_buf();
-        self.changes.push((dir, change));
+        self.changes.push(change);
     }
 
     fn step(&mut self) -> io::Result<()> {
@@ -774,10 +779,9 @@ impl Disk for SimDisk {
         if sim.fail_syncs {
             return Err(eio());
         }
-        let (done, rest) = std::mem::take(&mut sim.changes).into_iter().partition(|(d, _)| dir.starts_with(d));
-        sim.changes = rest;
-        let done: Vec<(PathBuf, Change)> = done;
-        for (_, change) in done {
+        // As a journal does: everything that happened before the directory's last change goes with it.
+        let last = sim.changes.iter().rposition(|c| c.dirs().iter().any(|d| dir.starts_with(d)));
+        for change in sim.changes.drain(..last.map_or(0, |l| l + 1)) {
             apply(&mut sim.names_durable, &change);
         }
         Ok(())

@@ -473,7 +473,7 @@ impl Worker {
         let used = 1.0 - space.free as f64 / space.total.max(1) as f64;
         shared.counters.used_ppm.store((used * 1e6) as u64, Ordering::Relaxed);
         let too_much = used > shared.options.disk_used_ratio_max;
-        let usable = space.free >= FREE_BYTES_MIN.min(space.total / 100);
+        let usable = space.free >= FREE_BYTES_MIN.min(space.total / 4);
         shared.change_health(|health| {
             if usable {
                 health.full = None;

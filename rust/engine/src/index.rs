@@ -402,19 +402,74 @@ impl Index {
         Ok(())
     }
 
-    /// After an unclean stop: keeps of the newest file (older ones are complete) the entries that make sense one after the other
-    /// and lie before `log_end`, and rebuilds the slots from them. Says what it did if that was more than nothing.
-    pub fn repair(&mut self, log_end: u64) -> io::Result<Option<String>> {
-        while self.older.back().is_some_and(|o| o.header.begin_position >= log_end && o.header.count > 1) {
-            self.remove_last()?;
+    /// After an unclean stop: keeps the entries that make sense one after the other and lie before `log_end`, and rebuilds the
+    /// slots from them. Full files that end before `vouched` (the checkpoint's position) are complete and not looked at. Behind a
+    /// file that is not complete nothing is kept. Says what was lost, if anything was.
+    pub fn repair(&mut self, log_end: u64, vouched: u64) -> io::Result<Vec<String>> {
+        let entries = self.geometry.entries;
+        let good = |h: &Header| h.count >= entries && h.end_position < vouched && h.end_position < log_end;
+        let complete = self.older.iter().take_while(|o| good(&o.header)).count();
+        let suspicious: Vec<Older> = self.older.drain(complete..).collect();
+        let mut lines = Vec::new();
+        for older in suspicious {
+            let path = self.dir.join(&older.name);
+            if self.current.is_some() {
+                lines.push(format!("index file {}: removed, the file before it is not complete", older.name));
+                self.disk.remove_file(&path)?;
+                continue;
+            }
+            let file = self.disk.open(&path, Mode::Write)?;
+            let (header, slots) = self.usable_part(file.as_ref(), &older.header, log_end)?;
+            if header.count <= 1 {
+                if older.header.count > 1 {
+                    lines.push(format!("index file {}: removed, none of its entries is usable", older.name));
+                }
+                self.disk.remove_file(&path)?;
+                continue;
+            }
+            if header.count < older.header.count {
+                let (kept, all) = (header.count - 1, older.header.count - 1);
+                lines.push(format!("index file {}: {kept} of {all} entries kept", older.name));
+            }
+            // Entries behind the kept ones must not come back when the count grows over them.
+            file.set_len(self.geometry.entry_at(header.count))?;
+            file.set_len(self.geometry.file_bytes())?;
+            let current = Current {
+                written: header.count,
+                name: older.name,
+                header,
+                file,
+                slots,
+                writing: Arc::default(),
+                pending: Vec::new(),
+                header_dirty: true,
+            };
+            if header.count < entries {
+                self.current = Some(current);
+                continue;
+            }
+            // Written at once, so that only one slot table is in memory at a time.
+            self.full.push_back(current);
+            while let Some(batch) = self.take_batch() {
+                batch.write(&self.geometry)?;
+                self.written(batch, true);
+            }
+            let mut page = 0;
+            while let Some((file, at, bytes, next)) = self.take_slots(true, page) {
+                file.write_at(at, &bytes)?;
+                page = next;
+            }
+            if let Some(file) = self.retire_full() {
+                file.sync_data()?;
+            }
         }
-        // Files beyond the newest may have been written by nobody's flush either: check the newest that has entries.
-        let Some(last) = self.older.back_mut() else { return Ok(None) };
-        let path = self.dir.join(&last.name);
-        let file = self.disk.open(&path, Mode::Write)?;
+        Ok(lines)
+    }
+
+    /// The entries of a file up to the first that makes no sense: their header and slots.
+    fn usable_part(&self, file: &dyn DiskFile, before: &Header, log_end: u64) -> io::Result<(Header, Slots)> {
         let mut slots = Slots::new(self.geometry.slots, false)?;
-        let before = last.header;
-        let mut header = Header { count: 1, slots_used: 0, ..before };
+        let mut header = Header { count: 1, slots_used: 0, ..*before };
         let mut block = vec![0u8; 4096 * ENTRY_BYTES as usize];
         let mut previous = 0;
         'blocks: while header.count < self.geometry.entries {
@@ -435,7 +490,8 @@ impl Index {
                     && link.seconds >= 0
                     && link.previous == slots.get(slot)
                     && link.hash <= i32::MAX as u32;
-                if zeros || !sane {
+                // Times are counted from the header's: without it they say nothing.
+                if zeros || !sane || before.begin_timestamp <= 0 {
                     break 'blocks;
                 }
                 if header.count == 1 {
@@ -454,32 +510,7 @@ impl Index {
         if header.count >= before.count {
             header.end_timestamp = header.end_timestamp.max(before.end_timestamp);
         }
-        if header.count <= 1 {
-            let name = last.name.clone();
-            self.remove_last()?;
-            return Ok(Some(format!("index file {name} had no usable entries and was removed; it is rebuilt from the log")));
-        }
-        let said = (header.count < before.count)
-            .then(|| format!("index file {}: {} of {} entries kept", last.name, header.count - 1, before.count - 1));
-        // Entries behind the kept ones must not come back when the count grows over them.
-        file.set_len(self.geometry.entry_at(header.count))?;
-        file.set_len(self.geometry.file_bytes())?;
-        if let Some(last) = self.older.pop_back() {
-            self.current = Some(Current {
-                written: header.count,
-                name: last.name,
-                header,
-                file,
-                slots,
-                writing: Arc::default(),
-                pending: Vec::new(),
-                header_dirty: true,
-            });
-            if header.count >= self.geometry.entries {
-                self.full.extend(self.current.take());
-            }
-        }
-        Ok(said)
+        Ok((header, slots))
     }
 
     /// Forgets all files, written or not, so that they can be loaded again.
@@ -487,13 +518,6 @@ impl Index {
         self.older.clear();
         self.full.clear();
         self.current = None;
-    }
-
-    fn remove_last(&mut self) -> io::Result<()> {
-        if let Some(last) = self.older.pop_back() {
-            self.disk.remove_file(&self.dir.join(last.name))?;
-        }
-        Ok(())
     }
 
     /// Position of the newest record that is indexed; records after it are not.
@@ -904,7 +928,7 @@ mod tests {
             let mut second = index(&disk);
             assert!(second.load().unwrap().is_empty());
             if unclean {
-                assert_eq!(second.repair(u64::MAX).unwrap(), None);
+                assert!(second.repair(u64::MAX, 0).unwrap().is_empty());
             } else {
                 second.resume().unwrap();
             }
@@ -926,12 +950,12 @@ mod tests {
         disk.flip_bit(&path, first.geometry.entry_at(20) + 16, 6);
         let mut second = index(&disk);
         second.load().unwrap();
-        assert!(second.repair(u64::MAX).unwrap().unwrap().contains("19 of 30 entries kept"));
+        assert!(second.repair(u64::MAX, 0).unwrap()[0].contains("19 of 30 entries kept"));
         assert_eq!(second.end_position(), Some(1800));
         write_all(&mut second);
         let mut third = index(&disk);
         third.load().unwrap();
-        third.repair(1000).unwrap();
+        third.repair(1000, 0).unwrap();
         assert_eq!(third.end_position(), Some(900));
         assert_eq!(third.search(7, 64, 0, i64::MAX).positions.len(), 10);
     }

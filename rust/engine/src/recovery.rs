@@ -40,6 +40,8 @@ const WINDOW_BYTES: usize = 1 << 20;
 const REBUILT_UNITS_MAX: usize = 1 << 20;
 /// Apache's margin: the checkpoint's times may be this much ahead of what a crash left.
 const CHECKPOINT_MARGIN_MS: i64 = 3_000;
+/// A record whose queue offset is further ahead than this is damaged, unless so much of the log is lost.
+const GAP_MAX: u64 = 1024;
 /// Topic whose queue entries carry the delivery time.
 const SCHEDULE_TOPIC: &[u8] = b"SCHEDULE_TOPIC_XXXX";
 
@@ -355,28 +357,29 @@ impl Recovery<'_> {
         let failed = |e: io::Error| Error::open("reading", &dir, &e);
         let strange = index.load().map_err(failed)?;
         let had_files = !index.is_empty() || !strange.is_empty();
-        let mut said = None;
+        let vouched = self.checkpoint.queue_position.max(0) as u64;
+        let mut said = Vec::new();
         if self.clean {
             index.resume().map_err(failed)?;
         } else {
-            said = index.repair(log_limit).map_err(failed)?;
+            said = index.repair(log_limit, vouched).map_err(failed)?;
         }
-        let repaired = said.is_some() || !strange.is_empty();
+        let repaired = !said.is_empty() || !strange.is_empty();
         let end = index.end_position();
         drop(state);
         for (name, bytes) in strange {
             self.set_aside(&dir.join(name), &format!("is no index file of the configured size ({bytes} bytes)"))?;
         }
-        if let Some(said) = said {
-            self.progress.line(&said);
+        for line in said {
+            self.progress.line(&line);
         }
-        let checkpoint = self.checkpoint.queue_position.max(0) as u64;
         self.index_from = match end {
-            // The newest entries may be only some of a record's keys: that record is indexed again.
+            // The newest entry may be only the first of a record's keys: that record is indexed again.
             Some(end) if repaired => Some(end),
             Some(end) if self.clean => Some(end + 1),
             // Records without keys leave no trace in the index; what the checkpoint covers is complete.
-            Some(end) => Some((end + 1).max(checkpoint)),
+            Some(end) if end <= vouched => Some(vouched + 1),
+            Some(end) => Some(end),
             None if had_files || self.checkpoint.index_timestamp > 0 => Some(0),
             None => None,
         };
@@ -623,7 +626,9 @@ impl Recovery<'_> {
             queue.min = offset;
             queue.tail_base = offset;
             rebuilt.unconfirmed = Some(offset);
-        } else if offset > next && (offset - next) as u64 <= self.lost_bytes / RECORD_BYTES_MIN as u64 {
+        } else if offset > next && (offset - next) as u64 <= GAP_MAX + self.lost_bytes / RECORD_BYTES_MIN as u64 {
+            // What lies between was lost to damage. Unless it was this record's header that is damaged: then the next one
+            // does not continue here, and this one is taken out again.
             rebuilt.unconfirmed = Some(next);
             queue.tail.resize(queue.tail.len() + (offset - next) as usize, HOLE);
         } else if offset == 0 {
@@ -807,11 +812,11 @@ impl Recovery<'_> {
         let failed = |e: io::Error| Error::open("repairing the index in", &shared.options.root, &e);
         index.forget_files();
         index.load().map_err(failed)?;
-        let said = index.repair(end).map_err(failed)?;
+        let said = index.repair(end, 0).map_err(failed)?;
         self.changed = true;
         drop(state);
-        if let Some(said) = said {
-            self.progress.line(&said);
+        for line in said {
+            self.progress.line(&line);
         }
         Ok(())
     }

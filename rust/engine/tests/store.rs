@@ -1,0 +1,852 @@
+//! The store against a disk that fails by seed, and every recovery rule against the damage it is for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use aerobee_engine::clock::ManualClock;
+use aerobee_engine::disk::{Disk, Mode, Random, SimDisk};
+use aerobee_engine::error::Error;
+use aerobee_engine::record::{NewRecord, RecordView};
+use aerobee_engine::store::{DeletePolicy, Entry, FlushMode, Staged, Store, StoreOptions};
+
+const START_MS: i64 = 1_700_000_000_000;
+
+/// A disk, a clock and what the last opening said.
+struct Bench {
+    disk: SimDisk,
+    clock: Arc<ManualClock>,
+    options: StoreOptions,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bench {
+    fn new(flush_mode: FlushMode) -> Bench {
+        let options = StoreOptions {
+            flush_mode,
+            log_file_bytes: 16 << 10,
+            queue_file_units: 50,
+            index_slots: 500,
+            index_entries: 200,
+            background: false,
+            ..StoreOptions::new("/store")
+        };
+        Bench {
+            disk: SimDisk::new(),
+            clock: Arc::new(ManualClock::new(START_MS)),
+            options,
+            lines: Arc::default(),
+        }
+    }
+
+    fn try_open(&self) -> Result<Store, Error> {
+        self.lines.lock().unwrap().clear();
+        let lines = self.lines.clone();
+        let say = move |line: &str| lines.lock().unwrap().push(line.to_string());
+        Store::open(self.options.clone(), Arc::new(self.disk.clone()), self.clock.clone(), &say)
+    }
+
+    fn open(&self) -> Store {
+        self.try_open().unwrap()
+    }
+
+    fn said(&self, part: &str) -> bool {
+        self.lines.lock().unwrap().iter().any(|l| l.contains(part))
+    }
+
+    fn silent(&self) -> bool {
+        self.lines.lock().unwrap().is_empty()
+    }
+
+    fn log_file(&self, number: u64) -> PathBuf {
+        Path::new("/store/commitlog").join(format!("{:020}", number * self.options.log_file_bytes))
+    }
+
+    fn queue_file(&self, topic: &str, queue_id: u32, number: u64) -> PathBuf {
+        let bytes = self.options.queue_file_units * 20;
+        PathBuf::from(format!("/store/consumequeue/{topic}/{queue_id}/{:020}", number * bytes))
+    }
+
+    fn write(&self, path: &Path, offset: u64, bytes: &[u8]) {
+        let file = self.disk.open(path, Mode::Create).unwrap();
+        file.write_at(offset, bytes).unwrap();
+        file.sync_data().unwrap();
+        self.disk.sync_all(path).unwrap();
+    }
+}
+
+fn stage(store: &mut Store, topic: &str, queue_id: u32, body: &[u8], key: &str) -> Result<Staged, Error> {
+    let properties = format!("UNIQ_KEY\u{1}U-{key}\u{2}KEYS\u{1}{key} other-{key}\u{2}TAGS\u{1}TagA\u{2}");
+    let queue = store.queue(topic, queue_id);
+    store.stage(
+        queue,
+        &NewRecord {
+            topic,
+            queue_id,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: 1,
+            born_host: "10.1.2.3:4567".parse().unwrap(),
+            reconsume_times: 0,
+            prepared_offset: 0,
+            body,
+            properties: properties.as_bytes(),
+            tags_code: None,
+            known: None,
+        },
+    )
+}
+
+fn append(store: &mut Store, topic: &str, queue_id: u32, body: &[u8], key: &str) -> Staged {
+    let staged = stage(store, topic, queue_id, body, key).unwrap();
+    store.commit().unwrap();
+    staged
+}
+
+fn entry(store: &mut Store, topic: &str, queue_id: u32, offset: i64) -> Option<Entry> {
+    let queue = store.find_queue(topic, queue_id)?;
+    let mut out = Vec::new();
+    store.entries(queue, offset, 1, &mut out).unwrap();
+    out.first().copied()
+}
+
+fn bounds(store: &Store, topic: &str, queue_id: u32) -> (i64, i64) {
+    store.find_queue(topic, queue_id).map_or((0, 0), |q| store.bounds(q))
+}
+
+/// The body behind a queue's offset, if its record can be read.
+fn body(store: &mut Store, topic: &str, queue_id: u32, offset: i64) -> Option<Vec<u8>> {
+    let entry = entry(store, topic, queue_id, offset)?;
+    let mut bytes = Vec::new();
+    if !store.copy_record(entry.position, entry.size, &mut bytes) {
+        return None;
+    }
+    let view = RecordView::parse(&bytes)?;
+    assert_eq!((view.topic, view.queue_id, view.queue_offset), (topic.as_bytes(), queue_id, offset));
+    view.is_intact().then(|| view.body.to_vec())
+}
+
+fn found_by_key(store: &mut Store, topic: &str, key: &str) -> Vec<u64> {
+    store.search_index(topic, key, "", 64, 0, i64::MAX).positions
+}
+
+/// Thirty messages in two queues, flushed and closed properly.
+fn filled() -> Bench {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..30 {
+        bench.clock.advance(1000);
+        append(&mut store, "t", n % 2, format!("body-{n}").as_bytes(), &format!("k{n}"));
+    }
+    store.close().unwrap();
+    bench
+}
+
+fn all_thirty_are_there(store: &mut Store) {
+    for n in 0..30u32 {
+        let got = body(store, "t", n % 2, i64::from(n / 2));
+        assert_eq!(got.as_deref(), Some(format!("body-{n}").as_bytes()), "message {n}");
+        assert_eq!(found_by_key(store, "t", &format!("U-k{n}")).len(), 1, "key of message {n}");
+    }
+    assert_eq!(bounds(store, "t", 0), (0, 15));
+    assert_eq!(bounds(store, "t", 1), (0, 15));
+}
+
+// ------------------------------------------------------------------------------------------------------- ordinary life
+
+#[test]
+fn what_is_committed_is_read_at_once_and_after_a_restart() {
+    let bench = filled();
+    let mut store = bench.open();
+    assert!(bench.silent(), "{:?}", bench.lines);
+    all_thirty_are_there(&mut store);
+    assert_eq!(append(&mut store, "t", 0, b"next", "n").queue_offset, 15);
+    assert_eq!(body(&mut store, "t", 0, 15).unwrap(), b"next");
+    assert_eq!(store.search_index("t", "TagA", "T", 64, 0, i64::MAX).positions.len(), 31);
+    assert_eq!(found_by_key(&mut store, "t", "other-k7").len(), 1);
+    assert_eq!(found_by_key(&mut store, "t", "nothing"), []);
+    assert_eq!(store.topics(), [("t".to_string(), vec![0, 1])]);
+}
+
+#[test]
+fn a_record_that_does_not_fit_begins_the_next_file_behind_a_blank() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let body_bytes = 3000;
+    let mut staged = Vec::new();
+    for n in 0..12 {
+        staged.push(stage(&mut store, "t", 0, &vec![n as u8; body_bytes], "k").unwrap());
+    }
+    let commit = store.commit().unwrap();
+    assert_eq!(commit.end, staged[11].position + u64::from(staged[11].size));
+    assert_eq!(commit.touched.len(), 1);
+    let last = staged.iter().rposition(|s| s.position < 16 << 10).unwrap();
+    let blank_at = (staged[last].position + u64::from(staged[last].size)) as usize;
+    assert_eq!(staged[last + 1].position, 16 << 10);
+    let bytes = bench.disk.read_file(&bench.log_file(0)).unwrap();
+    assert_eq!(bytes.len(), 16 << 10);
+    assert_eq!(bytes[blank_at..blank_at + 4], ((16 << 10) - blank_at as u32).to_be_bytes());
+    assert_eq!(bytes[blank_at + 4..blank_at + 8], (-875_286_124i32).to_be_bytes());
+    store.close().unwrap();
+    let mut store = bench.open();
+    for n in 0..12 {
+        assert_eq!(body(&mut store, "t", 0, n).unwrap(), vec![n as u8; body_bytes]);
+    }
+    let too_big = vec![0; 17 << 10];
+    assert!(matches!(stage(&mut store, "t", 0, &too_big, "k"), Err(Error::BadRecord(_))));
+    assert_eq!(append(&mut store, "t", 0, b"x", "k").queue_offset, 12);
+}
+
+#[test]
+fn with_synchronous_flush_a_message_is_visible_only_once_flushed() {
+    let bench = Bench::new(FlushMode::Sync);
+    let mut store = bench.open();
+    let staged = append(&mut store, "t", 0, b"a", "k");
+    assert_eq!(bounds(&store, "t", 0), (0, 0));
+    assert_eq!(entry(&mut store, "t", 0, 0), None);
+    assert!(store.durable() <= staged.position);
+    assert_eq!(store.settle(), []);
+    store.tick().unwrap();
+    assert!(store.durable() > staged.position);
+    assert_eq!(bounds(&store, "t", 0), (0, 0));
+    assert_eq!(store.settle(), [staged.queue]);
+    assert_eq!(bounds(&store, "t", 0), (0, 1));
+    assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"a");
+}
+
+#[test]
+fn half_messages_have_no_queue_entry_and_rollbacks_no_index_entry() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for (sys_flag, key) in [(1 << 2, "prepared"), (2 << 2, "committed"), (3 << 2, "rolled-back")] {
+        let properties = format!("KEYS\u{1}{key}");
+        let queue = store.queue("t", 0);
+        let record = NewRecord {
+            topic: "t",
+            queue_id: 0,
+            flag: 0,
+            sys_flag,
+            born_timestamp: 1,
+            born_host: "[::1]:1".parse().unwrap(),
+            reconsume_times: 0,
+            prepared_offset: 0,
+            body: b"x",
+            properties: properties.as_bytes(),
+            tags_code: None,
+            known: None,
+        };
+        store.stage(queue, &record).unwrap();
+    }
+    store.commit().unwrap();
+    for _ in 0..2 {
+        assert_eq!(bounds(&store, "t", 0), (0, 1));
+        assert_eq!(found_by_key(&mut store, "t", "prepared").len(), 1);
+        assert_eq!(found_by_key(&mut store, "t", "committed").len(), 1);
+        assert_eq!(found_by_key(&mut store, "t", "rolled-back").len(), 0);
+        drop(store);
+        bench.disk.kill();
+        store = bench.open();
+    }
+}
+
+#[test]
+fn offsets_are_found_by_time() {
+    let bench = filled();
+    let mut store = bench.open();
+    let queue = store.find_queue("t", 1).unwrap();
+    // Queue 1 holds messages stored at 2 s, 4 s ... 30 s after the start.
+    for (seconds, lower, upper) in [(0, 0, 0), (2, 0, 0), (3, 1, 0), (4, 1, 1), (29, 14, 13), (30, 14, 14), (31, 15, 14)] {
+        let time = START_MS + seconds * 1000;
+        assert_eq!(store.offset_by_time(queue, time, false), lower, "{seconds} s");
+        assert_eq!(store.offset_by_time(queue, time, true), upper, "{seconds} s, upper");
+    }
+    assert_eq!(store.store_time(queue, 3), START_MS + 8000);
+    assert_eq!(store.store_time(queue, 15), -1);
+    let empty = store.queue("empty", 0);
+    assert_eq!(store.offset_by_time(empty, START_MS, false), 0);
+}
+
+#[test]
+fn a_second_broker_on_the_same_store_is_refused() {
+    let bench = Bench::new(FlushMode::Async);
+    let store = bench.open();
+    assert!(matches!(bench.try_open(), Err(Error::Locked(_))));
+    drop(store);
+    bench.open();
+}
+
+#[test]
+fn discarded_records_leave_nothing_and_their_offsets_are_used_again() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"a", "k");
+    stage(&mut store, "t", 0, b"b", "k").unwrap();
+    store.discard();
+    assert_eq!(append(&mut store, "t", 0, b"c", "k").queue_offset, 1);
+    assert_eq!(body(&mut store, "t", 0, 1).unwrap(), b"c");
+}
+
+// ------------------------------------------------------------------------------------------------------------ deleting
+
+#[test]
+fn a_deleted_topic_is_gone_and_begins_again_at_zero() {
+    let bench = filled();
+    let mut store = bench.open();
+    append(&mut store, "other", 0, b"o", "o");
+    let old = store.find_queue("t", 0).unwrap();
+    append(&mut store, "t", 0, b"in memory", "m");
+    store.delete_topic("t").unwrap();
+    assert_eq!(store.find_queue("t", 0), None);
+    assert!(!bench.disk.exists("/store/consumequeue/t".as_ref()));
+    assert_eq!(store.bounds(old), (0, 0));
+    assert!(matches!(
+        store.stage(
+            old,
+            &NewRecord {
+                topic: "t",
+                queue_id: 0,
+                flag: 0,
+                sys_flag: 0,
+                born_timestamp: 0,
+                born_host: "1.1.1.1:1".parse().unwrap(),
+                reconsume_times: 0,
+                prepared_offset: 0,
+                body: b"",
+                properties: b"",
+                tags_code: None,
+                known: None
+            }
+        ),
+        Err(Error::BadRecord(_))
+    ));
+    assert_eq!(append(&mut store, "t", 0, b"new life", "n").queue_offset, 0);
+    store.flush().unwrap();
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"new life");
+    assert_eq!(bounds(&store, "t", 0), (0, 1));
+    assert_eq!(bounds(&store, "other", 0), (0, 1));
+}
+
+#[test]
+fn the_second_life_of_a_topic_survives_a_recovery_that_reads_both_lives() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..5 {
+        append(&mut store, "t", 0, &[n], "k");
+    }
+    store.delete_topic("t").unwrap();
+    for n in 10..13 {
+        append(&mut store, "t", 0, &[n], "k");
+    }
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "t", 0), (0, 3));
+    assert_eq!(body(&mut store, "t", 0, 0).unwrap(), [10]);
+    assert_eq!(body(&mut store, "t", 0, 2).unwrap(), [12]);
+}
+
+#[test]
+fn expired_files_go_only_when_asked_and_allowed() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let mut staged = Vec::new();
+    for n in 0..400 {
+        bench.clock.advance(1000);
+        staged.push(append(&mut store, "t", n % 2, &[7; 600], &format!("k{n}")));
+    }
+    append(&mut store, "quiet", 0, b"q", "q");
+    store.flush().unwrap();
+    let files = store.stats().log_files;
+    assert!(files > 15);
+    let policy = DeletePolicy { before_ms: i64::MAX, consumed_position: 0, files_max: 100 };
+    assert_eq!(store.delete_files(policy).unwrap().log_files, 0);
+    let policy = DeletePolicy { before_ms: START_MS + 1000, consumed_position: u64::MAX, files_max: 100 };
+    assert_eq!(store.delete_files(policy).unwrap().log_files, 0);
+    let policy = DeletePolicy { before_ms: START_MS + 200_000, consumed_position: u64::MAX, files_max: 3 };
+    assert_eq!(store.delete_files(policy).unwrap().log_files, 3);
+    let deleted = store.delete_files(DeletePolicy { files_max: 100, ..policy }).unwrap();
+    assert!(deleted.log_files > 4 && deleted.queue_files > 0 && deleted.index_files > 0, "{deleted:?}");
+    for _ in 0..2 {
+        let min = deleted.min_position;
+        let (first, last) = bounds(&store, "t", 0);
+        assert_eq!(last, 200);
+        let oldest = staged.iter().find(|s| s.position >= min && s.queue_offset >= 0).unwrap();
+        assert!((first - oldest.queue_offset).abs() <= 1);
+        assert!(body(&mut store, "t", 0, first).is_some());
+        let gone = entry(&mut store, "t", 0, first - 1);
+        assert!(gone.map_or(true, |e| e.position < min));
+        assert_eq!(bounds(&store, "quiet", 0), (0, 1));
+        assert!(!store.copy_record(staged[0].position, staged[0].size, &mut Vec::new()));
+        store.close().unwrap();
+        store = bench.open();
+        assert!(bench.silent(), "{:?}", bench.lines);
+    }
+    // Everything expired: the newest file and each queue's end stay.
+    append(&mut store, "t", 0, b"x", "x");
+    store.flush().unwrap();
+    let policy = DeletePolicy { before_ms: i64::MAX, consumed_position: u64::MAX, files_max: 100 };
+    store.delete_files(policy).unwrap();
+    assert_eq!(store.stats().log_files, 1);
+    assert_eq!(bounds(&store, "t", 0).1, 201);
+    assert_eq!(bounds(&store, "t", 1).1, 200);
+}
+
+// -------------------------------------------------------------------------------------------------------- a failing disk
+
+#[test]
+fn a_full_disk_refuses_with_the_reason_serves_reads_and_recovers_by_itself() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"before", "b");
+    store.flush().unwrap();
+    bench.disk.set_capacity(Some(bench.disk.used() + 8192));
+    let mut stored = 1;
+    let error = loop {
+        for n in 0..5 {
+            stage(&mut store, "t", 0, &[n; 2500], "k").unwrap();
+        }
+        match store.commit() {
+            Ok(_) => stored += 5,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&error, Error::DiskFull(text) if text.contains("commitlog")), "{error}");
+    assert!(matches!(store.health(), Some(Error::DiskFull(_))));
+    assert!(matches!(stage(&mut store, "t", 0, b"x", "k"), Err(Error::DiskFull(_))));
+    assert_eq!(bounds(&store, "t", 0), (0, stored));
+    assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"before");
+    bench.disk.set_capacity(Some(bench.disk.used()));
+    bench.clock.advance(2000);
+    let _ = store.tick();
+    assert!(store.health().is_some());
+    bench.disk.set_capacity(None);
+    bench.clock.advance(2000);
+    store.tick().unwrap();
+    assert_eq!(store.health(), None);
+    assert!(store.notices().iter().any(|n| n.contains("accepted again")));
+    assert_eq!(append(&mut store, "t", 0, b"after", "a").queue_offset, stored);
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "t", 0), (0, stored + 1));
+    assert_eq!(body(&mut store, "t", 0, stored).unwrap(), b"after");
+}
+
+#[test]
+fn writes_are_refused_early_by_the_configured_share() {
+    let mut bench = Bench::new(FlushMode::Async);
+    bench.options.disk_used_ratio_max = 0.5;
+    bench.disk.set_capacity(Some(1 << 20));
+    let mut store = bench.open();
+    let mut n = 0;
+    let error = loop {
+        n += 1;
+        match stage(&mut store, "t", 0, &[1; 3000], "k") {
+            Ok(_) => drop(store.commit().unwrap()),
+            Err(error) => break error,
+        }
+        bench.clock.advance(1000);
+        let _ = store.tick();
+    };
+    assert!(error.to_string().contains("writes stop at 50.0 %"), "{error}");
+    assert!(n > 50);
+    assert!(body(&mut store, "t", 0, 0).is_some());
+    store.flush().unwrap();
+}
+
+#[test]
+fn a_failed_sync_is_an_error_that_only_a_restart_ends() {
+    let bench = Bench::new(FlushMode::Sync);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"a", "k");
+    store.tick().unwrap();
+    store.settle();
+    let before = store.durable();
+    append(&mut store, "t", 0, b"b", "k");
+    bench.disk.fail_syncs(true);
+    assert!(matches!(store.tick(), Err(Error::DiskFailed(_))));
+    bench.disk.fail_syncs(false);
+    bench.clock.advance(100_000);
+    let _ = store.tick();
+    assert_eq!(store.durable(), before, "what failed to be flushed once is never acknowledged");
+    assert_eq!(store.settle(), []);
+    assert_eq!(bounds(&store, "t", 0), (0, 1));
+    assert!(matches!(stage(&mut store, "t", 0, b"c", "k"), Err(Error::DiskFailed(_))));
+    assert!(matches!(store.close(), Err(Error::DiskFailed(_))));
+    bench.disk.power_cut(1);
+    let mut store = bench.open();
+    assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"a");
+    append(&mut store, "t", 0, b"d", "k");
+}
+
+#[test]
+fn a_failed_write_is_an_error_and_nothing_of_the_chunk_exists() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"a", "k");
+    stage(&mut store, "t", 0, b"b", "k").unwrap();
+    bench.disk.fail_writes(true);
+    assert!(matches!(store.commit(), Err(Error::DiskFailed(_))));
+    bench.disk.fail_writes(false);
+    assert_eq!(bounds(&store, "t", 0), (0, 1));
+    assert!(matches!(store.health(), Some(Error::DiskFailed(_))));
+}
+
+// ------------------------------------------------------------------------- one damaged file beside each recovery rule
+
+#[test]
+fn a_torn_tail_is_cut_and_what_was_cut_never_comes_back() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..5 {
+        append(&mut store, "t", 0, &[n; 100], "k");
+    }
+    let last = append(&mut store, "t", 0, &[9; 100], "torn");
+    store.flush().unwrap();
+    drop(store);
+    bench.disk.kill();
+    bench.write(&bench.log_file(0), last.position + 120, &[0; 200]);
+    let mut store = bench.open();
+    assert!(bench.said("is cut at"), "{:?}", bench.lines);
+    assert_eq!(bounds(&store, "t", 0), (0, 5));
+    assert_eq!(found_by_key(&mut store, "t", "torn"), []);
+    assert_eq!(store.stats().max_position, last.position);
+    assert!(bench.disk.read_file(&bench.log_file(0)).unwrap()[last.position as usize..].iter().all(|b| *b == 0));
+    assert_eq!(append(&mut store, "t", 0, b"new", "new").queue_offset, 5);
+    assert_eq!(body(&mut store, "t", 0, 5).unwrap(), b"new");
+}
+
+#[test]
+fn one_damaged_record_costs_that_record() {
+    for field in [0u64, 5, 9, 13, 22, 24, 27, 30, 86, 100] {
+        let bench = Bench::new(FlushMode::Async);
+        let mut store = bench.open();
+        let mut staged = Vec::new();
+        for n in 0..20 {
+            staged.push(append(&mut store, "t", n % 2, &[n as u8; 100], &format!("k{n}")));
+        }
+        drop(store);
+        bench.disk.kill();
+        bench.disk.flip_bit(&bench.log_file(0), staged[10].position + field, 6);
+        let mut store = bench.open();
+        for n in (0..20u32).filter(|n| *n != 10) {
+            let got = body(&mut store, "t", n % 2, i64::from(n / 2));
+            assert_eq!(got, Some(vec![n as u8; 100]), "byte {field}, message {n}: {:?}", bench.lines);
+            assert_eq!(found_by_key(&mut store, "t", &format!("k{n}")).len(), 1);
+        }
+        assert_eq!(bounds(&store, "t", 0), (0, 10), "byte {field}");
+        assert_eq!(append(&mut store, "t", 0, b"new", "k").queue_offset, 10);
+    }
+}
+
+#[test]
+fn the_offset_of_a_damaged_last_record_is_not_given_to_another_message() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"a", "k");
+    append(&mut store, "t", 1, b"b", "k");
+    store.flush().unwrap();
+    let damaged = append(&mut store, "t", 0, &[1; 100], "k");
+    append(&mut store, "t", 1, b"c", "k");
+    // The entry is in its file, the checkpoint does not know yet.
+    bench.clock.advance(1000);
+    for _ in 0..500 {
+        append(&mut store, "t", 0, b"", "k");
+    }
+    store.tick().unwrap();
+    drop(store);
+    bench.disk.kill();
+    bench.disk.flip_bit(&bench.log_file(0), damaged.position + 95, 1);
+    let mut store = bench.open();
+    assert_eq!(body(&mut store, "t", 0, 1), None);
+    assert_eq!(body(&mut store, "t", 1, 1).unwrap(), b"c");
+    assert_eq!(append(&mut store, "t", 0, b"new", "k").queue_offset, 502);
+}
+
+#[test]
+fn lost_consume_queues_are_rebuilt_from_the_log() {
+    for clean in [true, false] {
+        let bench = filled();
+        if !clean {
+            drop(bench.open());
+            bench.disk.kill();
+        }
+        bench.disk.remove_tree("/store/consumequeue".as_ref()).unwrap();
+        let mut store = bench.open();
+        all_thirty_are_there(&mut store);
+        store.close().unwrap();
+        all_thirty_are_there(&mut bench.open());
+    }
+}
+
+#[test]
+fn a_lost_index_is_rebuilt_from_the_log() {
+    for clean in [true, false] {
+        let bench = filled();
+        if !clean {
+            drop(bench.open());
+            bench.disk.kill();
+        }
+        bench.disk.remove_tree("/store/index".as_ref()).unwrap();
+        let mut store = bench.open();
+        all_thirty_are_there(&mut store);
+        store.close().unwrap();
+        all_thirty_are_there(&mut bench.open());
+    }
+}
+
+#[test]
+fn a_lost_checkpoint_costs_time_and_nothing_else() {
+    for clean in [true, false] {
+        let bench = filled();
+        if !clean {
+            drop(bench.open());
+            bench.disk.kill();
+        }
+        bench.disk.remove_file("/store/checkpoint".as_ref()).unwrap();
+        all_thirty_are_there(&mut bench.open());
+    }
+}
+
+#[test]
+fn half_made_files_get_their_size_back_and_foreign_ones_are_set_aside() {
+    let bench = filled();
+    let empty_log = bench.log_file(1);
+    bench.write(&empty_log, 0, b"");
+    bench.write("/store/commitlog/notes.txt".as_ref(), 0, b"hello");
+    bench.write("/store/commitlog/00000000000000000017".as_ref(), 0, b"misplaced");
+    bench.write(&bench.queue_file("t", 0, 1), 0, b"");
+    bench.write("/store/consumequeue/t/0/readme".as_ref(), 0, b"hello");
+    bench.write("/store/consumequeue/stray".as_ref(), 0, b"hello");
+    bench.disk.create_dirs("/store/consumequeue/t/latest".as_ref()).unwrap();
+    bench.write("/store/index/20200101000000000".as_ref(), 0, b"short");
+    bench.write("/store/index/tmp".as_ref(), 0, b"short");
+    let mut store = bench.open();
+    all_thirty_are_there(&mut store);
+    for part in ["size restored", "is no commit log file", "is no consume queue file", "is no directory of a topic"] {
+        assert!(bench.said(part), "{part}: {:?}", bench.lines);
+    }
+    assert!(bench.said("is no directory of a queue") && bench.said("is no index file"));
+    assert_eq!(bench.disk.read_file("/store/set-aside/commitlog-notes.txt".as_ref()).unwrap(), b"hello");
+    store.close().unwrap();
+    let mut store = bench.open();
+    assert!(bench.silent(), "{:?}", bench.lines);
+    all_thirty_are_there(&mut store);
+}
+
+#[test]
+fn an_empty_queue_file_alone_does_not_stop_the_start() {
+    let bench = filled();
+    let file = bench.disk.open(&bench.queue_file("t", 0, 0), Mode::Write).unwrap();
+    file.set_len(0).unwrap();
+    all_thirty_are_there(&mut bench.open());
+}
+
+#[test]
+fn a_store_made_with_other_file_sizes_keeps_them() {
+    let mut bench = filled();
+    bench.options.log_file_bytes = 64 << 10;
+    bench.options.queue_file_units = 300;
+    let mut store = bench.open();
+    assert!(bench.said("keeping 16384") && bench.said("keeping 50"), "{:?}", bench.lines);
+    all_thirty_are_there(&mut store);
+    for n in 0..200 {
+        append(&mut store, "t", 0, &[n; 300], "k");
+    }
+    store.close().unwrap();
+    assert_eq!(bench.disk.read_file(&bench.log_file(0)).unwrap().len(), 16 << 10);
+    assert_eq!(bounds(&bench.open(), "t", 0), (0, 215));
+}
+
+#[test]
+fn a_stale_tail_behind_a_clean_end_is_not_revived() {
+    // Apache does not clear what it cuts: an older record may lie behind the end, whole and in its own place.
+    let bench = filled();
+    let donor = filled();
+    let mut store = donor.open();
+    for n in 0..3 {
+        append(&mut store, "t", 0, &[n; 50], "stale");
+    }
+    store.close().unwrap();
+    let end = { bench.open().stats().max_position } as usize;
+    bench.disk.kill();
+    bench.disk.remove_file("/store/abort".as_ref()).unwrap();
+    let stale = donor.disk.read_file(&donor.log_file(0)).unwrap();
+    bench.write(&bench.log_file(0), end as u64 + 40, &stale[end + 40..]);
+    let mut store = bench.open();
+    assert_eq!(store.stats().max_position, end as u64);
+    all_thirty_are_there(&mut store);
+    assert_eq!(found_by_key(&mut store, "t", "stale"), []);
+}
+
+#[test]
+fn missing_newest_log_files_take_their_queue_and_index_entries_with_them() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let mut staged = Vec::new();
+    for n in 0..60 {
+        staged.push(append(&mut store, "t", 0, &[1; 600], &format!("k{n}")));
+    }
+    store.close().unwrap();
+    let last = staged.last().unwrap().position / (16 << 10);
+    assert!(last >= 2);
+    bench.disk.remove_file(&bench.log_file(last)).unwrap();
+    let left = staged.iter().filter(|s| s.position < last * (16 << 10)).count();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "t", 0), (0, left as i64));
+    assert_eq!(found_by_key(&mut store, "t", &format!("k{}", left - 1)).len(), 1);
+    assert_eq!(found_by_key(&mut store, "t", &format!("k{left}")).len(), 0);
+    assert_eq!(append(&mut store, "t", 0, b"new", "new").queue_offset, left as i64);
+    store.close().unwrap();
+    let mut store = bench.open();
+    assert_eq!(body(&mut store, "t", 0, left as i64).unwrap(), b"new");
+    assert_eq!(bounds(&store, "t", 0), (0, left as i64 + 1));
+}
+
+#[test]
+fn a_delayed_message_gets_its_delivery_time_back_when_its_queue_is_rebuilt() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let queue = store.queue("SCHEDULE_TOPIC_XXXX", 2);
+    let record = NewRecord {
+        topic: "SCHEDULE_TOPIC_XXXX",
+        queue_id: 2,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: 0,
+        born_host: "1.1.1.1:1".parse().unwrap(),
+        reconsume_times: 0,
+        prepared_offset: 0,
+        body: b"later",
+        properties: b"DELAY\x013\x02TAGS\x01x",
+        tags_code: Some(START_MS + 10_000),
+        known: None,
+    };
+    store.stage(queue, &record).unwrap();
+    store.commit().unwrap();
+    for _ in 0..2 {
+        assert_eq!(entry(&mut store, "SCHEDULE_TOPIC_XXXX", 2, 0).unwrap().tags_code, START_MS + 10_000);
+        drop(store);
+        bench.disk.kill();
+        let _ = bench.disk.remove_tree("/store/consumequeue".as_ref());
+        store = bench.open();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------- crashes
+
+/// What the sender was told is stored.
+struct Acknowledged {
+    staged: Staged,
+    topic: String,
+    queue_id: u32,
+    body: Vec<u8>,
+    key: String,
+}
+
+/// Lives through several crashes by one seed and checks after each that what was acknowledged is there, with its queue
+/// entry and its index entries, and that every queue is whole.
+fn live_through_crashes(seed: u64, flush_mode: FlushMode) {
+    let random = &mut Random(seed);
+    let bench = Bench::new(flush_mode);
+    let mut acknowledged: Vec<Acknowledged> = Vec::new();
+    let mut counter = 0;
+    for life in 0..4 {
+        let mut written: Vec<Acknowledged> = Vec::new();
+        let mut store = bench.open();
+        check(&mut store, &acknowledged, seed, life);
+        if random.below(3) == 0 {
+            bench.disk.stop_after(random.below(60));
+        }
+        'life: for _ in 0..random.below(40) {
+            let mut chunk = Vec::new();
+            for _ in 0..1 + random.below(8) {
+                counter += 1;
+                let topic = format!("topic-{}", random.below(3));
+                let queue_id = random.below(2) as u32;
+                let body = vec![counter as u8; random.below(1200) as usize];
+                let key = format!("key-{counter}");
+                match stage(&mut store, &topic, queue_id, &body, &key) {
+                    Ok(staged) => chunk.push(Acknowledged { staged, topic, queue_id, body, key }),
+                    Err(_) => break 'life,
+                }
+            }
+            if store.commit().is_err() {
+                break;
+            }
+            written.extend(chunk);
+            bench.clock.advance(random.below(2500) as i64);
+            if random.below(2) == 0 && store.tick().is_err() {
+                break;
+            }
+            if random.below(15) == 0 && store.flush().is_err() {
+                break;
+            }
+        }
+        let killed = random.below(3) == 0;
+        let closed = random.below(5) == 0 && store.close().is_ok();
+        let safe = if killed || closed { store.stats().max_position } else { store.stats().flushed_position };
+        drop(store);
+        if killed {
+            bench.disk.kill();
+        } else {
+            bench.disk.power_cut(random.next_u64());
+        }
+        acknowledged.extend(written.into_iter().filter(|a| a.staged.position < safe));
+    }
+    check(&mut bench.open(), &acknowledged, seed, 99);
+}
+
+fn check(store: &mut Store, acknowledged: &[Acknowledged], seed: u64, life: u32) {
+    for a in acknowledged {
+        let about = || format!("seed {seed} life {life}: {} {}/{} {:?}", a.key, a.topic, a.queue_id, a.staged);
+        let entry = entry(store, &a.topic, a.queue_id, a.staged.queue_offset);
+        let entry = entry.unwrap_or_else(|| panic!("no queue entry: {}", about()));
+        assert_eq!((entry.position, entry.size), (a.staged.position, a.staged.size), "{}", about());
+        assert_eq!(body(store, &a.topic, a.queue_id, a.staged.queue_offset).as_ref(), Some(&a.body), "{}", about());
+        for key in [a.key.clone(), format!("U-{}", a.key), format!("other-{}", a.key)] {
+            assert_eq!(found_by_key(store, &a.topic, &key), [a.staged.position], "{key}: {}", about());
+        }
+    }
+    // Every visible offset is a message of that queue or a hole, in the order of the log, and no message is there twice.
+    let mut seen: HashMap<u64, String> = HashMap::new();
+    for (topic, queues) in store.topics() {
+        for queue_id in queues {
+            let (min, max) = bounds(store, &topic, queue_id);
+            let mut newest = None;
+            for offset in min..max {
+                let entry = entry(store, &topic, queue_id, offset).unwrap();
+                if body(store, &topic, queue_id, offset).is_none() {
+                    continue;
+                }
+                assert!(newest < Some(entry.position), "seed {seed} life {life}: {topic}/{queue_id} {offset} goes back");
+                newest = Some(entry.position);
+                let place = format!("{topic}/{queue_id}/{offset}");
+                assert_eq!(seen.insert(entry.position, place), None, "seed {seed} life {life}");
+            }
+        }
+    }
+}
+
+/// Seeds to try: `AEROBEE_SEEDS` of them, 60 without it.
+fn seeds(from: u64) -> std::ops::Range<u64> {
+    let count = std::env::var("AEROBEE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    from..from + count
+}
+
+#[test]
+fn acknowledged_messages_survive_every_crash_with_synchronous_flush() {
+    for seed in seeds(0) {
+        live_through_crashes(seed, FlushMode::Sync);
+    }
+}
+
+#[test]
+fn flushed_messages_survive_power_cuts_and_written_ones_kills_with_asynchronous_flush() {
+    for seed in seeds(1_000_000) {
+        live_through_crashes(seed, FlushMode::Async);
+    }
+}
