@@ -1,7 +1,7 @@
 """What a consumer wants of a topic: everything, tags (`a || b`), or an SQL92 condition over properties.
 
-The engine keeps the Java hash of each message's tag in the queue, so a broker filters by hash and the client compares the
-text again: two tags may share a hash.
+The engine keeps the Java hash of each message's tag in the queue, so a broker filters by hash and the client compares
+the text again: two tags may share a hash.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_tag_kind(kind: str | None) -> bool:
 
 
 def parse_tags(expression: str | None) -> list[str] | None:
-    """The tags in `a || b`, each once, in order; None: everything. ValueError when there is nothing between the bars."""
+    """The tags in `a || b`, each once, in order; None: everything. ValueError when there are only bars."""
     if not expression or expression == ALL:
         return None
     if not expression.replace("||", ""):

@@ -13,8 +13,8 @@ class SubscriptionData(Body):
     """What a group wants of a topic. `code_set`: Java's hashes of the tags; `sub_version` in ms, the newest counts."""
 
     topic: str = ""
-    sub_string: str | None = None
-    expression_type: str | None = "TAG"
+    sub_string: str = ""
+    expression_type: str = "TAG"
     tags_set: list[str] = []
     code_set: list[int] = []
     sub_version: int = 0
