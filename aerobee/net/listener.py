@@ -39,6 +39,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._service: Service | None = None
         self._connections_max = 0
+        self._address = ""
 
     async def start(
         self,
@@ -64,14 +65,14 @@ class Listener:
             ssl_handshake_timeout=10 if tls else None,
             reuse_address=True,
         )
+        sock = self._server.sockets[0]
+        bound, number = sock.getsockname()[:2]
+        self._address = f"[{bound}]:{number}" if sock.family == socket.AF_INET6 else f"{bound}:{number}"
 
     @property
     def address(self) -> str:
-        """`ip:port` of the (first) listening socket."""
-        assert self._server is not None and self._server.sockets
-        sock = self._server.sockets[0]
-        host, port = sock.getsockname()[:2]
-        return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
+        """`ip:port` of the (first) listening socket; empty before `start`."""
+        return self._address
 
     @property
     def connections(self) -> Mapping[int, Connection]:
