@@ -20,6 +20,10 @@ _log = logging.getLogger("aerobee.net")
 _ids = itertools.count(1)
 _NEVER = float("inf")
 
+PIECES_MAX = 64
+PIECE_BYTES_LARGE = 64 * 1024
+"""So much may wait for the end of a turn; more goes to the transport at once, which counts it."""
+
 QUIET_REASONS = frozenset({"peer closed", "connection reset", "idle", "shutdown", "done"})
 """Ends of a connection that are nobody's fault; all others are logged, rate-limited."""
 
@@ -132,6 +136,8 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
                 return
             self._hub.post(self)
         pieces.append(data)
+        if len(pieces) >= PIECES_MAX or len(data) >= PIECE_BYTES_LARGE:
+            self.flush()  # a long turn must not hide a peer that does not read
 
     def flush(self) -> None:
         """Hands the queued bytes to the transport (the hub calls this once a turn)."""

@@ -180,7 +180,6 @@ async def test_a_client_that_does_not_read_is_not_read_either() -> None:
     async with listening(service) as listener, pooling(RemotePool()) as pool:
         host, port = split_address(listener.address)
         slow = socket.create_connection((host, port))
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.setblocking(False)
         frame = request(bytes(1000)).encode()
         sent = 0
