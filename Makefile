@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 BIN := .venv/bin
-PORT_BASE ?= 9876
+PORT_BASE ?=
 DATA ?= data
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ help: ## this list
 
 .PHONY: up
 up: build ## start a cluster on loopback in the background (name server 9876, broker 10911 and 10909)
-	@$(BIN)/aerobee up --background --data $(DATA) --port-base $(PORT_BASE)
+	@$(BIN)/aerobee up --background --data $(DATA) $(if $(PORT_BASE),--port-base $(PORT_BASE))
 	@echo "  stop it: make down        log files: $(DATA)/log        a first message: $(BIN)/aerobee send hello --topic greetings"
 
 .PHONY: down

@@ -99,7 +99,7 @@ async def examine(name_servers: str, data: Path | None = None) -> Report:
                     )
                 await _ask_broker(pool, name, who, address, report)
     finally:
-        pool.close()
+        await pool.close()
     _look_at_machine(report, data)
     return report
 

@@ -300,7 +300,7 @@ def _wait_registered(ports: Ports, interrupted: threading.Event) -> None:
         except AerobeeError:
             return False
         finally:
-            pool.close()
+            await pool.close()
 
     until = time.monotonic() + REGISTERED_S
     while not asyncio.run(ask()):
