@@ -73,7 +73,6 @@ class ExportRocksDBConfigToJson(Header, frozen=True):
     """EXPORT_ROCKSDB_CONFIG_TO_JSON."""
 
     config_type: str
-    type_name: str | None = None
 
 
 class AddBroker(Header, frozen=True):
