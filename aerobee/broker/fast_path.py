@@ -131,7 +131,7 @@ async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:
     """
     options = broker.options
     usage = shutil.disk_usage(options.store_path_root_dir)
-    used = 100 * (usage.total - usage.free) / usage.total
+    used = 100 * usage.used / (usage.used + usage.free)  # as df says it: what is reserved for root is not room
     hours = {int(hour) for hour in options.delete_when.split(";")}
     forced = options.clean_file_forcibly_enable and used > options.disk_space_clean_forcibly_ratio
     if not (now or forced or used > options.disk_max_used_space_ratio or time.localtime().tm_hour in hours):

@@ -45,7 +45,7 @@ def _runtime(broker: Broker) -> dict[str, str]:
     options, stats = broker.options, broker.store.stats()
     now_ms = broker.clock.now_ms()
     usage = shutil.disk_usage(options.store_path_root_dir)
-    ratio = str((usage.total - usage.free) / usage.total)
+    ratio = str(usage.used / (usage.used + usage.free))
     log_path = options.store_path_commit_log or os.path.join(options.store_path_root_dir, "commitlog")
     table = {
         "bootTimestamp": str(broker.started_ms),
