@@ -23,10 +23,12 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import lz4.frame  # type: ignore[import-untyped]
 import zstandard
+
+from aerobee.protocol.fastjson import MessageQueue as MessageQueue
 
 NAME_END: Final = "\x01"
 VALUE_END: Final = "\x02"
@@ -80,14 +82,6 @@ PROPERTIES_BYTES_MAX: Final = 32767
 """The record's length field of the properties has 16 bits, signed in Java."""
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _LEGAL: Final = re.compile(r"[%|a-zA-Z0-9_-]+")
-
-
-class MessageQueue(NamedTuple):
-    """One queue of a topic on one broker (by name, not by address). Ordered by topic, broker, queue id."""
-
-    topic: str
-    broker_name: str
-    queue_id: int
 
 
 def java_hash(text: str) -> int:
