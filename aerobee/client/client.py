@@ -110,7 +110,7 @@ class Client:
         self._name_server = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._asking: dict[str, asyncio.Task[TopicRoute]] = {}
-        self._greeting: set[str] = set()
+        self._greeting: dict[str, asyncio.Task[bool]] = {}
         self._greeted: set[str] = set()
         self._users = 0
         self._pid = 0
@@ -127,7 +127,7 @@ class Client:
         if self._users and self._pid != os.getpid():
             # A forked child: everything that ran belongs to the parent.
             self._users, self._tasks, self._asking, self._members = 0, set(), {}, []
-            self._greeting, self._greeted = set(), set()
+            self._greeting, self._greeted = {}, set()
         self._users += 1
         if self._users == 1:
             self._pid = os.getpid()
@@ -300,27 +300,39 @@ class Client:
         """Tells every known broker now; those that do not answer are logged and told again at the next turn."""
         addresses = {address for by_id in self.brokers.values() for address in by_id.values()}
         if self._members:
-            await asyncio.gather(*(self._greet(address) for address in sorted(addresses)))
+            under_way = list(self._greeting.values())  # they may say what was true a moment ago
+            await asyncio.gather(*under_way, return_exceptions=True)
+            await asyncio.gather(*(self.introduce(address) for address in sorted(addresses)))
 
     def greet(self, addresses: Iterable[str]) -> None:
         """Heartbeats to these brokers, beside."""
         if self._members:
             for address in addresses:
-                self.spawn(self._greet(address))
+                self._introducing(address)
 
-    async def _greet(self, address: str) -> bool:
-        if address in self._greeting:
-            return False
-        self._greeting.add(address)
+    async def introduce(self, address: str) -> bool:
+        """Connects and heartbeats to a broker; whether it answered. Several callers wait for the same attempt."""
+        return await asyncio.shield(self._introducing(address))
+
+    def is_introduced(self, address: str) -> bool:
+        """Whether a broker has answered a heartbeat of this client."""
+        return address in self._greeted
+
+    def _introducing(self, address: str) -> asyncio.Task[bool]:
+        task = self._greeting.get(address)
+        if task is None:
+            self._greeting[address] = task = self.spawn(self._introduce(address))
+            task.add_done_callback(lambda _: self._greeting.pop(address, None))
+        return task
+
+    async def _introduce(self, address: str) -> bool:
         try:
             await self.invoke(address, self.heartbeat())
-            self._greeted.add(address)
-            return True
         except AerobeeError as error:
             _log.warning("heartbeat to %s: %s", address, error)
             return False
-        finally:
-            self._greeting.discard(address)
+        self._greeted.add(address)
+        return True
 
     def _connected(self, address: str) -> None:
         """A broker forgets a client with its connection: introduce ourselves again."""

@@ -173,21 +173,19 @@ class Producer:
         choose = self._chooser(message, queue, sharding_key, selector)
         if len(message.body) <= self._compress_above_bytes:
             route = self.client.routes.get(message.topic)
-            if route is not None and route.write_queues:
+            if route is None or not route.write_queues:
+                route = await self._route_or_none(message.topic)
+            if route is not None:
                 chosen = choose(route, message, "")
-                remote = self.client.pool.remote(self.client.master(chosen.broker_name))
-                connection = remote.connection
-                if connection is not None and not connection.closed:
-                    if connection.blocked:
-                        await connection.writable()
-                    if not connection.closed:
-                        command = self._command(message, chosen)
-                        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
-                        reply = connection.request(command, timeout_s)
-                        reply.add_done_callback(
-                            lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
-                        )
-                        return out
+                connection = await self._connection(chosen.broker_name)
+                if connection is not None:
+                    command = self._command(message, chosen)
+                    timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+                    reply = connection.request(command, timeout_s)
+                    reply.add_done_callback(
+                        lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
+                    )
+                    return out
         task = loop.create_task(self._send(message, choose, timeout_ms))
         task.add_done_callback(lambda task: _copy(task, out))
         return out
@@ -339,6 +337,24 @@ class Producer:
             packed = zlib.compress(body, ZLIB_LEVEL)
         return (packed, SYS_FLAG_COMPRESSED_ZLIB) if len(packed) < len(body) else (body, 0)
 
+    async def _connection(self, broker_name: str) -> Connection | None:
+        """A connection to the broker that can be written to now; None when there is none to be had."""
+        address = self.client.master(broker_name)
+        remote = self.client.pool.remote(address)
+        if remote.connection is None or remote.connection.closed:
+            if broker_name in self._avoid or not await self.client.introduce(address):
+                return None
+        connection = remote.connection
+        if connection is not None and connection.blocked:
+            await connection.writable()
+        return None if connection is None or connection.closed else connection
+
+    async def _route_or_none(self, topic: str) -> TopicRoute | None:
+        try:
+            return await self._route(topic)
+        except AerobeeError:
+            return None  # asked again where it can be reported
+
     async def _route(self, topic: str) -> TopicRoute:
         route = await self.client.publish_route(topic)
         if not route.write_queues:
@@ -381,9 +397,7 @@ class Producer:
     def _check(self, message: Message) -> None:
         if not self._started:
             raise ConnectError("the producer is not started; use `async with Producer(...)`, or call start()")
-        message.check()
-        if len(message.body) > self._body_bytes_max:
-            raise ValueError(f"the body has {len(message.body)} bytes, the limit is {self._body_bytes_max}")
+        message.check(self._body_bytes_max)
         message.give_unique_id()
 
     async def _less_in_flight(self) -> None:

@@ -164,6 +164,9 @@ class PullConsumer:
             raise ConnectError("the consumer is not started; use `async with PullConsumer(...)`, or call start()")
         if queue.broker_name not in self.client.brokers:
             await self.client.route(queue.topic)
+        address = self.client.any_of(queue.broker_name)
+        if not self.client.is_introduced(address):
+            await self.client.introduce(address)  # brokers refuse offsets of groups they have never heard of
 
     # What the client asks of its members.
 
