@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 
 /// An error of class `name` in `aerobee.errors`, made from one sentence.
 pub fn python_error(py: Python<'_>, name: &str, reason: &str) -> PyErr {
-    let made = py.import("aerobee.errors").and_then(|errors| errors.getattr(name)).and_then(|class| class.call1((reason,)));
+    let made =
+        py.import("aerobee.errors").and_then(|errors| errors.getattr(name)).and_then(|class| class.call1((reason,)));
     match made {
         Ok(value) => PyErr::from_value(value),
         Err(error) => error,

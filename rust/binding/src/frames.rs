@@ -47,7 +47,8 @@ pub fn encode_frame<'py>(
     body: Option<&Bound<'py, PyAny>>,
     encoding: u8,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let encoding = Encoding::from_number(encoding).ok_or_else(|| PyValueError::new_err("encoding is 0 (JSON) or 1 (ROCKETMQ)"))?;
+    let encoding =
+        Encoding::from_number(encoding).ok_or_else(|| PyValueError::new_err("encoding is 0 (JSON) or 1 (ROCKETMQ)"))?;
     let body = body.map(Bytes::of).transpose()?;
     let body = body.as_ref().map_or(&[][..], Bytes::as_slice);
     let mut out = Vec::with_capacity(256 + body.len());

@@ -294,8 +294,7 @@ fn change_setting(settings: &mut Settings, key: &str, value: &Bound<'_, PyAny>) 
 }
 
 /// Command for policy, as `CommandTuple`: what comes in, so that `pull` can be answered.
-type CommandIn<'py> =
-    (i32, u8, i32, i32, i32, Option<String>, Bound<'py, PyDict>, Bound<'py, PyAny>, u8);
+type CommandIn<'py> = (i32, u8, i32, i32, i32, Option<String>, Bound<'py, PyDict>, Bound<'py, PyAny>, u8);
 
 #[pymethods]
 impl Engine {
@@ -303,7 +302,6 @@ impl Engine {
     fn open(py: Python<'_>, options: &Bound<'_, PyDict>) -> PyResult<Engine> {
         let options = store_options(options)?;
         let settings = Settings { store_host: options.store_host, ..Settings::default() };
-        let units = options.queue_file_units;
         let progress = |line: &str| {
             let lines = [line.to_owned()];
             // A line that cannot be logged is no reason not to open.
@@ -312,7 +310,7 @@ impl Engine {
         let opened = enter(py, || {
             let clock = Arc::new(SystemClock);
             let store = store::Store::open(options, Arc::new(RealDisk), clock.clone(), &progress)?;
-            Ok(session::Engine::new(store, units, clock, settings))
+            Ok(session::Engine::new(store, clock, settings))
         })?;
         let engine = opened.map_err(|error| store_error(py, &error))?;
         Ok(Engine { inner: Mutex::new(engine) })
@@ -611,8 +609,7 @@ impl Engine {
         consumed_position: Option<u64>,
         files_max: usize,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let policy =
-            DeletePolicy { before_ms, consumed_position: consumed_position.unwrap_or(u64::MAX), files_max };
+        let policy = DeletePolicy { before_ms, consumed_position: consumed_position.unwrap_or(u64::MAX), files_max };
         let deleted = self.enter_store(py, |engine| engine.store.delete_files(policy))?;
         self.log_notices(py)?;
         let out = PyDict::new(py);

@@ -96,8 +96,12 @@ pub fn front(data: &[u8], frame_bytes_max: usize) -> Result<Front<'_>, ProtocolE
         return Ok(Front::Partial(length + 4));
     }
     let header_bytes = u32::from_be_bytes([0, data[5], data[6], data[7]]) as usize;
-    let encoding = Encoding::from_number(data[4])
-        .ok_or_else(|| ProtocolError::new(Fault::UnknownEncoding, format_args!("header encoding {} is not 0 (JSON) or 1 (ROCKETMQ)", data[4])))?;
+    let encoding = Encoding::from_number(data[4]).ok_or_else(|| {
+        ProtocolError::new(
+            Fault::UnknownEncoding,
+            format_args!("header encoding {} is not 0 (JSON) or 1 (ROCKETMQ)", data[4]),
+        )
+    })?;
     if header_bytes > length - 4 {
         return Err(ProtocolError::new(
             Fault::HeaderTooLong,
@@ -115,8 +119,7 @@ pub fn front(data: &[u8], frame_bytes_max: usize) -> Result<Front<'_>, ProtocolE
 /// A length nobody would send: say what it looks like.
 #[cold]
 fn outlandish(data: &[u8], length: usize, frame_bytes_max: usize) -> ProtocolError {
-    const HTTP: [&[u8; 4]; 9] =
-        [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"OPTI", b"PATC", b"CONN", b"PRI "];
+    const HTTP: [&[u8; 4]; 9] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"OPTI", b"PATC", b"CONN", b"PRI "];
     let first: [u8; 4] = [data[0], data[1], data[2], data[3]];
     if HTTP.iter().any(|method| **method == first) {
         return ProtocolError::new(Fault::Http, "an HTTP request on a RocketMQ port");
@@ -125,7 +128,10 @@ fn outlandish(data: &[u8], length: usize, frame_bytes_max: usize) -> ProtocolErr
         return ProtocolError::new(Fault::Tls, "a TLS hello on a port without TLS");
     }
     if length < 4 {
-        return ProtocolError::new(Fault::HeaderTooLong, format_args!("a frame of {length} bytes has no room for a header"));
+        return ProtocolError::new(
+            Fault::HeaderTooLong,
+            format_args!("a frame of {length} bytes has no room for a header"),
+        );
     }
     ProtocolError::new(Fault::FrameTooLarge, format_args!("a frame of {length} bytes, the limit is {frame_bytes_max}"))
 }

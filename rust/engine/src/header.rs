@@ -31,7 +31,8 @@ pub const FLAG_ONEWAY: i32 = 2;
 
 /// Names by number, as Apache's `LanguageCode`.
 pub const LANGUAGES: [&str; 14] = [
-    "JAVA", "CPP", "DOTNET", "PYTHON", "DELPHI", "ERLANG", "RUBY", "OTHER", "HTTP", "GO", "PHP", "OMS", "RUST", "NODE_JS",
+    "JAVA", "CPP", "DOTNET", "PYTHON", "DELPHI", "ERLANG", "RUBY", "OTHER", "HTTP", "GO", "PHP", "OMS", "RUST",
+    "NODE_JS",
 ];
 /// What an unknown language counts as.
 pub const LANGUAGE_OTHER: u8 = 7;
@@ -108,7 +109,11 @@ impl Header {
 
     /// The value of one ext field.
     pub fn field<'a>(&'a self, source: &'a [u8], key: &str) -> Option<&'a str> {
-        self.fields.iter().rev().find(|(k, _)| self.bytes(source, *k) == key.as_bytes()).map(|(_, v)| self.text(source, *v))
+        self.fields
+            .iter()
+            .rev()
+            .find(|(k, _)| self.bytes(source, *k) == key.as_bytes())
+            .map(|(_, v)| self.text(source, *v))
     }
 
     /// A header from its parts; its source is empty.
@@ -180,7 +185,12 @@ impl Header {
     }
 
     /// A length and so many bytes of text; an empty text is Java's null.
-    fn binary_text(&mut self, source: &[u8], at: &mut usize, length_bytes: usize) -> Result<Option<Span>, ProtocolError> {
+    fn binary_text(
+        &mut self,
+        source: &[u8],
+        at: &mut usize,
+        length_bytes: usize,
+    ) -> Result<Option<Span>, ProtocolError> {
         let length = binary_length(source, at, length_bytes)?;
         let start = *at;
         let bytes = source.get(start..start + length).ok_or_else(|| bad("a text longer than the header"))?;
@@ -312,7 +322,11 @@ pub fn parse_i64(text: &[u8]) -> Option<i64> {
         value = value * 10 + digit as u64;
     }
     if negative {
-        if value > 1 << 63 { None } else { Some((value as i64).wrapping_neg()) }
+        if value > 1 << 63 {
+            None
+        } else {
+            Some((value as i64).wrapping_neg())
+        }
     } else {
         i64::try_from(value).ok()
     }
@@ -506,7 +520,8 @@ impl Json<'_> {
         let quotes = ONES * quote as u64;
         let slashes = ONES * b'\\' as u64;
         while let Some(eight) = self.text.get(at..at + 8) {
-            let word = u64::from_le_bytes([eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7]]);
+            let word =
+                u64::from_le_bytes([eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7]]);
             let a = word ^ quotes;
             let b = word ^ slashes;
             let hit = ((a.wrapping_sub(ONES) & !a) | (b.wrapping_sub(ONES) & !b)) & TOPS;

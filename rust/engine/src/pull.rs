@@ -260,7 +260,13 @@ impl Pull {
     }
 
     /// A pull policy has allowed, with the filter policy chose. None: a field is missing or no number.
-    pub fn granted(tables: &Tables, header: &Header, source: &[u8], encoding: Encoding, filter: Filter) -> Option<Pull> {
+    pub fn granted(
+        tables: &Tables,
+        header: &Header,
+        source: &[u8],
+        encoding: Encoding,
+        filter: Filter,
+    ) -> Option<Pull> {
         let fields = Fields::read(header, source)?;
         let (topic, group) = (fields.topic, fields.group);
         let mut pull = fields.into_pull(&tables.settings, header, encoding, filter)?;
@@ -292,7 +298,12 @@ pub struct Reader {
 
 impl Reader {
     pub fn new(queue_file_units: u64) -> Self {
-        Reader { queue_file_units: queue_file_units.max(1) as i64, looked: Vec::new(), chosen: Vec::new(), body: Vec::new() }
+        Reader {
+            queue_file_units: queue_file_units.max(1) as i64,
+            looked: Vec::new(),
+            chosen: Vec::new(),
+            body: Vec::new(),
+        }
     }
 
     /// Chooses the entries of the next batch from `offset` on. With an SQL filter they are candidates.

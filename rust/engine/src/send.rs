@@ -142,7 +142,9 @@ impl Sender {
         let settings = &tables.settings;
         let trace = if settings.trace_on { "true" } else { "false" };
         self.suffix.clear();
-        for (name, value) in [("MSG_REGION", settings.region.as_str()), ("TRACE_ON", trace), ("CLUSTER", settings.cluster.as_str())] {
+        for (name, value) in
+            [("MSG_REGION", settings.region.as_str()), ("TRACE_ON", trace), ("CLUSTER", settings.cluster.as_str())]
+        {
             push_property(&mut self.suffix, name.as_bytes(), value.as_bytes());
         }
         self.host_hex = message_id_front(settings.store_host);
@@ -203,7 +205,14 @@ impl Sender {
         let mut writer = Writer::begin(
             replies,
             frame.encoding,
-            Fixed { code: 0, language: 0, version: settings.version, opaque: header.opaque, flag: FLAG_RESPONSE, remark: None },
+            Fixed {
+                code: 0,
+                language: 0,
+                version: settings.version,
+                opaque: header.opaque,
+                flag: FLAG_RESPONSE,
+                remark: None,
+            },
         );
         writer.field("msgId", &self.message_ids);
         writer.number("queueId", queue_id as i64);
@@ -457,7 +466,8 @@ struct UniqueIds {
 impl UniqueIds {
     fn new(ip: IpAddr, now_ms: i64) -> Self {
         let salt = (now_ms as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        let mut ids = UniqueIds { front: Vec::new(), salt: salt as u32, month_start_ms: 0, next_month_ms: 0, counter: 0 };
+        let mut ids =
+            UniqueIds { front: Vec::new(), salt: salt as u32, month_start_ms: 0, next_month_ms: 0, counter: 0 };
         ids.set_ip(ip);
         ids
     }
@@ -509,8 +519,14 @@ fn month_of(now_ms: i64) -> (i64, i64) {
 
 /// An error reply to a request, in its encoding.
 pub fn error_reply(out: &mut Vec<u8>, encoding: Encoding, opaque: i32, code: i32, remark: &str, tables: &Tables) {
-    let fixed =
-        Fixed { code, language: 0, version: tables.settings.version, opaque, flag: FLAG_RESPONSE, remark: Some(remark) };
+    let fixed = Fixed {
+        code,
+        language: 0,
+        version: tables.settings.version,
+        opaque,
+        flag: FLAG_RESPONSE,
+        remark: Some(remark),
+    };
     let mut writer = Writer::begin(out, encoding, fixed);
     writer.field("MSG_REGION", &tables.settings.region);
     writer.field("TRACE_ON", if tables.settings.trace_on { "true" } else { "false" });

@@ -18,9 +18,13 @@ use crate::error::Error;
 use crate::frame::{front, Cutter, Fault, Flow, Frame, Front, ProtocolError};
 use crate::header::{Encoding, Fixed, Header, Writer};
 use crate::parked::{Parked, Waiting};
-use crate::pull::{Found, Limits, Pull, Reader, Status, LITE_PULL_MESSAGE, PULL_MESSAGE, PULL_NOT_FOUND, PULL_OFFSET_MOVED};
+use crate::pull::{
+    Found, Limits, Pull, Reader, Status, LITE_PULL_MESSAGE, PULL_MESSAGE, PULL_NOT_FOUND, PULL_OFFSET_MOVED,
+};
 use crate::record::NewRecord;
-use crate::send::{error_reply, message_id_front, push_message_id, Sender, Served, SEND_BATCH_MESSAGE, SEND_MESSAGE, SEND_MESSAGE_V2};
+use crate::send::{
+    error_reply, message_id_front, push_message_id, Sender, Served, SEND_BATCH_MESSAGE, SEND_MESSAGE, SEND_MESSAGE_V2,
+};
 use crate::sql;
 use crate::store::{Position, QueueRef, Staged, Store};
 use crate::tables::{Filter, Settings, Subscription, Tables};
@@ -128,8 +132,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `queue_file_units`: the store's.
-    pub fn new(store: Store, queue_file_units: u64, clock: Arc<dyn Clock>, settings: Settings) -> Engine {
+    pub fn new(store: Store, clock: Arc<dyn Clock>, settings: Settings) -> Engine {
+        let queue_file_units = store.queue_file_units();
         let tables = Tables { settings, ..Tables::default() };
         let sender = Sender::new(&tables, clock.now_ms());
         Engine {
@@ -169,7 +173,15 @@ impl Engine {
     }
 
     /// Adds a topic or changes its row. Pulls that wait on it are answered at the next `expire` when it became less open.
-    pub fn allow_topic(&mut self, topic: &str, perm: u32, read_queues: u32, write_queues: u32, sys_flag: i32, fast: bool) {
+    pub fn allow_topic(
+        &mut self,
+        topic: &str,
+        perm: u32,
+        read_queues: u32,
+        write_queues: u32,
+        sys_flag: i32,
+        fast: bool,
+    ) {
         let narrower = self
             .tables
             .topics
@@ -208,7 +220,7 @@ impl Engine {
 
     pub fn unsubscribe(&mut self, group: &str, topic: Option<&str>) {
         self.tables.unsubscribe(group, topic);
-        self.parked.end(|pull| &*pull.group == group && !topic.is_some_and(|topic| &*pull.topic != topic));
+        self.parked.end(|pull| &*pull.group == group && topic.unwrap_or(&pull.topic) == &*pull.topic);
     }
 
     /// A compiled SQL filter; the same text is compiled once.
@@ -621,7 +633,9 @@ impl Engine {
             self.counters.pulls_expired += 1;
             let pull = waiting.pull;
             let mut out = Vec::new();
-            if !self.tables.topics.contains_key(&*pull.topic) && self.store.find_queue(&pull.topic, pull.queue_id).is_none() {
+            if !self.tables.topics.contains_key(&*pull.topic)
+                && self.store.find_queue(&pull.topic, pull.queue_id).is_none()
+            {
                 let remark = format!("topic[{}] not exist, apply first please!", pull.topic);
                 error_reply(&mut out, pull.encoding, pull.opaque, TOPIC_NOT_EXIST, &remark, &self.tables);
                 turn.reply(waiting.session, out);

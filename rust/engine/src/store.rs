@@ -720,6 +720,11 @@ impl Store {
         self.staged_records = 0;
     }
 
+    /// Entries a consume queue file holds; an existing store keeps its own.
+    pub fn queue_file_units(&self) -> u64 {
+        self.shared.options.queue_file_units
+    }
+
     /// Acknowledged up to here.
     #[inline]
     pub fn durable(&self) -> Position {

@@ -181,7 +181,15 @@ pub struct Tables {
 
 impl Tables {
     /// Adds the topic or changes its row; counters stay.
-    pub fn allow_topic(&mut self, name: &str, perm: u32, read_queues: u32, write_queues: u32, sys_flag: i32, fast: bool) {
+    pub fn allow_topic(
+        &mut self,
+        name: &str,
+        perm: u32,
+        read_queues: u32,
+        write_queues: u32,
+        sys_flag: i32,
+        fast: bool,
+    ) {
         match self.topics.get_mut(name) {
             Some(topic) => {
                 topic.perm = perm;

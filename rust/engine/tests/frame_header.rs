@@ -95,7 +95,8 @@ fn frames_of_apaches_classes_are_read_and_written_byte_for_byte() {
     let mut frames = Vec::new();
     for line in golden.lines() {
         let hex = line.rsplit(' ').next().unwrap();
-        let bytes: Vec<u8> = (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> =
+            (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect();
         stream.extend_from_slice(&bytes);
         frames.push(bytes);
     }
@@ -134,7 +135,10 @@ fn languages_come_by_name_or_number() {
 
 #[test]
 fn escapes_are_undone() {
-    assert_eq!(read_one(r#"{"remark":"\"\\\/\b\f\n\r\t\x41\u0041\ud83d\ude00"}"#).remark.unwrap(), "\"\\/\u{8}\u{c}\n\r\tAA😀");
+    assert_eq!(
+        read_one(r#"{"remark":"\"\\\/\b\f\n\r\t\x41\u0041\ud83d\ude00"}"#).remark.unwrap(),
+        "\"\\/\u{8}\u{c}\n\r\tAA😀"
+    );
     // half a pair is what Java makes of it when it writes it out
     assert_eq!(read_one(r#"{"remark":"\ud83dx\ude00"}"#).remark.unwrap(), "?x?");
 }
@@ -174,12 +178,27 @@ fn garbage_is_told_apart() {
     assert_eq!(fault(&[0, 0, 0, 3, 0, 0, 0, 0]), Fault::HeaderTooLong);
     assert_eq!(fault(&[0, 0, 0, 6, 0, 0, 0, 3, b'{', b'}']), Fault::HeaderTooLong);
     assert_eq!(fault(&[0, 0, 0, 6, 2, 0, 0, 2, b'{', b'}']), Fault::UnknownEncoding);
-    for text in ["", "{", "[]", "{}x", "{\"a\"}", "{\"a\":}", "{\"a\":1 2}", "{\"code\":\"x\"}", "{\"code\":99999999999}", "{\"a\":\"\\", "{\"a\":\"\\u00", "{\"extFields\":7}"] {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "{}x",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1 2}",
+        "{\"code\":\"x\"}",
+        "{\"code\":99999999999}",
+        "{\"a\":\"\\",
+        "{\"a\":\"\\u00",
+        "{\"extFields\":7}",
+    ] {
         assert_eq!(fault(&json(text)), Fault::BadHeader, "{text}");
     }
     let deep = format!("{{\"x\":{}", "[".repeat(100_000));
     assert_eq!(fault(&json(&deep)), Fault::BadHeader);
-    for binary in [&[0u8; 12][..], &[0; 16], &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]] {
+    for binary in
+        [&[0u8; 12][..], &[0; 16], &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]]
+    {
         let mut frame = ((binary.len() + 4) as u32).to_be_bytes().to_vec();
         frame.extend_from_slice(&((1 << 24) + binary.len() as u32).to_be_bytes());
         frame.extend_from_slice(binary);
@@ -203,18 +222,42 @@ fn what_is_stopped_at_is_kept_and_goes_on_later() {
     let stream: Vec<u8> = [one.clone(), two.clone(), two.clone(), one[..5].to_vec()].concat();
     let mut cutter = Cutter::default();
     let mut seen = 0;
-    assert_eq!(cutter.feed(&stream, FRAME_BYTES_MAX, |_| { seen += 1; Ok(Flow::Stop) }).unwrap(), Flow::Stop);
+    assert_eq!(
+        cutter
+            .feed(&stream, FRAME_BYTES_MAX, |_| {
+                seen += 1;
+                Ok(Flow::Stop)
+            })
+            .unwrap(),
+        Flow::Stop
+    );
     assert_eq!((seen, cutter.kept()), (1, stream.len() - one.len()));
-    assert_eq!(cutter.feed(&one[5..], FRAME_BYTES_MAX, |_| { seen += 1; Ok(Flow::Stop) }).unwrap(), Flow::Stop);
-    assert_eq!(cutter.feed(b"", FRAME_BYTES_MAX, |_| { seen += 1; Ok(Flow::Go) }).unwrap(), Flow::Go);
+    assert_eq!(
+        cutter
+            .feed(&one[5..], FRAME_BYTES_MAX, |_| {
+                seen += 1;
+                Ok(Flow::Stop)
+            })
+            .unwrap(),
+        Flow::Stop
+    );
+    assert_eq!(
+        cutter
+            .feed(b"", FRAME_BYTES_MAX, |_| {
+                seen += 1;
+                Ok(Flow::Go)
+            })
+            .unwrap(),
+        Flow::Go
+    );
     assert_eq!((seen, cutter.kept()), (4, 0));
 }
 
 fn command() -> impl Strategy<Value = Command> {
     let fields = proptest::collection::vec((".{1,12}", ".{1,40}"), 0..8);
     let numbers = (any::<i16>(), 0u8..14, any::<i16>(), any::<i32>(), any::<i32>());
-    (any::<bool>(), numbers, proptest::option::of(".{1,30}"), fields, proptest::collection::vec(any::<u8>(), 0..60)).prop_map(
-        |(binary, (code, language, version, opaque, flag), remark, fields, body)| Command {
+    (any::<bool>(), numbers, proptest::option::of(".{1,30}"), fields, proptest::collection::vec(any::<u8>(), 0..60))
+        .prop_map(|(binary, (code, language, version, opaque, flag), remark, fields, body)| Command {
             encoding: if binary { Encoding::RocketMq } else { Encoding::Json },
             code: code.into(),
             language,
@@ -224,8 +267,7 @@ fn command() -> impl Strategy<Value = Command> {
             remark,
             fields,
             body,
-        },
-    )
+        })
 }
 
 proptest! {

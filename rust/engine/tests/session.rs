@@ -155,7 +155,8 @@ fn send_fields(code: i32, changes: &[(&str, &str)]) -> Vec<(&'static str, String
     for (key, value) in changes {
         fields.insert(SEND_FIELDS.iter().find(|(long, _)| long == key).unwrap().0, (*value).to_owned());
     }
-    let name = |long: &str| SEND_FIELDS.iter().find(|(name, _)| *name == long).map(|(l, s)| if code == 10 { *l } else { *s });
+    let name =
+        |long: &str| SEND_FIELDS.iter().find(|(name, _)| *name == long).map(|(l, s)| if code == 10 { *l } else { *s });
     fields.into_iter().map(|(key, value)| (name(key).unwrap(), value)).collect()
 }
 
@@ -176,7 +177,7 @@ impl Bench {
         options.background = false;
         let settings = Settings { store_host: options.store_host, ..Settings::default() };
         let store = Store::open(options, Arc::new(disk.clone()), clock.clone(), &|_| {}).unwrap();
-        let mut engine = Engine::new(store, UNITS, clock.clone(), settings);
+        let mut engine = Engine::new(store, clock.clone(), settings);
         engine.allow_topic("T", 6, 4, 4, 0, true);
         engine.allow_group("G", true, 0, true);
         let session = engine.session("10.1.2.3:4567".parse().unwrap());
@@ -217,8 +218,22 @@ impl Bench {
             ("expressionType", "TAG"),
         ]
         .into();
-        let names = ["consumerGroup", "topic", "queueId", "queueOffset", "maxMsgNums", "sysFlag", "commitOffset",
-            "suspendTimeoutMillis", "subscription", "subVersion", "expressionType", "maxMsgBytes", "liteTopic", "requestSource"];
+        let names = [
+            "consumerGroup",
+            "topic",
+            "queueId",
+            "queueOffset",
+            "maxMsgNums",
+            "sysFlag",
+            "commitOffset",
+            "suspendTimeoutMillis",
+            "subscription",
+            "subVersion",
+            "expressionType",
+            "maxMsgBytes",
+            "liteTopic",
+            "requestSource",
+        ];
         for (key, value) in changes {
             fields.insert(names.iter().find(|name| *name == key).unwrap(), value);
         }
@@ -268,7 +283,13 @@ fn a_send_is_stored_and_answered_as_apache_does() {
             let properties = property_text(&[("KEYS", "k1 k2"), ("TAGS", "blue"), ("UNIQ_KEY", "0A")]);
             let fields = send_fields(
                 code,
-                &[("properties", &properties), ("queueId", "3"), ("flag", "9"), ("sysFlag", "257"), ("reconsumeTimes", "2")],
+                &[
+                    ("properties", &properties),
+                    ("queueId", "3"),
+                    ("flag", "9"),
+                    ("sysFlag", "257"),
+                    ("reconsumeTimes", "2"),
+                ],
             );
             let bytes = bench.request(code, 0, &fields, b"hello");
             let turn = bench.feed(&bytes);
@@ -290,12 +311,19 @@ fn a_send_is_stored_and_answered_as_apache_does() {
             let bytes = bench.stored(0);
             let view = RecordView::parse(&bytes).unwrap();
             assert_eq!(view.topic, b"T");
-            assert_eq!((view.queue_id, view.queue_offset, view.flag, view.sys_flag, view.reconsume_times), (3, 0, 9, 257, 2));
+            assert_eq!(
+                (view.queue_id, view.queue_offset, view.flag, view.sys_flag, view.reconsume_times),
+                (3, 0, 9, 257, 2)
+            );
             assert_eq!((view.born_timestamp, view.store_timestamp, view.prepared_offset), (1234, NOW_MS, 0));
             assert_eq!(view.born_host, "10.1.2.3:4567".parse::<SocketAddr>().unwrap());
             assert_eq!(view.body, b"hello");
             let expected = properties
-                + &property_text(&[("MSG_REGION", "DefaultRegion"), ("TRACE_ON", "true"), ("CLUSTER", "DefaultCluster")]);
+                + &property_text(&[
+                    ("MSG_REGION", "DefaultRegion"),
+                    ("TRACE_ON", "true"),
+                    ("CLUSTER", "DefaultCluster"),
+                ]);
             assert_eq!(view.properties, expected.as_bytes());
         }
     }
@@ -306,10 +334,14 @@ fn the_fast_way_stores_the_bytes_the_slow_way_stores() {
     let mut fast = Bench::new();
     let mut slow = Bench::new();
     for (at, (properties, body)) in
-        [("UNIQ_KEY\u{1}a\u{2}TAGS\u{1}x\u{2}", "one"), ("KEYS\u{1}ü\u{2}UNIQ_KEY\u{1}b\u{2}", "two")].iter().enumerate()
+        [("UNIQ_KEY\u{1}a\u{2}TAGS\u{1}x\u{2}", "one"), ("KEYS\u{1}ü\u{2}UNIQ_KEY\u{1}b\u{2}", "two")]
+            .iter()
+            .enumerate()
     {
         let reply = one(&fast.send(body, &[("properties", properties)]));
-        let stored = format!("{properties}MSG_REGION\u{1}DefaultRegion\u{2}TRACE_ON\u{1}true\u{2}CLUSTER\u{1}DefaultCluster\u{2}");
+        let stored = format!(
+            "{properties}MSG_REGION\u{1}DefaultRegion\u{2}TRACE_ON\u{1}true\u{2}CLUSTER\u{1}DefaultCluster\u{2}"
+        );
         let (receipts, turn) = slow.engine.append(&[record("T", 0, body.as_bytes(), stored.as_bytes())]).unwrap();
         assert!(turn.replies.is_empty());
         assert_eq!(receipts[0].position, Bench::position_of(&reply));
@@ -339,7 +371,13 @@ fn the_fast_way_stores_the_bytes_the_slow_way_stores() {
 #[test]
 fn properties_of_the_broker_replace_the_senders() {
     let mut bench = Bench::new();
-    let sent = property_text(&[("POP_CK", "1 2 3"), ("a", "b"), ("CLUSTER", "evil"), ("TRACE_ON", "false"), ("MSG_REGION", "x")]);
+    let sent = property_text(&[
+        ("POP_CK", "1 2 3"),
+        ("a", "b"),
+        ("CLUSTER", "evil"),
+        ("TRACE_ON", "false"),
+        ("MSG_REGION", "x"),
+    ]);
     let reply = one(&bench.send("x", &[("properties", sent.trim_end_matches('\u{2}'))]));
     let bytes = bench.stored(0);
     let properties: Vec<_> = property::pairs(RecordView::parse(&bytes).unwrap().properties)
@@ -448,9 +486,13 @@ fn batch_body(messages: &[(&str, &str)]) -> Vec<u8> {
 fn a_batch_is_stored_message_by_message() {
     let mut bench = Bench::new();
     bench.send("first", &[("queueId", "1")]);
-    let body = batch_body(&[("one", "UNIQ_KEY\u{1}a\u{2}TAGS\u{1}t\u{2}"), ("two", "UNIQ_KEY\u{1}b\u{2}"), ("three", "")]);
+    let body =
+        batch_body(&[("one", "UNIQ_KEY\u{1}a\u{2}TAGS\u{1}t\u{2}"), ("two", "UNIQ_KEY\u{1}b\u{2}"), ("three", "")]);
     for (code, batch) in [(320, "true"), (320, "false"), (310, "true")] {
-        let fields = send_fields(code, &[("batch", batch), ("queueId", "1"), ("properties", "UNIQ_KEY\u{1}a,b\u{2}WAIT\u{1}true")]);
+        let fields = send_fields(
+            code,
+            &[("batch", batch), ("queueId", "1"), ("properties", "UNIQ_KEY\u{1}a,b\u{2}WAIT\u{1}true")],
+        );
         let bytes = bench.request(code, 0, &fields, &body);
         let turn = bench.feed(&bytes);
         let reply = one(&turn);
@@ -458,8 +500,7 @@ fn a_batch_is_stored_message_by_message() {
         assert_eq!(ids.len(), 3);
         assert_eq!(reply.field("transactionId"), "a,b");
         let offset = reply.number("queueOffset");
-        let bytes: Vec<_> =
-            ids.iter().map(|id| bench.stored(u64::from_str_radix(&id[16..], 16).unwrap())).collect();
+        let bytes: Vec<_> = ids.iter().map(|id| bench.stored(u64::from_str_radix(&id[16..], 16).unwrap())).collect();
         for (at, bytes) in bytes.iter().enumerate() {
             let view = RecordView::parse(bytes).unwrap();
             assert_eq!((view.queue_id, view.queue_offset, view.flag), (1, offset + at as i64, 7));
@@ -470,7 +511,9 @@ fn a_batch_is_stored_message_by_message() {
         assert_eq!(RecordView::parse(&bytes[2]).unwrap().properties, b"");
     }
     assert_eq!(bench.engine.tables().topics["T"].puts.count, 10);
-    for broken in [&body[..body.len() - 1], &body[..10], &batch_body(&[("a", "DELAY\u{1}1\u{2}")]), &batch_body(&[("", "")])] {
+    for broken in
+        [&body[..body.len() - 1], &body[..10], &batch_body(&[("a", "DELAY\u{1}1\u{2}")]), &batch_body(&[("", "")])]
+    {
         let fields = send_fields(320, &[("batch", "true")]);
         let bytes = bench.request(320, 0, &fields, broken);
         assert_eq!(bench.feed(&bytes).commands.len(), 1);
@@ -529,7 +572,10 @@ fn a_pull_is_answered_as_apache_does() {
             }
             let bytes = bench.request(code, 0, &Bench::pull_fields(&[("queueOffset", "1")]), b"");
             let reply = one(&bench.feed(&bytes));
-            assert_eq!((reply.code, reply.remark.as_deref(), reply.flag, reply.encoding), (0, Some("FOUND"), 1, encoding));
+            assert_eq!(
+                (reply.code, reply.remark.as_deref(), reply.flag, reply.encoding),
+                (0, Some("FOUND"), 1, encoding)
+            );
             assert_eq!(reply.bodies(), ["b", "c"]);
             let fields: Vec<_> = reply.fields.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
             assert_eq!(
@@ -567,7 +613,10 @@ fn the_code_says_why_nothing_was_found() {
         assert!(reply.body.is_empty());
     }
     let reply = one(&bench.pull(&[("subscription", "other")]));
-    assert_eq!((reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")), (20, Some("NO_MATCHED_MESSAGE"), 3));
+    assert_eq!(
+        (reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")),
+        (20, Some("NO_MATCHED_MESSAGE"), 3)
+    );
 }
 
 #[test]
@@ -709,7 +758,10 @@ fn a_waiting_pull_is_woken_by_the_append_in_the_same_turn() {
     assert_eq!(bench.engine.parked(), 1);
     let turn = bench.send("news", &[]);
     let all = replies(&turn);
-    assert_eq!(all.iter().map(|reply| (reply.session, reply.opaque)).collect::<Vec<_>>(), [(bench.session, 2), (consumer, 77)]);
+    assert_eq!(
+        all.iter().map(|reply| (reply.session, reply.opaque)).collect::<Vec<_>>(),
+        [(bench.session, 2), (consumer, 77)]
+    );
     assert_eq!((all[1].bodies(), all[1].encoding), (vec!["news".to_owned()], Encoding::RocketMq));
     assert_eq!(bench.engine.parked(), 0);
     assert!(bench.engine.expire(NOW_MS + 60_000).replies.is_empty(), "it is answered once");
@@ -743,7 +795,10 @@ fn a_waiting_pull_sleeps_through_what_it_did_not_ask_for() {
     assert!(bench.pull(&wanted).replies.is_empty());
     bench.send("no", &[("properties", &red)]);
     let reply = one(&bench.engine.expire(NOW_MS + 15_000));
-    assert_eq!((reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")), (20, Some("NO_MATCHED_MESSAGE"), 5));
+    assert_eq!(
+        (reply.code, reply.remark.as_deref(), reply.number("nextBeginOffset")),
+        (20, Some("NO_MATCHED_MESSAGE"), 5)
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ fuzz_target!(|stream: &[u8]| {
     options.index_enable = false;
     options.background = false;
     let store = Store::open(options, Arc::new(SimDisk::new()), clock.clone(), &|_| {}).unwrap();
-    let mut engine = Engine::new(store, 100, clock, Settings::default());
+    let mut engine = Engine::new(store, clock, Settings::default());
     engine.allow_topic("T", 6, 4, 4, 0, true);
     engine.allow_group("G", true, 0, true);
     let session = engine.session("10.0.0.1:1".parse().unwrap());
