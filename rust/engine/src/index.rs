@@ -299,6 +299,13 @@ struct Older {
     file: Option<Arc<dyn DiskFile>>,
 }
 
+struct Usable {
+    header: Header,
+    slots: Slots,
+    /// The header promised more.
+    damaged: bool,
+}
+
 /// What a search found; see [`Index::search`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexHits {
@@ -366,8 +373,7 @@ impl Index {
         for name in names {
             let file = self.disk.open(&self.dir.join(&name), Mode::Read)?;
             let bytes = file.len()?;
-            let ours = name.len() == 17 && name.bytes().all(|b| b.is_ascii_digit());
-            if !ours || bytes != self.geometry.file_bytes() {
+            if !is_index_name(&name) || bytes != self.geometry.file_bytes() {
                 strange.push((name, bytes));
                 continue;
             }
@@ -402,34 +408,34 @@ impl Index {
         Ok(())
     }
 
-    /// After an unclean stop: keeps the entries that make sense one after the other and lie before `log_end`, and rebuilds the
-    /// slots from them. Full files that end before `vouched` (the checkpoint's position) are complete and not looked at. Behind a
-    /// file that is not complete nothing is kept. Says what was lost, if anything was.
-    pub fn repair(&mut self, log_end: u64, vouched: u64) -> io::Result<Vec<String>> {
+    /// After an unclean stop: keeps the entries of records before `below`, which the scan of the log will not see again, as far as
+    /// they make sense one after the other, and rebuilds the slots from them. Full files that end before `below` are
+    /// not looked at. True if entries before `below` were lost; what happened is in `lines`.
+    pub fn repair(&mut self, below: u64, first_strange: Option<&str>, lines: &mut Vec<String>) -> io::Result<bool> {
         let entries = self.geometry.entries;
-        let good = |h: &Header| h.count >= entries && h.end_position < vouched && h.end_position < log_end;
-        let complete = self.older.iter().take_while(|o| good(&o.header)).count();
+        let is_strange = |name: &str| first_strange.is_some_and(|first| name > first);
+        let good = |o: &Older| o.header.count >= entries && o.header.end_position < below && !is_strange(&o.name);
+        let complete = self.older.iter().take_while(|o| good(o)).count();
         let suspicious: Vec<Older> = self.older.drain(complete..).collect();
-        let mut lines = Vec::new();
+        let mut broken_off = false;
+        let mut lost = first_strange.is_some();
         for older in suspicious {
             let path = self.dir.join(&older.name);
-            if self.current.is_some() {
-                lines.push(format!("index file {}: removed, the file before it is not complete", older.name));
+            if broken_off || is_strange(&older.name) {
                 self.disk.remove_file(&path)?;
                 continue;
             }
             let file = self.disk.open(&path, Mode::Write)?;
-            let (header, slots) = self.usable_part(file.as_ref(), &older.header, log_end)?;
-            if header.count <= 1 {
-                if older.header.count > 1 {
-                    lines.push(format!("index file {}: removed, none of its entries is usable", older.name));
-                }
-                self.disk.remove_file(&path)?;
-                continue;
-            }
-            if header.count < older.header.count {
+            let Usable { header, slots, damaged } = self.usable_part(file.as_ref(), &older.header, below)?;
+            if damaged {
                 let (kept, all) = (header.count - 1, older.header.count - 1);
-                lines.push(format!("index file {}: {kept} of {all} entries kept", older.name));
+                lines.push(format!("index file {}: {kept} of {all} entries are usable, the rest is rebuilt", older.name));
+                lost = true;
+            }
+            if header.count <= 1 {
+                self.disk.remove_file(&path)?;
+                broken_off = true;
+                continue;
             }
             // Entries behind the kept ones must not come back when the count grows over them.
             file.set_len(self.geometry.entry_at(header.count))?;
@@ -446,6 +452,7 @@ impl Index {
             };
             if header.count < entries {
                 self.current = Some(current);
+                broken_off = true;
                 continue;
             }
             // Written at once, so that only one slot table is in memory at a time.
@@ -463,15 +470,16 @@ impl Index {
                 file.sync_data()?;
             }
         }
-        Ok(lines)
+        Ok(lost)
     }
 
-    /// The entries of a file up to the first that makes no sense: their header and slots.
-    fn usable_part(&self, file: &dyn DiskFile, before: &Header, log_end: u64) -> io::Result<(Header, Slots)> {
+    /// The entries of a file before `below`, up to the first that makes no sense.
+    fn usable_part(&self, file: &dyn DiskFile, before: &Header, below: u64) -> io::Result<Usable> {
         let mut slots = Slots::new(self.geometry.slots, false)?;
         let mut header = Header { count: 1, slots_used: 0, ..*before };
         let mut block = vec![0u8; 4096 * ENTRY_BYTES as usize];
         let mut previous = 0;
+        let mut damaged = false;
         'blocks: while header.count < self.geometry.entries {
             let n = file.read_at(self.geometry.entry_at(header.count), &mut block)?;
             if n < ENTRY_BYTES as usize {
@@ -486,12 +494,15 @@ impl Index {
                 let slot = link.hash % self.geometry.slots;
                 let zeros = bytes.iter().all(|b| *b == 0);
                 let sane = link.position >= previous
-                    && link.position < log_end
                     && link.seconds >= 0
                     && link.previous == slots.get(slot)
                     && link.hash <= i32::MAX as u32;
                 // Times are counted from the header's: without it they say nothing.
                 if zeros || !sane || before.begin_timestamp <= 0 {
+                    damaged = header.count < before.count;
+                    break 'blocks;
+                }
+                if link.position >= below {
                     break 'blocks;
                 }
                 if header.count == 1 {
@@ -510,7 +521,7 @@ impl Index {
         if header.count >= before.count {
             header.end_timestamp = header.end_timestamp.max(before.end_timestamp);
         }
-        Ok((header, slots))
+        Ok(Usable { header, slots, damaged })
     }
 
     /// Forgets all files, written or not, so that they can be loaded again.
@@ -851,6 +862,11 @@ impl Search {
     }
 }
 
+/// True for the name of an index file: a time in 17 digits.
+pub(crate) fn is_index_name(name: &str) -> bool {
+    name.len() == 17 && name.bytes().all(|b| b.is_ascii_digit())
+}
+
 /// `yyyyMMddHHmmssSSS` of a time that already has its zone's offset added.
 pub(crate) fn time_name(ms: i64) -> String {
     let (days, rest) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
@@ -908,32 +924,32 @@ mod tests {
         let disk = SimDisk::new();
         let mut first = index(&disk);
         for n in 0..120u64 {
-            let key = KeyHash { hash: (n % 40) as u32, position: n * 100, store_timestamp: 1000 + n as i64 * 1000 };
+            let key = KeyHash { hash: (n % 40 + 1) as u32, position: n * 100, store_timestamp: 1000 + n as i64 * 1000 };
             first.put(&key);
             if n == 60 || n == 100 {
                 write_all(&mut first);
             }
         }
         let want: Vec<u64> = vec![8300, 4300, 300];
-        assert_eq!(first.search(3, 64, 0, i64::MAX).positions, want);
-        assert_eq!(first.search(3, 2, 0, i64::MAX).positions, want[..2]);
-        assert_eq!(first.search(3, 64, 40_000, 50_000).positions, [4300]);
+        assert_eq!(first.search(4, 64, 0, i64::MAX).positions, want);
+        assert_eq!(first.search(4, 2, 0, i64::MAX).positions, want[..2]);
+        assert_eq!(first.search(4, 64, 40_000, 50_000).positions, [4300]);
         assert_eq!(first.search(999, 64, 0, i64::MAX).last_update_position, 11_900);
         write_all(&mut first);
-        assert_eq!(first.search(3, 64, 0, i64::MAX).positions, want);
+        assert_eq!(first.search(4, 64, 0, i64::MAX).positions, want);
         assert_eq!(first.files(), 3);
         first.unload();
-        assert_eq!(first.search(3, 64, 0, i64::MAX).positions, want);
+        assert_eq!(first.search(4, 64, 0, i64::MAX).positions, want);
         for unclean in [false, true] {
             let mut second = index(&disk);
             assert!(second.load().unwrap().is_empty());
             if unclean {
-                assert!(second.repair(u64::MAX, 0).unwrap().is_empty());
+                assert!(!second.repair(u64::MAX, None, &mut Vec::new()).unwrap());
             } else {
                 second.resume().unwrap();
             }
             assert_eq!(second.end_position(), Some(11_900));
-            assert_eq!(second.search(3, 64, 0, i64::MAX).positions, want);
+            assert_eq!(second.search(4, 64, 0, i64::MAX).positions, want);
         }
     }
 
@@ -950,12 +966,14 @@ mod tests {
         disk.flip_bit(&path, first.geometry.entry_at(20) + 16, 6);
         let mut second = index(&disk);
         second.load().unwrap();
-        assert!(second.repair(u64::MAX, 0).unwrap()[0].contains("19 of 30 entries kept"));
+        let mut lines = Vec::new();
+        assert!(second.repair(u64::MAX, None, &mut lines).unwrap());
+        assert!(lines[0].contains("19 of 30 entries"));
         assert_eq!(second.end_position(), Some(1800));
         write_all(&mut second);
         let mut third = index(&disk);
         third.load().unwrap();
-        third.repair(1000, 0).unwrap();
+        assert!(!third.repair(1000, None, &mut Vec::new()).unwrap());
         assert_eq!(third.end_position(), Some(900));
         assert_eq!(third.search(7, 64, 0, i64::MAX).positions.len(), 10);
     }

@@ -26,7 +26,7 @@ use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogF
 use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{Disk, DiskFile, Mode};
 use crate::error::Error;
-use crate::index::{each_hash, prefix_hash, KeyHash};
+use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
 use crate::property::{find, flag, java_hash, scan};
 use crate::record::{
     has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK,
@@ -116,7 +116,7 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
         queues: HashMap::new(),
         prefixes: HashMap::new(),
         lost_bytes: 0,
-        index_from: None,
+        index_from: 0,
         progress: Progress { say: progress, started: Instant::now(), last: Instant::now() },
         changed: false,
         store,
@@ -169,7 +169,7 @@ struct Recovery<'a> {
     prefixes: HashMap<Vec<u8>, i32>,
     lost_bytes: u64,
     /// Records at this position and later are not in the index.
-    index_from: Option<Position>,
+    index_from: Position,
     progress: Progress<'a>,
     /// Something was repaired, so that a checkpoint is worth writing.
     changed: bool,
@@ -181,8 +181,12 @@ impl Recovery<'_> {
         let reached = self.load_queues()?;
         let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
         self.log().start_at(bases.first().copied().unwrap_or(0), log_limit);
-        self.load_index(log_limit)?;
-        let start = self.scan_start(&bases, &reached);
+        let mut start = self.scan_start(&bases, &reached);
+        self.load_index(start)?;
+        if self.index_from < start {
+            let log_min = bases.first().copied().unwrap_or(0);
+            start = self.believe(&bases, self.index_from, i64::MAX).max(log_min);
+        }
         let end = self.scan(&bases, start, reached.newest)?;
         self.cut_log(&bases, end)?;
         self.finish_queues(end)?;
@@ -349,40 +353,41 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    fn load_index(&mut self, log_limit: Position) -> Result<(), Error> {
+    /// Loads the index; `below`: the scan of the log begins here anyway.
+    fn load_index(&mut self, below: Position) -> Result<(), Error> {
         let shared = self.store.shared.clone();
         let mut state = shared.state();
         let Some(index) = state.index.as_mut() else { return Ok(()) };
         let dir = index.dir.clone();
         let failed = |e: io::Error| Error::open("reading", &dir, &e);
         let strange = index.load().map_err(failed)?;
-        let had_files = !index.is_empty() || !strange.is_empty();
-        let vouched = self.checkpoint.queue_position.max(0) as u64;
-        let mut said = Vec::new();
-        if self.clean {
+        let is_new = index.is_empty() && strange.is_empty() && self.checkpoint.index_timestamp <= 0;
+        let first_strange = strange.iter().map(|(name, _)| name.as_str()).find(|name| is_index_name(name));
+        let mut lines = Vec::new();
+        let lost = if self.clean && first_strange.is_none() {
             index.resume().map_err(failed)?;
+            index.is_empty()
         } else {
-            said = index.repair(log_limit, vouched).map_err(failed)?;
-        }
-        let repaired = !said.is_empty() || !strange.is_empty();
+            index.repair(below, first_strange, &mut lines).map_err(failed)?
+        };
         let end = index.end_position();
         drop(state);
-        for (name, bytes) in strange {
+        self.index_from = match end {
+            _ if is_new => below,
+            // The newest entry may be only the first of its record's keys: that record is indexed again.
+            Some(end) if lost => end,
+            // What the index does not have of the scanned part it gets; a complete one has it already.
+            Some(end) if self.clean => end + 1,
+            Some(_) => below,
+            None if lost || self.checkpoint.index_timestamp > 0 => 0,
+            None => below,
+        };
+        for (name, bytes) in &strange {
             self.set_aside(&dir.join(name), &format!("is no index file of the configured size ({bytes} bytes)"))?;
         }
-        for line in said {
+        for line in lines {
             self.progress.line(&line);
         }
-        self.index_from = match end {
-            // The newest entry may be only the first of a record's keys: that record is indexed again.
-            Some(end) if repaired => Some(end),
-            Some(end) if self.clean => Some(end + 1),
-            // Records without keys leave no trace in the index; what the checkpoint covers is complete.
-            Some(end) if end <= vouched => Some(vouched + 1),
-            Some(end) => Some(end),
-            None if had_files || self.checkpoint.index_timestamp > 0 => Some(0),
-            None => None,
-        };
         Ok(())
     }
 
@@ -390,7 +395,7 @@ impl Recovery<'_> {
 
     fn scan_start(&mut self, bases: &[Position], reached: &Reached) -> Position {
         let Some(log_min) = bases.first().copied() else { return 0 };
-        let mut start = match reached.newest {
+        let start = match reached.newest {
             None => log_min,
             Some(newest) => {
                 let newest = reached.rebuild_from.map_or(newest, |r| r.min(newest));
@@ -405,13 +410,6 @@ impl Recovery<'_> {
                 }
             }
         };
-        if let Some(from) = self.index_from {
-            // After a clean stop the index is complete unless files are missing.
-            if !self.clean || from == 0 {
-                let indexed = from.saturating_sub(1);
-                start = start.min(self.believe(bases, indexed.min(start), i64::MAX));
-            }
-        }
         start.max(log_min)
     }
 
@@ -552,7 +550,7 @@ impl Recovery<'_> {
             state.last_position = Some(view.position);
             state.last_timestamp = view.store_timestamp;
             if let Some(index) = state.index.as_mut() {
-                let wanted = self.index_from.map_or(true, |from| view.position >= from);
+                let wanted = view.position >= self.index_from;
                 if wanted && has_index_entry(view.sys_flag) {
                     let prefix = match self.prefixes.get(view.topic) {
                         Some(prefix) => *prefix,
@@ -812,7 +810,8 @@ impl Recovery<'_> {
         let failed = |e: io::Error| Error::open("repairing the index in", &shared.options.root, &e);
         index.forget_files();
         index.load().map_err(failed)?;
-        let said = index.repair(end, 0).map_err(failed)?;
+        let mut said = Vec::new();
+        index.repair(end, None, &mut said).map_err(failed)?;
         self.changed = true;
         drop(state);
         for line in said {
