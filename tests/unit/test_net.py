@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -418,3 +419,30 @@ def test_a_pool_moves_to_another_loop() -> None:
     assert asyncio.run(once()) == b"x"
     assert asyncio.run(once()) == b"x"
     gc.collect()
+
+
+def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone() -> None:
+    """Both ends of a fork use the same pool; each reply reaches the one who asked."""
+
+    async def parent() -> None:
+        service = Frames()
+        async with listening(service) as listener, pooling(RemotePool()) as pool:
+            assert (await pool.invoke(listener.address, request(b"before"), 5)).body == b"before"
+            child = os.fork()
+            if child == 0:
+                asyncio._set_running_loop(None)
+                ok = False
+                with suppress(BaseException):
+                    ok = asyncio.run(ask(pool, listener.address)) == [b"child"] * 20
+                os._exit(0 if ok else 1)
+            replies = [(await pool.invoke(listener.address, request(b"parent"), 5)).body for _ in range(20)]
+            assert replies == [b"parent"] * 20
+            _, status = await asyncio.to_thread(os.waitpid, child, 0)
+            assert status == 0
+            assert (await pool.invoke(listener.address, request(b"after"), 5)).body == b"after"
+            assert listener.counters["opened"] == 2
+
+    async def ask(pool: RemotePool, address: str) -> list[bytes]:
+        return [(await pool.invoke(address, request(b"child"), 5)).body for _ in range(20)]
+
+    asyncio.run(parent())

@@ -1,0 +1,348 @@
+"""The name server by itself: who leaves when, what survives a restart, what is refused. Answers are compared with
+Apache's in `tests/cluster/test_nameserver_apache.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aerobee.clock import ManualClock
+from aerobee.nameserver.dispatch import HANDLERS
+from aerobee.nameserver.options import NameServerOptions
+from aerobee.nameserver.server import NameServer
+from aerobee.net.connection import Connection
+from aerobee.net.listener import Listener
+from aerobee.net.remote import RemotePool
+from aerobee.protocol.bodies.route import TopicRouteData
+from aerobee.protocol.bodies.topics import (
+    DataVersion,
+    RegisterBrokerBody,
+    TopicConfig,
+    TopicConfigAndMappingSerializeWrapper,
+)
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import FrameDecoder, RemotingCommand
+from aerobee.protocol.headers.route import (
+    DeleteKVConfig,
+    GetKVConfig,
+    GetRouteInfo,
+    PutKVConfig,
+    RegisterBroker,
+    UnRegisterBroker,
+)
+from aerobee.testing.eventually import eventually
+
+
+class House:
+    """A name server with a clock that stands still, and ways to talk to it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.kv_file = directory / "kv" / "kvConfig.json"
+        self.properties = directory / "namesrv.properties"
+        self.clock = ManualClock()
+        self.pool = RemotePool()
+        self.others: list[RemotePool] = []
+        self.server = self.make()
+
+    def make(self, **settings: bool | int | str) -> NameServer:
+        options = NameServerOptions(
+            listen_port=0, kv_config_path=str(self.kv_file), config_store_path=str(self.properties), **settings
+        )
+        return NameServer(options, self.clock)
+
+    async def restart(self, **settings: bool | int | str) -> None:
+        await self.server.stop()
+        self.server = self.make(**settings)
+        await self.server.start()
+
+    async def ask(self, command: RemotingCommand, pool: RemotePool | None = None) -> RemotingCommand:
+        return await (pool or self.pool).invoke(self.server.address, command, 5)
+
+    def another(self) -> RemotePool:
+        """Another process, as far as the server can see."""
+        self.others.append(RemotePool())
+        return self.others[-1]
+
+    async def register(
+        self,
+        number: int = 0,
+        pool: RemotePool | None = None,
+        *,
+        address: str | None = None,
+        timeout_ms: int | None = None,
+        acting: bool | None = None,
+        counter: int = 1,
+        topics: tuple[str, ...] = ("T1", "T2"),
+    ) -> RemotingCommand:
+        header = RegisterBroker(
+            broker_name="a",
+            broker_addr=address or f"10.0.0.{number}:10911",
+            cluster_name="c",
+            broker_id=number,
+            ha_server_addr=f"10.0.0.{number}:10912",
+            heartbeat_timeout_millis=timeout_ms,
+            enable_acting_master=acting,
+        )
+        wrapper = TopicConfigAndMappingSerializeWrapper(
+            topic_config_table={name: TopicConfig(topic_name=name) for name in topics},
+            data_version=DataVersion(timestamp=1, counter=counter),
+        )
+        data = RegisterBrokerBody(topic_config_serialize_wrapper=wrapper).encode()
+        return await self.ask(RemotingCommand.request(RequestCode.REGISTER_BROKER, header, data), pool)
+
+    async def route(self, topic: str = "T1", version: int = 513) -> TopicRouteData | None:
+        command = RemotingCommand.request(RequestCode.GET_ROUTEINFO_BY_TOPIC, GetRouteInfo(topic=topic))
+        command.version = version
+        reply = await self.ask(command)
+        if reply.code == ResponseCode.TOPIC_NOT_EXIST:
+            return None
+        assert reply.code == ResponseCode.SUCCESS
+        return TopicRouteData.from_json(reply.body)
+
+    async def put(self, key: str, value: str) -> RemotingCommand:
+        header = PutKVConfig(namespace="n", key=key, value=value)
+        return await self.ask(RemotingCommand.request(RequestCode.PUT_KV_CONFIG, header))
+
+    async def get(self, key: str) -> str | None:
+        header = GetKVConfig(namespace="n", key=key)
+        return (await self.ask(RemotingCommand.request(RequestCode.GET_KV_CONFIG, header))).ext_fields.get("value")
+
+    async def change(self, text: str) -> RemotingCommand:
+        return await self.ask(RemotingCommand.request(RequestCode.UPDATE_NAMESRV_CONFIG, body=text.encode()))
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    made = House(tmp_path)
+    await made.server.start()
+    yield made
+    for pool in (made.pool, *made.others):
+        await pool.close()
+    await made.server.stop()
+
+
+async def test_a_silent_broker_leaves_after_120_seconds(house: House) -> None:
+    await house.register()
+    await house.clock.advance(119)
+    assert await house.route() is not None
+    await house.register()
+    await house.clock.advance(119)
+    assert await house.route() is not None
+    await house.clock.advance(10)
+    await eventually(house_has_no_route(house))
+    assert house.server.counters["closed: broker expired"] == 1
+
+
+def house_has_no_route(house: House):  # type: ignore[no-untyped-def]
+    async def check() -> bool:
+        return await house.route() is None
+
+    return check
+
+
+async def test_a_broker_says_how_long_its_silence_may_last(house: House) -> None:
+    await house.register(timeout_ms=1000)
+    await house.clock.advance(10)
+    await eventually(house_has_no_route(house))
+
+
+async def test_a_broken_connection_takes_its_broker_along_at_once(house: House) -> None:
+    broker = house.another()
+    await house.register(0, broker)
+    assert await house.route() is not None
+    await broker.close()
+    await eventually(house_has_no_route(house))
+
+
+async def test_a_broker_that_came_back_stays_when_its_old_connection_ends(house: House) -> None:
+    old, new = house.another(), house.another()
+    await house.register(0, old)
+    await house.register(0, new)
+    await old.close()
+    await eventually(lambda: house.server.counters.get("closed: peer closed"))
+    assert await house.route() is not None
+
+
+async def test_several_brokers_on_one_connection_leave_together(house: House) -> None:
+    shared = house.another()
+    await house.register(0, shared)
+    await house.register(1, shared)
+    await shared.close()
+    await eventually(house_has_no_route(house))
+
+
+async def test_a_route_that_was_answered_before_follows_every_change(house: House) -> None:
+    """Answers are kept; a kept one must never outlive what it says."""
+    await house.register()
+    first = await house.route()
+    assert first is not None and first.broker_datas[0].broker_addrs == {0: "10.0.0.0:10911"}
+    await house.register(1)
+    second = await house.route()
+    assert second is not None and second.broker_datas[0].broker_addrs == {0: "10.0.0.0:10911", 1: "10.0.0.1:10911"}
+    await house.register(0, address="10.0.0.7:10911")
+    third = await house.route()
+    assert third is not None and third.broker_datas[0].broker_addrs[0] == "10.0.0.7:10911"
+    await house.register(0, address="10.0.0.7:10911", counter=2, topics=("T1", "T2", "T3"))
+    assert await house.route("T3") is not None
+    assert await house.change("deleteTopicWithBrokerRegistration=true") is not None
+    await house.register(0, address="10.0.0.7:10911", counter=3, topics=("T2", "T3"))
+    assert await house.route("T1") is None
+
+
+async def test_after_a_restart_one_registration_brings_everything_back(house: House) -> None:
+    await house.register()
+    before = await house.route()
+    await house.restart()
+    assert await house.route() is None
+    await house.register()
+    assert await house.route() == before
+
+
+async def test_kv_survives_a_restart_in_apaches_file(house: House) -> None:
+    assert (await house.put("k", "v")).code == ResponseCode.SUCCESS
+    assert (await house.put("öl", "☃")).code == ResponseCode.SUCCESS
+    assert json.loads(house.kv_file.read_text()) == {"configTable": {"n": {"k": "v", "öl": "☃"}}}
+    await house.restart()
+    assert (await house.get("k"), await house.get("öl")) == ("v", "☃")
+    header = DeleteKVConfig(namespace="n", key="k")
+    await house.ask(RemotingCommand.request(RequestCode.DELETE_KV_CONFIG, header))
+    await house.restart()
+    assert (await house.get("k"), await house.get("öl")) == (None, "☃")
+
+
+async def test_concurrent_kv_changes_lose_none(house: House) -> None:
+    await asyncio.gather(*(house.put(f"k{n}", str(n)) for n in range(30)))
+    await house.restart()
+    assert [await house.get(f"k{n}") for n in range(30)] == [str(n) for n in range(30)]
+
+
+async def test_a_kv_file_that_cannot_be_written_refuses_the_change(house: House) -> None:
+    house.kv_file.parent.write_text("a file where the directory should be")
+    reply = await house.put("k", "v")
+    assert reply.code == ResponseCode.SYSTEM_ERROR and reply.remark
+    assert await house.get("k") is None
+
+
+@pytest.mark.parametrize("content", ["{", '{"configTable": 3}', "\x00\x01"])
+async def test_a_damaged_kv_file_is_set_aside(house: House, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    await house.server.stop()
+    house.kv_file.parent.mkdir()
+    house.kv_file.write_text(content)
+    house.server = house.make()
+    await house.server.start()
+    assert house.kv_file.with_name("kvConfig.json.damaged").read_text() == content
+    assert "is damaged" in caplog.text
+    assert (await house.put("k", "v")).code == ResponseCode.SUCCESS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kvConfigPath=/etc/passwd",
+        "configStorePath=/etc/cron.d/x",
+        "rocketmqHome=/tmp",
+        "configBlackList=",
+        "bindAddress=0.0.0.0",
+        "listenPort=1",
+        "supportActingMaster=true\nkvConfigPath=/tmp/x",
+        "kvConfigPath\\u0020=x",
+    ],
+)
+async def test_nothing_that_names_a_path_changes_over_the_wire(house: House, text: str) -> None:
+    """CVE-2023-37582: a remote caller must not choose where files are written."""
+    reply = await house.change(text)
+    assert reply.code in (ResponseCode.NO_PERMISSION, ResponseCode.SYSTEM_ERROR)
+    assert house.server.options.kv_config_path == str(house.kv_file)
+    assert not house.server.options.support_acting_master, "all or nothing"
+    assert not house.properties.exists()
+
+
+async def test_every_setting_that_holds_text_is_refused_remotely(house: House) -> None:
+    for row in NameServerOptions.ROWS.values():
+        assert not (row.kind is str and row.remote), f"{row.name}: free text must not be changed over the wire"
+
+
+async def test_settings_change_live_and_are_kept(house: House) -> None:
+    assert (await house.change("enableAllTopicList=false\n")).code == ResponseCode.SUCCESS
+    reply = await house.ask(RemotingCommand.request(RequestCode.GET_ALL_TOPIC_LIST_FROM_NAMESERVER))
+    assert reply.code == ResponseCode.SYSTEM_ERROR and reply.remark == "disable"
+    assert "enableAllTopicList=false" in house.properties.read_text()
+    listed = await house.ask(RemotingCommand.request(RequestCode.GET_NAMESRV_CONFIG))
+    assert "enableAllTopicList=false" in listed.body.decode().splitlines()
+
+
+async def test_an_unknown_setting_is_named(house: House) -> None:
+    reply = await house.change("orderMesageEnable=true")
+    assert reply.code == ResponseCode.SYSTEM_ERROR
+    assert "orderMessageEnable" in (reply.remark or "")
+
+
+async def test_the_operators_black_list_counts_too(house: House) -> None:
+    await house.restart(config_black_list="orderMessageEnable;enableTopicList")
+    assert (await house.change("enableTopicList=false")).code == ResponseCode.NO_PERMISSION
+    assert (await house.change("enableAllTopicList=false")).code == ResponseCode.SUCCESS
+
+
+async def test_brokers_are_told_who_has_the_smallest_id(house: House) -> None:
+    await house.restart(notify_min_broker_id_changed=True)
+    told: list[RemotingCommand] = []
+
+    class Replica:
+        def connected(self, connection: Connection) -> None:
+            connection.state = FrameDecoder()
+
+        def received(self, connection: Connection, data: memoryview) -> None:
+            told.extend(connection.state.feed(data))
+
+        def disconnected(self, connection: Connection) -> None: ...
+
+    listener = Listener()
+    await listener.start(Replica(), "127.0.0.1", 0)
+    await house.register(0, acting=True)
+    await house.register(2, address=listener.address, acting=True)
+    header = UnRegisterBroker(broker_name="a", broker_addr="10.0.0.0:10911", cluster_name="c", broker_id=0)
+    await house.ask(RemotingCommand.request(RequestCode.UNREGISTER_BROKER, header))
+    await eventually(lambda: told)
+    assert told[0].code == RequestCode.NOTIFY_MIN_BROKER_ID_CHANGE and told[0].is_oneway
+    assert told[0].ext_fields["minBrokerId"] == "2"
+    assert told[0].ext_fields["offlineBrokerAddr"] == "10.0.0.0:10911"
+    await listener.stop()
+
+
+@pytest.mark.parametrize("code", sorted(HANDLERS))
+async def test_rubbish_in_header_and_body_gets_an_answer(house: House, code: int) -> None:
+    """Every code answers every nonsense, and the connection goes on."""
+    await house.register()
+    for fields in (
+        {},
+        {"topic": "", "brokerId": "x", "namespace": "\x00"},
+        {"brokerId": str(2**70), "compressed": "true"},
+    ):
+        for body in (b"", b"{", b"\x00\xff" * 50, b"[]", b'{"topicConfigSerializeWrapper":7}', b"null"):
+            command = RemotingCommand(code, ext_fields=dict(fields), body=body)
+            reply = await house.ask(command)
+            assert reply.is_response
+    assert len(house.server._listener.connections) == 1
+
+
+async def test_oneway_requests_are_served_and_not_answered(house: House) -> None:
+    await house.register()
+    header = UnRegisterBroker(broker_name="a", broker_addr="10.0.0.0:10911", cluster_name="c", broker_id=0)
+    command = RemotingCommand.request(RequestCode.UNREGISTER_BROKER, header, oneway=True)
+    await house.pool.oneway(house.server.address, command)
+    await eventually(house_has_no_route(house))
+
+
+async def test_stop_answers_what_was_accepted(house: House) -> None:
+    await house.put("first", "v")
+    puts = [asyncio.create_task(house.put(f"k{n}", "v")) for n in range(5)]
+    await eventually(lambda: len(house.server._dispatch._waiting) == 5, interval_s=0)
+    await house.server.stop()
+    assert [reply.code for reply in await asyncio.gather(*puts)] == [0] * 5
+    house.server = house.make()
+    await house.server.start()
