@@ -17,10 +17,10 @@ import struct
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from aerobee._engine import Receipt, Record
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.records import parse_record
+from aerobee.broker.store import Receipt, Record
 from aerobee.broker.topics import SCHEDULE_TOPIC
 from aerobee.clock import Clock
 from aerobee.protocol import fastjson

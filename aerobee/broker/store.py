@@ -18,13 +18,13 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn
+from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql
 from aerobee.clock import Clock
 from aerobee.errors import error_for
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import ResponseCode
 
-__all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store"]
+__all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store", "check_sql"]
 
 EXPIRE_TICK_S: Final = 0.2
 """Parked pulls end at most this much late."""

@@ -21,12 +21,19 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from aerobee._engine import Batch, Receipt, Record
 from aerobee.broker.offsets import OffsetTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.records import (
-    COMMIT, PREPARED, ROLLBACK, TRANSACTION_BITS, Stored, format_properties, parse_record, parse_records,
+    COMMIT,
+    PREPARED,
+    ROLLBACK,
+    TRANSACTION_BITS,
+    Stored,
+    format_properties,
+    parse_record,
+    parse_records,
 )  # fmt: skip
+from aerobee.broker.store import Batch, Receipt, Record
 from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC
 from aerobee.clock import Clock
 from aerobee.errors import error_for

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from aerobee.broker.dispatch import Handler
-from aerobee.broker.handlers import admin, groups, heartbeat, offsets, pull, query, request_reply, send, topics, transactions
+from aerobee.broker.handlers import (
+    admin,
+    groups,
+    heartbeat,
+    offsets,
+    pull,
+    query,
+    request_reply,
+    send,
+    topics,
+    transactions,
+)
 
 _FAMILIES = (send, pull, offsets, heartbeat, query, transactions, request_reply, topics, groups, admin)
 

@@ -18,7 +18,11 @@ from aerobee.protocol.bodies.client import GetConsumerStatusBody
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.headers.admin import (
-    ConsumeMessageDirectly, GetBrokerConfigReply, GetConsumerRunningInfo, GetConsumerStatus, ViewBrokerStatsData,
+    ConsumeMessageDirectly,
+    GetBrokerConfigReply,
+    GetConsumerRunningInfo,
+    GetConsumerStatus,
+    ViewBrokerStatsData,
 )  # fmt: skip
 from aerobee.protocol.message import parse_offset_message_id
 

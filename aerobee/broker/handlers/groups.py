@@ -11,19 +11,36 @@ from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies import client as bodies
 from aerobee.protocol.bodies.groups import (
-    GroupForbidden, GroupList, QuerySubscriptionResponseBody, SubscriptionGroupConfig, SubscriptionGroupList,
+    GroupForbidden,
+    GroupList,
+    QuerySubscriptionResponseBody,
+    SubscriptionGroupConfig,
+    SubscriptionGroupList,
 )  # fmt: skip
 from aerobee.protocol.bodies.offsets import (
-    ConsumeStats, ConsumeStatsList, OffsetWrapper, QueryConsumeTimeSpanBody, QueueTimeSpan,
+    ConsumeStats,
+    ConsumeStatsList,
+    OffsetWrapper,
+    QueryConsumeTimeSpanBody,
+    QueueTimeSpan,
 )  # fmt: skip
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import LANGUAGE_NAMES, RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
 from aerobee.protocol.headers.admin import GetBrokerConsumeStats
 from aerobee.protocol.headers.groups import (
-    DeleteSubscriptionGroup, GetAllSubscriptionGroup, GetAllSubscriptionGroupReply, GetConsumerConnectionList, GetConsumeStats,
-    GetProducerConnectionList, GetSubscriptionGroupConfig, QueryConsumeTimeSpan, QuerySubscriptionByConsumer,
-    QueryTopicConsumeByWho, QueryTopicsByConsumer, UpdateGroupForbidden,
+    DeleteSubscriptionGroup,
+    GetAllSubscriptionGroup,
+    GetAllSubscriptionGroupReply,
+    GetConsumerConnectionList,
+    GetConsumeStats,
+    GetProducerConnectionList,
+    GetSubscriptionGroupConfig,
+    QueryConsumeTimeSpan,
+    QuerySubscriptionByConsumer,
+    QueryTopicConsumeByWho,
+    QueryTopicsByConsumer,
+    UpdateGroupForbidden,
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aerobee._engine import check_sql
 from aerobee.broker.clients import PULL, Client
 from aerobee.broker.filters import is_tag_kind
+from aerobee.broker.store import check_sql
 from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection

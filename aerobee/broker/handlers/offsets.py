@@ -12,9 +12,20 @@ from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
 from aerobee.protocol.headers.offsets import (
-    CloneGroupOffset, GetEarliestMsgStoretime, GetEarliestMsgStoretimeReply, GetMaxOffset, GetMaxOffsetReply, GetMinOffset,
-    GetMinOffsetReply, QueryConsumerOffset, QueryConsumerOffsetReply, QueryCorrectionOffset, ResetOffset, SearchOffset,
-    SearchOffsetReply, UpdateConsumerOffset,
+    CloneGroupOffset,
+    GetEarliestMsgStoretime,
+    GetEarliestMsgStoretimeReply,
+    GetMaxOffset,
+    GetMaxOffsetReply,
+    GetMinOffset,
+    GetMinOffsetReply,
+    QueryConsumerOffset,
+    QueryConsumerOffsetReply,
+    QueryCorrectionOffset,
+    ResetOffset,
+    SearchOffset,
+    SearchOffsetReply,
+    UpdateConsumerOffset,
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aerobee._engine import check_sql
 from aerobee.broker.clients import BROADCASTING, PULL
 from aerobee.broker.filters import is_tag_kind, tag_codes
+from aerobee.broker.store import check_sql
 from aerobee.broker.topics import PERM_READ, SEE_FAQ
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection

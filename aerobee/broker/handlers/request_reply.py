@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from aerobee.broker import request_reply
 from aerobee.broker.handlers.send import (
-    check_body, choose_queue, send_header, sendable_topic, sender_properties, stored_properties,
+    check_body,
+    choose_queue,
+    send_header,
+    sendable_topic,
+    sender_properties,
+    stored_properties,
 )  # fmt: skip
 from aerobee.broker.records import Record
 from aerobee.errors import AerobeeError

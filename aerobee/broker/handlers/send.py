@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import struct
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -205,19 +204,19 @@ def delay_level(broker: Broker, properties: dict[str, str]) -> int:
             raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"property DELAY must be a number, not {text!r}") from None
         if level > 0:
             return level
-    if any(name in properties for name in TIMERS) and not _is_due(properties):
+    if any(name in properties for name in TIMERS) and not _is_due(properties, broker.clock.now_ms()):
         raise ServerError(ResponseCode.SYSTEM_ERROR, "accurate timer message is not enabled, timerWheelEnable is false")
     return 0
 
 
-def _is_due(properties: dict[str, str]) -> bool:
+def _is_due(properties: dict[str, str], now_ms: int) -> bool:
     """A timer whose time is over already; such a message is stored at once."""
     try:
         if "TIMER_DELAY_SEC" in properties:
             return int(properties["TIMER_DELAY_SEC"]) <= 0
         if "TIMER_DELAY_MS" in properties:
             return int(properties["TIMER_DELAY_MS"]) <= 0
-        return int(properties["TIMER_DELIVER_MS"]) <= time.time() * 1000
+        return int(properties["TIMER_DELIVER_MS"]) <= now_ms
     except ValueError:
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "a timer property must be a number") from None
 

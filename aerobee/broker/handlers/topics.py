@@ -10,13 +10,22 @@ from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.topics import (
-    CreateTopicListRequestBody, TopicConfig, TopicConfigAndQueueMapping, TopicOffset, TopicStatsTable,
+    CreateTopicListRequestBody,
+    TopicConfig,
+    TopicConfigAndQueueMapping,
+    TopicOffset,
+    TopicStatsTable,
 )  # fmt: skip
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
 from aerobee.protocol.headers.topics import (
-    CreateTopic, DeleteTopic, GetAllTopicConfig, GetAllTopicConfigReply, GetTopicConfig, GetTopicStatsInfo,
+    CreateTopic,
+    DeleteTopic,
+    GetAllTopicConfig,
+    GetAllTopicConfigReply,
+    GetTopicConfig,
+    GetTopicStatsInfo,
 )  # fmt: skip
 
 if TYPE_CHECKING:
