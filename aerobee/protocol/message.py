@@ -330,7 +330,8 @@ def decode_records(
 ) -> list[MessageExt]:
     """The records in `data`, one behind the other. A tail that is no whole record ends the list.
 
-    ValueError when a body cannot be decompressed, or (`check_crc`) is not what was stored.
+    ValueError when a record's lengths do not fit, a body cannot be decompressed, or (`check_crc`) is not what was
+    stored.
     """
     messages = []
     at, end = 0, len(data)
@@ -347,8 +348,11 @@ def decode_records(
         ) = _RECORD_V4.unpack_from(data, at)  # fmt: skip
         if magic not in (MAGIC_V1, MAGIC_V2):
             break
+        long_hosts = (sys_flag & (SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6)).bit_count()
+        if size < 91 + 12 * long_hosts:
+            raise ValueError(f"a record of {size} bytes is too short to be one")
         place = at + 88
-        if sys_flag & (SYS_FLAG_BORN_HOST_V6 | SYS_FLAG_STORE_HOST_V6):
+        if long_hosts:
             place, born, store, body_length = _long_hosts(data, at, sys_flag, message)
         born_host = hosts.get(born)
         if born_host is None:
@@ -358,6 +362,8 @@ def decode_records(
             store_host = hosts[store] = _host(store)
         message.born_host, message.store_host = born_host, store_host
         message.store_size, message.body_crc, message.sys_flag = size, crc, sys_flag
+        if body_length < 0 or place + body_length + 3 > at + size:
+            raise ValueError("a record whose body is longer than the record")
         body = data[place : place + body_length]
         place += body_length
         if check_crc and crc and binascii.crc32(body) & 0x7FFFFFFF != crc:
@@ -375,6 +381,8 @@ def decode_records(
         place += length
         length = int.from_bytes(data[place : place + 2], "big")
         place += 2
+        if place + length > at + size:
+            raise ValueError("a record whose topic or properties are longer than the record")
         message._text = data[place : place + length].decode("utf-8", "replace")
         message._properties = None
         message.broker_name = broker_name

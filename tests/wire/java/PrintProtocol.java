@@ -24,8 +24,9 @@ import org.apache.rocketmq.remoting.protocol.subscription.*;
  * codes.txt             a line "request|response|language|version TAB name TAB number"
  * registration.hex      a compressed registration of two topics and a static one
  * registration.json     the same uncompressed
+ * messages.txt          a line "name TAB hex" for records, batches and ids; what they hold is in test_messages.py
  *
- * Class path: the jars of rocketmq-client and rocketmq-tools 5.5.0 with all they depend on.
+ * Class path: the jars of rocketmq-broker and rocketmq-tools 5.5.0 with all they depend on.
  */
 public class PrintProtocol {
     static int next = 1;
@@ -178,5 +179,79 @@ public class PrintProtocol {
         for (byte b : body.encode(true)) hex.append(String.format("%02x", b));
         write(out.resolve("registration.hex"), Collections.singletonList(hex.toString()));
         write(out.resolve("registration.json"), Collections.singletonList(new String(body.encode(false), StandardCharsets.UTF_8)));
+
+        write(out.resolve("messages.txt"), messages());
+    }
+
+    static String hex(byte[] data) {
+        StringBuilder hex = new StringBuilder();
+        for (byte b : data) hex.append(String.format("%02x", b));
+        return hex.toString();
+    }
+
+    static byte[] body() {
+        StringBuilder text = new StringBuilder();
+        for (int i = 0; i < 500; i++) text.append("line ").append(i).append(" é\n");
+        return text.toString().getBytes(StandardCharsets.UTF_8);
+    }
+
+    static <M extends MessageExt> M fill(M message, boolean v6, int sysFlag) throws Exception {
+        message.setTopic("orders");
+        message.setBody(body());
+        message.setBodyCRC(org.apache.rocketmq.common.UtilAll.crc32(body()));
+        message.setQueueId(3);
+        message.setFlag(42);
+        message.setQueueOffset(123456789012L);
+        message.setCommitLogOffset(9876543210L);
+        message.setBornTimestamp(1700000000001L);
+        message.setStoreTimestamp(1700000000002L);
+        message.setReconsumeTimes(2);
+        message.setPreparedTransactionOffset(77);
+        message.setBornHost(new java.net.InetSocketAddress(java.net.InetAddress.getByName(v6 ? "2001:db8::1" : "10.1.2.3"), 50001));
+        message.setStoreHost(new java.net.InetSocketAddress(java.net.InetAddress.getByName(v6 ? "2001:db8::2" : "10.1.2.4"), 10911));
+        message.setSysFlag(sysFlag | (v6 ? 16 | 32 : 0));
+        message.setTags("new");
+        message.setKeys("k1 k2");
+        message.putUserProperty("größe", "1 €");
+        MessageAccessor.putProperty(message, "UNIQ_KEY", "0A010203ABCD18B4AAC20123456789AB");
+        return message;
+    }
+
+    static List<String> messages() throws Exception {
+        List<String> lines = new ArrayList<>();
+        lines.add("plain\t" + hex(MessageDecoder.encode(fill(new MessageExt(), false, 0), false)));
+        lines.add("ipv6\t" + hex(MessageDecoder.encode(fill(new MessageExt(), true, 0), false)));
+        lines.add("zlib\t" + hex(MessageDecoder.encode(fill(new MessageExt(), false, 1 | 0x300), true)));
+        lines.add("zlib_unnamed\t" + hex(MessageDecoder.encode(fill(new MessageExt(), false, 1), true)));
+        lines.add("lz4\t" + hex(MessageDecoder.encode(fill(new MessageExt(), false, 1 | 0x100), true)));
+        lines.add("zstd\t" + hex(MessageDecoder.encode(fill(new MessageExt(), false, 1 | 0x200), true)));
+
+        MessageExtBrokerInner inner = fill(new MessageExtBrokerInner(), false, 0);
+        StringBuilder name = new StringBuilder();
+        for (int i = 0; i < 20; i++) name.append("long_topic_");
+        inner.setTopic(name.toString());
+        inner.setVersion(MessageVersion.MESSAGE_VERSION_V2);
+        inner.setPropertiesString(MessageDecoder.messageProperties2String(inner.getProperties()));
+        org.apache.rocketmq.store.MessageExtEncoder encoder = new org.apache.rocketmq.store.MessageExtEncoder(
+            1 << 20, new org.apache.rocketmq.store.config.MessageStoreConfig());
+        encoder.encode(inner);
+        java.nio.ByteBuffer encoded = encoder.getEncoderBuffer();
+        byte[] record = new byte[encoded.getInt(0)];
+        encoded.get(0, record);
+        lines.add("version2\t" + hex(record));
+
+        List<Message> batch = new ArrayList<>();
+        for (int i = 0; i < 3; i++) {
+            Message message = new Message("orders", "tag" + i, "key" + i, ("body " + i).getBytes(StandardCharsets.UTF_8));
+            message.setFlag(i);
+            batch.add(message);
+        }
+        lines.add("batch\t" + hex(MessageDecoder.encodeMessages(batch)));
+        lines.add("id\t" + MessageDecoder.createMessageId(fill(new MessageExt(), false, 0).getStoreHost(), 9876543210L));
+        lines.add("id_ipv6\t" + MessageDecoder.createMessageId(fill(new MessageExt(), true, 0).getStoreHost(), 9876543210L));
+        for (String text : new String[] {"", "a", "TagA", "größe", "\ud83d\ude00", "polygenelubricants"}) {
+            lines.add("hash " + text + "\t" + text.hashCode());
+        }
+        return lines;
     }
 }
