@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::frame::Frame;
 use crate::header::{parse_i64, Encoding, Fixed, Header, Writer, FLAG_RESPONSE};
-use crate::property::{self, flag};
+use crate::property::{self, flag, Known};
 use crate::record::NewRecord;
 use crate::store::{Staged, Store};
 use crate::tables::{Tables, Topic, PERM_WRITE};
@@ -120,6 +120,7 @@ struct Inner {
     flag: i32,
     body: (usize, usize),
     properties: (usize, usize),
+    known: Known,
 }
 
 impl Sender {
@@ -306,9 +307,9 @@ impl Sender {
             return Ok(None);
         }
         // All or nothing: what only policy can serve is found before anything is staged.
-        for inner in &self.inner {
-            let properties = &body[inner.properties.0..inner.properties.1];
-            if property::scan(properties).any(POLICY_FLAGS) {
+        for inner in &mut self.inner {
+            inner.known = property::scan(&body[inner.properties.0..inner.properties.1]);
+            if inner.known.any(POLICY_FLAGS) {
                 return Ok(None);
             }
         }
@@ -331,7 +332,7 @@ impl Sender {
                 body: &body[inner.body.0..inner.body.1],
                 properties: &body[inner.properties.0..inner.properties.1],
                 tags_code: None,
-                known: None,
+                known: Some(inner.known),
             };
             let staged = store.stage(queue, &record)?;
             topic.puts.add(1, staged.size as u64);
@@ -416,7 +417,7 @@ fn split_batch(body: &[u8], out: &mut Vec<Inner>) -> bool {
         if to > body.len() || end == start {
             return false;
         }
-        out.push(Inner { flag, body: (start, end), properties: (from, to) });
+        out.push(Inner { flag, body: (start, end), properties: (from, to), known: Known::default() });
         at = to;
     }
     !out.is_empty()

@@ -481,6 +481,10 @@ impl Engine {
     ) -> Option<Turn> {
         let pull = Pull::granted(&self.tables, header, source, encoding, filter)?;
         let mut turn = Turn::default();
+        if !self.sessions.contains_key(&session) {
+            // It ended while policy thought: a pull parked for it would wait for nobody.
+            return Some(turn);
+        }
         let mut out = Vec::new();
         self.serve_pull(session, pull, park, &mut out, &mut turn);
         turn.reply(session, out);

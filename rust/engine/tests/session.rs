@@ -834,6 +834,11 @@ fn the_end_of_a_session_ends_its_waiting() {
     assert!(bench.send("x", &[]).replies.is_empty(), "a closed session is fed in vain");
     let turn = bench.engine.append(&[record("T", 0, b"x", b"")]).unwrap().1;
     assert_eq!(one(&turn).session, other);
+    // nor does policy park anything for it any more
+    let fields = Bench::pull_fields(&WAIT);
+    let header = Header::assemble(11, 1, 0, fields.iter().map(|(key, value)| (*key, value.as_str())));
+    assert!(bench.engine.pull(mine, &header, &[], Encoding::Json, Filter::All, true).unwrap().replies.is_empty());
+    assert_eq!(bench.engine.parked(), 0);
 }
 
 #[test]
