@@ -169,7 +169,8 @@ class _Reader:
     def string(self, quote: str) -> str:
         text, plain = self.text, _PLAIN[quote]
         self.at += 1
-        parts = []
+        parts: list[str] = []
+        pairs = False
         while True:
             match = plain.match(text, self.at)
             assert match is not None
@@ -180,11 +181,12 @@ class _Reader:
                 self.at += 1
                 out = "".join(parts)
                 # Two escapes may stand for one character beyond the first 65536.
-                return out.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if "\\u" in text else out
+                return out.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if pairs else out
             if not mark:
                 raise self.wrong(quote)
             escape = text[self.at + 1 : self.at + 2]
             if escape in ("u", "x"):
+                pairs = True
                 digits = text[self.at + 2 : self.at + (6 if escape == "u" else 4)]
                 try:
                     parts.append(chr(int(digits, 16)))
