@@ -8,9 +8,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from aerobee.broker.handlers import HANDLERS as broker_handlers
 from aerobee.broker.options import BrokerOptions
+from aerobee.nameserver.dispatch import HANDLERS as nameserver_handlers
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.options import Options, Row, to_text
+from aerobee.protocol.codes import ROWS, RequestCode
+
+CLIENT = (
+    RequestCode.NOTIFY_CONSUMER_IDS_CHANGED,
+    RequestCode.GET_CONSUMER_RUNNING_INFO,
+    RequestCode.CONSUME_MESSAGE_DIRECTLY,
+    RequestCode.RESET_CONSUMER_CLIENT_OFFSET,
+    RequestCode.GET_CONSUMER_STATUS_FROM_CLIENT,
+)
+"""What the Python client answers when a broker asks."""
 
 GENERATED = "<!-- Written by `make docs` from the tables in the code; change those. -->\n"
 
@@ -78,7 +90,28 @@ def _ignored(options: type[Options]) -> list[str]:
     ]
 
 
-PAGES = {"settings.md": settings}
+def requests() -> str:
+    """docs/requests.md."""
+    out = [
+        GENERATED,
+        "# Requests",
+        "",
+        "Every request code of RocketMQ 5.5 and who answers it here; `-`: the answer is REQUEST_CODE_NOT_SUPPORTED.",
+        "",
+        "| code | name | Apache's servers | aerobee |",
+        "|---|---|---|---|",
+    ]
+    answerers = (("name server", nameserver_handlers), ("broker", broker_handlers), ("client", CLIENT))
+    for number, row in sorted(ROWS.items()):
+        if not row.servers:
+            continue  # a number that nobody answers any more
+        ours = [name for name, handlers in answerers if number in handlers]
+        theirs = ", ".join(server.value for server in row.servers)
+        out.append(f"| {number} | {row.name} | {theirs} | {', '.join(ours) or '-'} |")
+    return "\n".join(out) + "\n"
+
+
+PAGES = {"settings.md": settings, "requests.md": requests}
 
 
 def main(directory: Path) -> int:

@@ -136,6 +136,7 @@ class Client:
         return self
 
     async def stop(self) -> None:
+        """Ends when the last user stops: heartbeats end, connections are closed."""
         if self._users == 0 or self._pid != os.getpid():
             return
         self._users -= 1
@@ -277,9 +278,11 @@ class Client:
     # Members and heartbeats.
 
     def join(self, member: Member) -> None:
+        """Adds a producer or consumer to the heartbeats."""
         self._members.append(member)
 
     def leave(self, member: Member) -> None:
+        """Takes it out again."""
         if member in self._members:
             self._members.remove(member)
 

@@ -307,6 +307,7 @@ class Consumer:
         self._paused = True
 
     def resume(self) -> None:
+        """Goes on after `pause`."""
         self._paused = False
 
     @property
@@ -829,6 +830,7 @@ class Consumer:
     # What the client asks of its members.
 
     def heartbeat_data(self) -> ConsumerData:
+        """What the heartbeat says about this member."""
         return ConsumerData(
             group_name=self.group,
             consume_type="CONSUME_PASSIVELY",
@@ -838,15 +840,18 @@ class Consumer:
         )
 
     def topics(self) -> Iterable[str]:
+        """Topics whose routes are kept fresh."""
         return tuple(self.subscriptions)
 
     def routes_changed(self, topic: str) -> None:
+        """A topic's queues changed."""
         if topic in self.subscriptions:
             self._rebalance_now.set()
 
     def requested(
         self, connection: Connection, command: RemotingCommand
     ) -> Coroutine[Any, Any, RemotingCommand | None] | None:
+        """A broker's request; None if it is not for this member."""
         if command.code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED:
             if command.ext_fields.get("consumerGroup") == self.group:
                 self._rebalance_now.set()

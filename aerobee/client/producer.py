@@ -414,15 +414,19 @@ class Producer:
     # What the client asks of its members.
 
     def heartbeat_data(self) -> ProducerData:
+        """What the heartbeat says about this member."""
         return ProducerData(group_name=self.group)
 
     def topics(self) -> Iterable[str]:
+        """Topics whose routes are kept fresh."""
         return ()  # those in use are in the client's routes
 
     def routes_changed(self, topic: str) -> None:
+        """A topic's queues changed."""
         pass  # looked up anew for each message
 
     def requested(self, connection: Connection, command: RemotingCommand) -> None:
+        """A broker's request; None if it is not for this member."""
         return None
 
 

@@ -75,6 +75,7 @@ class PullConsumer:
         return self
 
     async def stop(self) -> None:
+        """Says goodbye to the brokers, closes the connections. Offsets are the caller's own."""
         if not self._started:
             return
         self._started = False
@@ -171,6 +172,7 @@ class PullConsumer:
     # What the client asks of its members.
 
     def heartbeat_data(self) -> ConsumerData:
+        """What the heartbeat says about this member."""
         return ConsumerData(
             group_name=self.group,
             consume_type="CONSUME_ACTIVELY",
@@ -180,12 +182,15 @@ class PullConsumer:
         )
 
     def topics(self) -> Iterable[str]:
+        """Topics whose routes are kept fresh."""
         return tuple(self._subscriptions)
 
     def routes_changed(self, topic: str) -> None:
+        """A topic's queues changed."""
         pass  # a session keeps the queues it was given
 
     def requested(self, connection: Connection, command: RemotingCommand) -> None:
+        """A broker's request; None if it is not for this member."""
         return None
 
 
@@ -223,6 +228,7 @@ class PullSession:
         return self
 
     async def stop(self) -> None:
+        """Ends reading; what was fetched and not taken is dropped."""
         for reader in self._readers.values():
             reader.cancel()
         await asyncio.gather(*self._readers.values(), return_exceptions=True)
