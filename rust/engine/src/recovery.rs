@@ -288,9 +288,10 @@ impl Recovery<'_> {
         }
         numbers.sort_unstable();
         // Only the newest file can be half-made; it is also the only one that is opened now.
+        let mut newest_file = None;
         if let Some(last) = numbers.last() {
             let path = dir.join(file_name(last * file_bytes));
-            let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
+            let file = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
             let bytes = file.len().map_err(|e| Error::open("reading", &path, &e))?;
             if bytes > file_bytes {
                 self.set_aside(&path, &format!("has {bytes} bytes where {file_bytes} belong"))?;
@@ -298,44 +299,41 @@ impl Recovery<'_> {
                 damaged = true;
             } else if bytes < file_bytes {
                 self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
+                let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
                 file.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
                 damaged = true;
+            } else {
+                newest_file = Some((*last, file));
             }
         }
         damaged |= numbers.windows(2).any(|p| p[0] + 1 != p[1]);
         let queue_ref = self.store.queue(topic, queue_id);
         let units = self.store.shared.options.queue_file_units as i64;
-        let key = QueueKey { number: queue_ref.0, topic, queue_id };
-        let files = &mut *lock(&self.store.queue_reader);
-        let mut read = |offset: i64| files.read_one(key, offset).filter(Entry::is_valid);
         let first = numbers.first().map_or(0, |n| *n as i64 * units);
         let mut next = first;
+        let mut newest = None;
+        let mut oldest = None;
         for number in numbers.iter().rev() {
-            let base = *number as i64 * units;
-            if read(base).is_none() {
+            let file = match newest_file.take().filter(|(n, _)| n == number) {
+                Some((_, file)) => file,
+                None => {
+                    let path = dir.join(file_name(number * file_bytes));
+                    self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?
+                }
+            };
+            let mut scan = QueueFileScan::new(file.as_ref(), units as u64);
+            let count = scan.count();
+            if count == 0 {
                 continue;
             }
-            let (mut low, mut high) = (base + 1, base + units);
-            while low < high {
-                let middle = low + (high - low) / 2;
-                if read(middle).is_some() {
-                    low = middle + 1;
-                } else {
-                    high = middle;
-                }
+            next = *number as i64 * units + count as i64;
+            // The newest unit that stands for a message says how far the queue came.
+            newest = (0..count).rev().map_while(|n| scan.unit(n)).find(|e| !e.is_hole()).map(|e| e.position);
+            if Some(number) == numbers.first() {
+                oldest = scan.unit(0);
             }
-            next = low;
             break;
         }
-        // The newest unit that stands for a message says how far the queue came.
-        let mut at = next - 1;
-        let mut newest = None;
-        while at >= first && newest.is_none() {
-            newest = read(at).filter(|e| !e.is_hole()).map(|e| e.position);
-            at -= 1;
-        }
-        let oldest = read(first).filter(|_| next > first);
-        files.close_all();
         if let Some(newest) = newest {
             reached.newest = reached.newest.max(Some(newest));
         }
@@ -349,6 +347,7 @@ impl Recovery<'_> {
         queue.min = first;
         queue.tail_base = next;
         queue.visible = next;
+        // Not known yet: it is looked for when the log's minimum is known.
         queue.min_position = oldest.filter(|e| !e.is_hole()).map_or(0, |e| e.position);
         Ok(())
     }
@@ -830,6 +829,54 @@ impl Recovery<'_> {
         }
         worker.start_at(end);
         Ok(())
+    }
+}
+
+/// Reads one queue file in blocks, to find how many units it has with few reads.
+struct QueueFileScan<'a> {
+    file: &'a dyn DiskFile,
+    units: u64,
+    block: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> QueueFileScan<'a> {
+    /// Units a block.
+    const BLOCK: u64 = 128;
+
+    fn new(file: &'a dyn DiskFile, units: u64) -> QueueFileScan<'a> {
+        QueueFileScan { file, units, block: u64::MAX, bytes: Vec::new() }
+    }
+
+    /// The unit, if it was ever written.
+    fn unit(&mut self, number: u64) -> Option<Entry> {
+        let block = number / Self::BLOCK;
+        if block != self.block {
+            self.bytes.resize(Self::BLOCK as usize * UNIT_BYTES, 0);
+            let n = self.file.read_at(block * Self::BLOCK * UNIT_BYTES as u64, &mut self.bytes).ok()?;
+            self.bytes.truncate(n);
+            self.block = block;
+        }
+        let at = (number % Self::BLOCK) as usize * UNIT_BYTES;
+        self.bytes.get(at..at + UNIT_BYTES)?.try_into().ok().map(Entry::decode).filter(Entry::is_valid)
+    }
+
+    /// How many units from the file's start on were written.
+    fn count(&mut self) -> u64 {
+        let last_block = (self.units - 1) / Self::BLOCK;
+        let (mut low, mut high) = (0, last_block);
+        // Most queues are short: one read of the first block says it all.
+        while low < high && (low != 0 || self.unit(Self::BLOCK - 1).is_some()) {
+            let middle = low + (high - low).div_ceil(2);
+            if self.unit(middle * Self::BLOCK).is_some() {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        let first = low * Self::BLOCK;
+        let end = (first + Self::BLOCK).min(self.units);
+        (first..end).find(|n| self.unit(*n).is_none()).unwrap_or(end)
     }
 }
 
