@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 
 from aerobee.cli.text import fail, milliseconds, percentile, rate
 from aerobee.client.consumer import Consumer
@@ -53,7 +54,7 @@ async def _run(name_servers: str, topic: str, size: int, seconds: float, in_flig
         began = time.perf_counter()
         while (now := time.perf_counter()) < began + seconds and not errors:
             future = await producer.post(Message(topic, body, tag=tag))
-            future.add_done_callback(lambda future, now=now: landed(future, now))
+            future.add_done_callback(partial(landed, sent_at=now))
         await producer.flush()
         await asyncio.sleep(0)
         took = time.perf_counter() - began

@@ -308,7 +308,7 @@ async def test_same_answers(story: str, apache_address: str, our_address: str) -
     for number, (code, ext, data, version) in enumerate(STORIES[story]):
         wanted = await theirs.ask(code, ext, data, version)
         if code == 104:
-            await asyncio.sleep(0.2)  # Apache's server takes brokers off in the background
+            await asyncio.sleep(0.2)  # sleeps: Apache's server takes brokers off in the background
         got = await ours.ask(code, ext, data, version)
         step = f"step {number}: {code} {ext}"
         assert got[:2] == wanted[:2], step

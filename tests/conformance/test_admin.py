@@ -91,7 +91,7 @@ def pair(
     made = Pair({apache_cluster.kind: client, aerobee_cluster.kind: other}, clusters)
     for cluster in clusters:
         prepare(made, cluster)
-    time.sleep(6)  # a consumer writes its offsets every 5 s
+    time.sleep(6)  # sleeps: a consumer writes its offsets every 5 s
     yield made
     for cluster in clusters:
         made.clients[cluster.kind].do("consume.stop", name="tools")
@@ -101,7 +101,7 @@ def pair(
 def prepare(pair: Pair, cluster: apache.Cluster) -> None:
     """Topic Tools with two queues, ten messages (0 to 4 in queue 0, the rest in queue 1), a live group, an idle one."""
     pair.run(cluster, "updateTopic", "-c", "{cluster}", "-t", "Tools", "-r", "2", "-w", "2")
-    time.sleep(1)
+    time.sleep(1)  # sleeps: name servers and brokers tell each other
     namesrv, client = cluster.namesrv_address, pair.clients[cluster.kind]
     for queue in range(2):
         arguments = {"topic": "Tools", "mode": "queue", "broker": cluster.broker_name, "queue": queue, "keys": "tool-"}
@@ -218,7 +218,7 @@ EXACT = {
     "updateNamesrvConfig of a path": case(
         "updateNamesrvConfig", "-k", "kvConfigPath", "-v", "/x", reduce=lambda t: "CODE: 16" in t
     ),
-    "updateBrokerConfig": case("updateBrokerConfig", "-b", "{broker}", "-k", "flushDiskType", "-v", "ASYNC_FLUSH"),
+    "updateBrokerConfig": case("updateBrokerConfig", "-b", "{broker}", "-k", "autoCreateTopicEnable", "-v", "true"),
     "cleanExpiredCQ": case("cleanExpiredCQ", "-b", "{broker}"),
     "cleanUnusedTopic": case("cleanUnusedTopic", "-b", "{broker}"),
     "deleteExpiredCommitLog": case("deleteExpiredCommitLog", "-b", "{broker}"),
