@@ -13,6 +13,31 @@ from typing import Final
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
+REPEAT_S: Final = 60.0
+REASONS_MAX: Final = 1000
+
+
+class Complaints:
+    """Warnings that anybody outside can provoke: the same reason is one line a minute, with a count of those left out."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def warn(self, reason: str, text: str, *args: object, exc_info: BaseException | None = None) -> None:
+        """Logs `text % args` unless the same `reason` was logged within the last minute."""
+        now = time.monotonic()
+        last, omitted = self._said.get(reason, (-REPEAT_S, 0))
+        if now - last < REPEAT_S:
+            self._said[reason] = (last, omitted + 1)
+            return
+        if len(self._said) >= REASONS_MAX:
+            self._said.clear()
+        self._said[reason] = (now, 0)
+        if omitted:
+            text, args = text + " (and %d more since the last such line)", (*args, omitted)
+        self._log.warning(text, *args, exc_info=exc_info)
+
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
+
+from aerobee.log import Complaints
 
 if TYPE_CHECKING:
     from aerobee.net.connection import Connection
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 RECEIVE_BYTES: Final = 256 * 1024
 IDLE_TICKS: Final = 8  # an idle connection is closed after 8 to 9 ticks of a quiet line
 DEADLINE_SLACK_S: Final = 0.02  # requests due within this time of each other end together
-REPEAT_S: Final = 60.0  # the same complaint is logged once in this time, with a count
-
-_log = logging.getLogger("aerobee.net")
 
 
 class Hub:
@@ -36,9 +34,9 @@ class Hub:
         "_deadline_timer",
         "_emptied",
         "_idle_timer",
-        "_said",
         "_tick_s",
         "closed",
+        "complain",
         "connections",
         "dirty",
         "holding",
@@ -58,7 +56,7 @@ class Hub:
         self.closed: Counter[str] = Counter()
         """Connections that ended, by reason."""
         self.opened = 0
-        self._said: dict[str, tuple[float, int]] = {}  # complaint → when it was last logged, how many since
+        self.complain = Complaints(logging.getLogger("aerobee.net")).warn
         self._tick_s = idle_s / IDLE_TICKS
         self._idle_timer: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Future[None] | None = None
@@ -135,20 +133,6 @@ class Hub:
         if earliest != float("inf"):
             self._deadline = earliest
             self._deadline_timer = self.loop.call_at(earliest, self._due)
-
-    # Complaints.
-
-    def complain(self, reason: str, text: str, *args: object) -> None:
-        """Logs a warning, the same `reason` once a minute; the next line says how many were left out."""
-        now = time.monotonic()
-        last, omitted = self._said.get(reason, (-REPEAT_S, 0))
-        if now - last < REPEAT_S:
-            self._said[reason] = (last, omitted + 1)
-            return
-        self._said[reason] = (now, 0)
-        if omitted:
-            text, args = text + " (and %d more since the last such line)", (*args, omitted)
-        _log.warning(text, *args)
 
     def stop(self) -> None:
         """Cuts all connections and ends the timers."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import pickle
 from typing import Any
 
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aerobee import errors
+from aerobee.clock import ManualClock
 from aerobee.errors import MalformedRequest, ProtocolError, ServerError, TopicNotExist, error_for
+from aerobee.log import REASONS_MAX, Complaints
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.client import HeartbeatData
 from aerobee.protocol.bodies.offsets import ConsumeStats, OffsetWrapper
@@ -290,3 +294,46 @@ def test_the_client_compares_text() -> None:
     assert is_wanted("a", None)
     assert is_wanted("a", ["a", "b"])
     assert not is_wanted(None, ["a"])
+
+
+# Logging.
+
+
+def test_a_complaint_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("aerobee.log.time.monotonic", lambda: now[0])
+    complaints = Complaints(logging.getLogger("aerobee.test"))
+    for number in range(10):
+        complaints.warn("bad", "number %d", number)
+    complaints.warn("worse", "another")
+    now[0] += 61
+    complaints.warn("bad", "number %d", 10)
+    assert [record.getMessage() for record in caplog.records] == [
+        "number 0", "another", "number 10 (and 9 more since the last such line)",
+    ]  # fmt: skip
+
+
+def test_reasons_do_not_pile_up() -> None:
+    complaints = Complaints(logging.getLogger("aerobee.test"))
+    for number in range(REASONS_MAX + 5):
+        complaints.warn(str(number), "x")
+    assert len(complaints._said) <= REASONS_MAX
+
+
+# Time.
+
+
+async def test_a_manual_clock_jumps_from_sleeper_to_sleeper() -> None:
+    clock, woken = ManualClock(now_ms=1_000_000), []
+
+    async def sleeper(seconds: float) -> None:
+        await clock.sleep(seconds)
+        woken.append((seconds, clock.now_ms()))
+
+    tasks = [asyncio.create_task(sleeper(seconds)) for seconds in (7200, 1, 60)]
+    await clock.advance(3600)
+    assert woken == [(1, 1_001_000), (60, 1_060_000)]
+    await clock.advance(3600)
+    assert woken[-1] == (7200, 8_200_000)
+    assert clock.monotonic() == 7200
+    await asyncio.gather(*tasks)
