@@ -253,7 +253,7 @@ def start_broker(
         "storePathRootDir": directory / "store",
         "storePathCommitLog": directory / "store" / "commitlog",
         # A test machine's disk may be nearly full; nothing here is about that.
-        "diskMaxUsedSpaceRatio": 99,
+        "diskMaxUsedSpaceRatio": 90,
         **SMALL_STORE,
         **(options or {}),
     }

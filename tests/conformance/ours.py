@@ -45,7 +45,7 @@ def start_broker(
         "listenPort": port,
         "storePathRootDir": directory / "store",
         "storePathCommitLog": directory / "store" / "commitlog",
-        "diskMaxUsedSpaceRatio": 99,
+        "diskMaxUsedSpaceRatio": 90,
         **SMALL_STORE,
         **(options or {}),
     }

@@ -127,6 +127,10 @@ final class Consume {
         consumer.setNamesrvAddr(a.getString("namesrv"));
         consumer.setInstanceName(a.getString("name") + "@" + System.nanoTime());
         consumer.setVipChannelEnabled(a.getBooleanValue("vip", false));
+        // A heartbeat that crosses a rebalance leaves the broker with the older subscription until the next one, and a
+        // retry topic that its first member has made is looked for by time only: both every 30 s, unless told so.
+        consumer.setHeartbeatBrokerInterval(3_000);
+        consumer.setPollNameServerInterval(3_000);
         consumer.setConsumeFromWhere(switch (a.getString("from") == null ? "first" : a.getString("from")) {
             case "last" -> ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET;
             case "timestamp" -> ConsumeFromWhere.CONSUME_FROM_TIMESTAMP;
@@ -246,6 +250,8 @@ final class Consume {
         consumer.setNamesrvAddr(a.getString("namesrv"));
         consumer.setInstanceName("l" + System.nanoTime());
         consumer.setAutoCommit(false);
+        consumer.setHeartbeatBrokerInterval(3_000);
+        consumer.setPollNameServerInterval(3_000);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setPullBatchSize(a.getIntValue("batch", 32));
         JSONArray assign = a.getJSONArray("assign");
