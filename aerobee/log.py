@@ -18,7 +18,7 @@ REASONS_MAX: Final = 1000
 
 
 class Complaints:
-    """Warnings that anybody outside can provoke: the same reason is one line a minute, with a count of those left out."""
+    """Warnings that anybody outside can provoke: the same reason is one line a minute, with a count of the others."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

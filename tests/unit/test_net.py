@@ -155,7 +155,7 @@ async def test_a_repeated_complaint_is_counted(
     caplog.set_level(logging.WARNING, "aerobee.net")
     hub = hub_module.Hub(asyncio.get_running_loop(), idle_s=0)
     now = [1000.0]
-    monkeypatch.setattr(hub_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("aerobee.log.time.monotonic", lambda: now[0])
     for _ in range(10):
         hub.complain("http", "closed %s", "1.2.3.4:5")
     now[0] += 61
