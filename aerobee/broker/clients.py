@@ -109,7 +109,11 @@ class ClientTable:
         group = self.consumers.get(name)
         if group is None:
             group = self.consumers[name] = ConsumerGroup(name)
-        group.consume_type, group.message_model, group.consume_from_where = consume_type, message_model, consume_from_where
+        group.consume_type, group.message_model, group.consume_from_where = (
+            consume_type,
+            message_model,
+            consume_from_where,
+        )
         group.notify = notify
         member = group.members.get(client.connection.id)
         joined = member is None or member.client_id != client.client_id
@@ -169,7 +173,12 @@ class ClientTable:
             silent.update({key: member for key, member in members.items() if member.heard_s < oldest})
         for member in silent.values():
             self.counters["expired"] += 1
-            _log.warning("client %s (%s) is silent for %d s and was disconnected", member.client_id, member.connection.peer, timeout_s)
+            _log.warning(
+                "client %s (%s) is silent for %d s and was disconnected",
+                member.client_id,
+                member.connection.peer,
+                timeout_s,
+            )
             self.disconnected(member.connection)
             member.connection.close("client expired")
 
@@ -255,7 +264,11 @@ class ClientTable:
         mismatch = _mismatch(group)
         if mismatch and mismatch != group.mismatch:
             self.counters["mismatches"] += 1
-            _log.warning("members of consumer group %s subscribe to different things, messages will be missed: %s", group.name, mismatch)
+            _log.warning(
+                "members of consumer group %s subscribe to different things, messages will be missed: %s",
+                group.name,
+                mismatch,
+            )
         group.mismatch = mismatch
         return changed
 
@@ -274,13 +287,16 @@ def _mismatch(group: ConsumerGroup) -> str:
     by_terms: dict[tuple[tuple[str, str, str], ...], str] = {}
     for member in group.members.values():
         terms = tuple(
-            sorted((topic, s.expression_type or "TAG", s.sub_string or "*") for topic, s in member.subscriptions.items())
+            sorted(
+                (topic, s.expression_type or "TAG", s.sub_string or "*") for topic, s in member.subscriptions.items()
+            )
         )
         by_terms.setdefault(terms, member.client_id)
     if len(by_terms) < 2:
         return ""
     described = [
-        f"{client_id}: " + (", ".join(f"{topic} {kind} {expression!r}" for topic, kind, expression in terms) or "nothing")
+        f"{client_id}: "
+        + (", ".join(f"{topic} {kind} {expression!r}" for topic, kind, expression in terms) or "nothing")
         for terms, client_id in list(by_terms.items())[:3]
     ]
     return "; ".join(described)

@@ -85,7 +85,7 @@ class Delay:
             self.version = DataVersion.from_json(data.get("dataVersion"))
 
     def place(self, topic: str, queue_id: int, properties: dict[str, str], level: int) -> tuple[str, int, int]:
-        """Where a message with this level is stored: (topic, queue, tags code). Notes its real place in `properties`."""
+        """Where a message with this level is stored: (topic, queue, tags code); `properties` note its real place."""
         level = min(level, self.level_max)
         properties[DELAY] = str(level)
         properties[REAL_TOPIC] = topic
@@ -143,7 +143,9 @@ class Delay:
         records: list[Record] = []
         taken = 0
         for position, size, due_ms in _UNIT.iter_unpack(units):
-            if min(due_ms, now_ms + self._levels_ms[queue_id]) > now_ms:  # a due time beyond the level's delay: the clock was set back
+            if (
+                min(due_ms, now_ms + self._levels_ms[queue_id]) > now_ms
+            ):  # a due time beyond the level's delay: the clock was set back
                 again = due_ms
                 break
             taken += 1

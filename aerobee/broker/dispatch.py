@@ -1,4 +1,4 @@
-"""From a command to its handler, and the only place that refuses for reasons that do not depend on the request's content:
+"""From a command to its handler, and the only place that refuses for reasons other than a request's content:
 
 who may (access), what is known (codes), whether the broker takes requests at all (starting, stopping), and how many
 one connection may have under way. Handlers only do the thing; errors they raise become responses in `protocol/reply`.
@@ -72,7 +72,9 @@ class Dispatcher:
 
     def _refuse(self, connection: Connection, command: RemotingCommand, handler: Handler | None) -> Answer:
         if handler is None:
-            return command.reply(ResponseCode.REQUEST_CODE_NOT_SUPPORTED, remark=f" request type {command.code} not supported")
+            return command.reply(
+                ResponseCode.REQUEST_CODE_NOT_SUPPORTED, remark=f" request type {command.code} not supported"
+            )
         if not self.accepting:
             return command.reply(ResponseCode.SERVICE_NOT_AVAILABLE, remark="the broker is stopping")
         if self._under_way[connection.id] >= UNDER_WAY_MAX:

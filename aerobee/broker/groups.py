@@ -1,4 +1,4 @@
-"""Consumer groups' settings: may they consume, how often is a message retried. Kept as Apache's `subscriptionGroup.json`.
+"""Consumer groups' settings: may they consume, how often is a message retried; `subscriptionGroup.json` on disk.
 
 A group that nobody configured is created when somebody uses it, if `autoCreateSubscriptionGroup` says so.
 """
@@ -24,15 +24,26 @@ _log = logging.getLogger("aerobee.broker.groups")
 
 TOOLS_GROUP: Final = "TOOLS_CONSUMER"
 _SYSTEM: Final = (
-    TOOLS_GROUP, "FILTERSRV_CONSUMER", "SELF_TEST_C_GROUP", "CID_ONS-HTTP-PROXY", "CID_ONSAPI_PULL", "CID_ONSAPI_PERMISSION",
-    "CID_ONSAPI_OWNER", "CID_RMQ_SYS_TRANS",
-)  # fmt: skip
+    TOOLS_GROUP,
+    "FILTERSRV_CONSUMER",
+    "SELF_TEST_C_GROUP",
+    "CID_ONS-HTTP-PROXY",
+    "CID_ONSAPI_PULL",
+    "CID_ONSAPI_PERMISSION",
+    "CID_ONSAPI_OWNER",
+    "CID_RMQ_SYS_TRANS",
+)
 SYSTEM_GROUP_PREFIX: Final = "CID_RMQ_SYS_"
 _ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
-    "priority.factor": (), "lite.bind.topic": (), "lite.sub.model": (), "lite.sub.reset.offset.exclusive": (),
-    "lite.sub.reset.offset.unsubscribe": (), "lite.sub.client.quota": (), "lite.sub.client.max.event.cnt": (),
+    "priority.factor": (),
+    "lite.bind.topic": (),
+    "lite.sub.model": (),
+    "lite.sub.reset.offset.exclusive": (),
+    "lite.sub.reset.offset.unsubscribe": (),
+    "lite.sub.client.quota": (),
+    "lite.sub.client.max.event.cnt": (),
     "lite.sub.wildcard": (),
-}  # fmt: skip
+}
 FORBIDDEN_READ: Final = 1 << 2
 
 
@@ -99,7 +110,9 @@ class GroupTable:
         for config in configs:
             current = self.table.get(config.group_name)
             try:
-                config.attributes = alter_attributes(current.attributes if current else {}, config.attributes, _ATTRIBUTES)
+                config.attributes = alter_attributes(
+                    current.attributes if current else {}, config.attributes, _ATTRIBUTES
+                )
             except ValueError as error:
                 raise error_for(ResponseCode.SYSTEM_ERROR, str(error)) from None
             self.table[config.group_name] = config

@@ -62,7 +62,14 @@ class OffsetTable:
             queues = self.table[key] = {}
         if offset < queues.get(queue_id, 0):
             self.counters["backwards"] += 1
-            _log.info("commit of %d for %s queue %d is behind %d and was ignored (%s)", offset, key, queue_id, queues[queue_id], peer)
+            _log.info(
+                "commit of %d for %s queue %d is behind %d and was ignored (%s)",
+                offset,
+                key,
+                queue_id,
+                queues[queue_id],
+                peer,
+            )
             return
         queues[queue_id] = offset
         self._changed()

@@ -38,58 +38,96 @@ class BrokerOptions(Options):
     REFUSED = options_ignored.BROKER_REFUSED
 
     # Who it is.
-    broker_name = setting("", "Name of this broker; masters and slaves of one set share it.", factory=_host_name, remote=False)
+    broker_name = setting(
+        "", "Name of this broker; masters and slaves of one set share it.", factory=_host_name, remote=False
+    )
     broker_cluster_name = setting("DefaultCluster", "Cluster the broker belongs to.", remote=False)
     broker_id = setting(0, "0 for a master.", low=0, high=0, remote=False)
     broker_role = setting(
-        "ASYNC_MASTER", "Role in its set; replication is not served, a synchronous master would wait for nobody.",
-        choices=("ASYNC_MASTER",), remote=False,
-    )  # fmt: skip
+        "ASYNC_MASTER",
+        "Role in its set; replication is not served, a synchronous master would wait for nobody.",
+        choices=("ASYNC_MASTER",),
+        remote=False,
+    )
     region_id = setting("DefaultRegion", "Region written into messages for tracing.", live=True)
 
     # Where it is.
     bind_address = setting(LOOPBACK, "Address to listen on; 0.0.0.0 for all.", remote=False)
     listen_port = setting(10911, "Port that clients dial; 0 takes a free one.", low=0, high=65535, remote=False)
     fast_port = setting(
-        -1, "Second port for the same service; -1 means listenPort - 2, 0 takes a free one.", low=-1, high=65535, remote=False,
-    )  # fmt: skip
-    broker_ip1 = setting("", "Address that clients are told to dial; empty: the one listened on.", name="brokerIP1", remote=False)
+        -1,
+        "Second port for the same service; -1 means listenPort - 2, 0 takes a free one.",
+        low=-1,
+        high=65535,
+        remote=False,
+    )
+    broker_ip1 = setting(
+        "", "Address that clients are told to dial; empty: the one listened on.", name="brokerIP1", remote=False
+    )
     broker_ip2 = setting("", "Address for replication, as Apache's files name it.", name="brokerIP2", remote=False)
     namesrv_addr = setting(
-        "", "Name servers, separated by `;`. Empty: the broker registers nowhere.", remote=False, variable="NAMESRV_ADDR",
-    )  # fmt: skip
+        "",
+        "Name servers, separated by `;`. Empty: the broker registers nowhere.",
+        remote=False,
+        variable="NAMESRV_ADDR",
+    )
     connections_max = setting(0, "Most client connections; 0: as many as the process may open files.", low=0)
-    idle_s = setting(120, "Seconds without a byte after which a connection is closed.", name="serverChannelMaxIdleTimeSeconds", low=1)
-    register_name_server_period = setting(30_000, "Milliseconds between registrations.", low=1000, high=60_000, live=True)
+    idle_s = setting(
+        120, "Seconds without a byte after which a connection is closed.", name="serverChannelMaxIdleTimeSeconds", low=1
+    )
+    register_name_server_period = setting(
+        30_000, "Milliseconds between registrations.", low=1000, high=60_000, live=True
+    )
     register_broker_timeout_mills = setting(24_000, "Milliseconds a registration may take.", low=100, live=True)
 
     # Where it stores.
     store_path_root_dir = setting("", "Directory of the store.", factory=_home_store, remote=False)
     store_path_commit_log = setting("", "Directory of the commit log; empty: `commitlog` in the store.", remote=False)
-    mapped_file_size_commit_log = setting(1 << 30, "Bytes of a commit log file.", low=1 << 16, high=1 << 31, remote=False)
+    mapped_file_size_commit_log = setting(
+        1 << 30, "Bytes of a commit log file.", low=1 << 16, high=1 << 31, remote=False
+    )
     mapped_file_size_consume_queue = setting(
-        6_000_000, "Bytes of a consume queue file, in units of 20.", low=2000, high=1 << 31, remote=False,
-    )  # fmt: skip
+        6_000_000,
+        "Bytes of a consume queue file, in units of 20.",
+        low=2000,
+        high=1 << 31,
+        remote=False,
+    )
     max_hash_slot_num = setting(5_000_000, "Hash slots of an index file.", low=100, remote=False)
     max_index_num = setting(20_000_000, "Entries of an index file.", low=100, remote=False)
     message_index_enable = setting(True, "Index messages by key, so that they can be queried.", remote=False)
     flush_disk_type = setting(
-        "ASYNC_FLUSH", "SYNC_FLUSH acknowledges a message when it is on the disk.", choices=("ASYNC_FLUSH", "SYNC_FLUSH"), remote=False,
-    )  # fmt: skip
+        "ASYNC_FLUSH",
+        "SYNC_FLUSH acknowledges a message when it is on the disk.",
+        choices=("ASYNC_FLUSH", "SYNC_FLUSH"),
+        remote=False,
+    )
     flush_interval_commit_log = setting(500, "Milliseconds between flushes of the commit log.", low=1, high=60_000)
     flush_interval_consume_queue = setting(1000, "Milliseconds between flushes of the queues.", low=1, high=60_000)
-    sync_flush_timeout = setting(5000, "Milliseconds a sender waits for a flush before it is told FLUSH_DISK_TIMEOUT.", low=100)
+    sync_flush_timeout = setting(
+        5000, "Milliseconds a sender waits for a flush before it is told FLUSH_DISK_TIMEOUT.", low=100
+    )
     file_reserved_time = setting(72, "Hours a commit log file is kept.", low=1, live=True)
     delete_when = setting("04", "Hours of the day at which expired files are deleted, separated by `;`.", live=True)
-    disk_max_used_space_ratio = setting(75, "Percent of the disk above which expired files go at any hour.", low=10, high=95, live=True)
+    disk_max_used_space_ratio = setting(
+        75, "Percent of the disk above which expired files go at any hour.", low=10, high=95, live=True
+    )
     disk_space_clean_forcibly_ratio = setting(
-        85, "Percent above which consumed files go before their time, if cleanFileForciblyEnable.", low=10, high=99, live=True,
-    )  # fmt: skip
+        85,
+        "Percent above which consumed files go before their time, if cleanFileForciblyEnable.",
+        low=10,
+        high=99,
+        live=True,
+    )
     disk_space_warning_level_ratio = setting(90, "Percent above which sends are refused.", low=10, high=100, live=True)
     clean_file_forcibly_enable = setting(
-        False, "Delete files before their time when the disk fills up, consumed or not. Apache's default is true.", live=True,
-    )  # fmt: skip
-    clean_resource_interval = setting(10_000, "Milliseconds between looks at disk space and expired files.", low=100, high=600_000)
+        False,
+        "Delete files before their time when the disk fills up, consumed or not. Apache's default is true.",
+        live=True,
+    )
+    clean_resource_interval = setting(
+        10_000, "Milliseconds between looks at disk space and expired files.", low=100, high=600_000
+    )
 
     # What it serves.
     broker_permission = setting(6, "2 writes, 4 reads, 6 both.", low=0, high=7, live=True)
@@ -99,7 +137,9 @@ class BrokerOptions(Options):
     broker_topic_enable = setting(True, "The topic named as the broker can be read and written.")
     trace_topic_enable = setting(False, "Create the trace topic.")
     msg_trace_topic_name = setting("RMQ_SYS_TRACE_TOPIC", "Name of the trace topic.")
-    default_topic_queue_nums = setting(8, "Queues of TBW102: the most that an automatically created topic gets.", low=1, high=1024)
+    default_topic_queue_nums = setting(
+        8, "Queues of TBW102: the most that an automatically created topic gets.", low=1, high=1024
+    )
     max_message_size = setting(4 << 20, "Bytes of the largest body.", low=1024, high=15 << 20, live=True)
     long_polling_enable = setting(True, "Pulls wait for messages.", live=True)
     short_polling_time_mills = setting(1000, "Milliseconds a pull waits when long polling is off.", low=0, live=True)
@@ -111,9 +151,13 @@ class BrokerOptions(Options):
     trace_on = setting(True, "Ask clients to trace.", live=True)
     validate_system_topic_when_update_topic = setting(True, "System topics cannot be changed by tools.", live=True)
     enable_mixed_message_type = setting(False, "Topics of message type MIXED may be made.", live=True)
-    channel_expired_timeout = setting(120_000, "Milliseconds without a heartbeat after which a client is forgotten.", low=1000, live=True)
+    channel_expired_timeout = setting(
+        120_000, "Milliseconds without a heartbeat after which a client is forgotten.", low=1000, live=True
+    )
     max_msgs_num_batch = setting(64, "Most messages a query by key returns.", low=1, high=1000, live=True)
-    default_query_max_num = setting(32, "Messages a query by key returns when nothing else is asked.", low=1, high=1000, live=True)
+    default_query_max_num = setting(
+        32, "Messages a query by key returns when nothing else is asked.", low=1, high=1000, live=True
+    )
     store_reply_message_enable = setting(True, "Store replies of request-reply.", live=True)
     use_server_side_reset_offset = setting(True, "Reset offsets on the broker instead of asking clients.", live=True)
     max_transfer_bytes_on_message_in_memory = setting(262_144, "Bytes of a pull's reply.", low=1024, high=8 << 20)
@@ -121,11 +165,17 @@ class BrokerOptions(Options):
 
     # Mechanisms.
     message_delay_level = setting(_DELAY_LEVELS, "Delay levels, 1 to n.", remote=False)
-    transaction_time_out = setting(6000, "Milliseconds before an unfinished transaction is first asked about.", low=100, live=True)
+    transaction_time_out = setting(
+        6000, "Milliseconds before an unfinished transaction is first asked about.", low=100, live=True
+    )
     transaction_check_max = setting(15, "Times a transaction is asked about before it is set aside.", low=1, live=True)
     transaction_check_interval = setting(30_000, "Milliseconds between rounds of questions.", low=50, live=True)
-    flush_consumer_offset_interval = setting(5000, "Milliseconds between writes of consumerOffset.json.", low=100, high=60_000)
-    flush_delay_offset_interval = setting(10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000)
+    flush_consumer_offset_interval = setting(
+        5000, "Milliseconds between writes of consumerOffset.json.", low=100, high=60_000
+    )
+    flush_delay_offset_interval = setting(
+        10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000
+    )
 
     def check(self) -> list[str]:
         """Rules between settings."""

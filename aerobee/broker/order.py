@@ -1,6 +1,6 @@
 """Locks of queues for ordered consumption: one client of a group at a time, renewed every 20 s, kept for 60 s.
 
-    locked = order.lock("group", "10.0.0.7@4711", [("topic", 0), ("topic", 1)])     # those that it now holds
+locked = order.lock("group", "10.0.0.7@4711", [("topic", 0), ("topic", 1)])     # those that it now holds
 """
 
 from __future__ import annotations

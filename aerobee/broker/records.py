@@ -125,9 +125,23 @@ def parse_record(data: bytes | memoryview, start: int = 0) -> Stored:
     except (struct.error, IndexError) as error:
         raise ValueError(f"no record at {start}: {error}") from None
     return Stored(
-        topic, queue_id, queue_offset, position, size, flag, sys_flag, born_ms, born_host, store_ms, store_host, reconsume,
-        prepared, body, parse_properties(properties), (store_raw + position.to_bytes(8, "big")).hex().upper(),
-    )  # fmt: skip
+        topic,
+        queue_id,
+        queue_offset,
+        position,
+        size,
+        flag,
+        sys_flag,
+        born_ms,
+        born_host,
+        store_ms,
+        store_host,
+        reconsume,
+        prepared,
+        body,
+        parse_properties(properties),
+        (store_raw + position.to_bytes(8, "big")).hex().upper(),
+    )
 
 
 def parse_records(data: bytes) -> Iterator[Stored]:
@@ -156,20 +170,34 @@ def encode_record(record: Stored, *, topic: str, queue_id: int) -> bytes:
     name = topic.encode()
     tail = b"".join(
         (
-            struct.pack(">q", record.born_timestamp), _pack_host(record.born_host),
-            struct.pack(">q", record.store_timestamp), _pack_host(record.store_host),
+            struct.pack(">q", record.born_timestamp),
+            _pack_host(record.born_host),
+            struct.pack(">q", record.store_timestamp),
+            _pack_host(record.store_host),
             _TAIL.pack(record.reconsume_times, record.prepared_offset),
-            struct.pack(">i", len(record.body)), record.body,
-            bytes([len(name)]) if len(name) <= 127 else struct.pack(">h", len(name)), name,
-            struct.pack(">h", len(properties)), properties,
+            struct.pack(">i", len(record.body)),
+            record.body,
+            bytes([len(name)]) if len(name) <= 127 else struct.pack(">h", len(name)),
+            name,
+            struct.pack(">h", len(properties)),
+            properties,
         )
-    )  # fmt: skip
+    )
     sys_flag = record.sys_flag & ~(BORN_HOST_V6 | STORE_HOST_V6)
-    sys_flag |= (BORN_HOST_V6 if record.born_host.startswith("[") else 0) | (STORE_HOST_V6 if record.store_host.startswith("[") else 0)
+    sys_flag |= (BORN_HOST_V6 if record.born_host.startswith("[") else 0) | (
+        STORE_HOST_V6 if record.store_host.startswith("[") else 0
+    )
     head = _HEAD.pack(
-        _HEAD.size - 8 + len(tail), MAGIC_V1 if len(name) <= 127 else MAGIC_V2, zlib.crc32(record.body) & 0x7FFFFFFF, queue_id,
-        record.flag, record.queue_offset, record.position, sys_flag, record.born_timestamp,
-    )  # fmt: skip
+        _HEAD.size - 8 + len(tail),
+        MAGIC_V1 if len(name) <= 127 else MAGIC_V2,
+        zlib.crc32(record.body) & 0x7FFFFFFF,
+        queue_id,
+        record.flag,
+        record.queue_offset,
+        record.position,
+        sys_flag,
+        record.born_timestamp,
+    )
     return head[:-8] + tail
 
 

@@ -52,19 +52,23 @@ class Registration:
         self._changed: dict[str, set[str]] = {server: set() for server in options.name_servers}
         self._everything: dict[str, bool] = dict.fromkeys(options.name_servers, True)
         self._wake: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
+        self._known: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begins to register; returns at once."""
         if not self.registered:
             _log.warning("no name server is configured: clients that look for this broker will not find it")
-        self._tasks = [asyncio.create_task(self._keep(server), name=f"register at {server}") for server in self.registered]
+        self._tasks = [
+            asyncio.create_task(self._keep(server), name=f"register at {server}") for server in self.registered
+        ]
 
     async def first(self, timeout_s: float) -> None:
         """Returns when every name server knows us, or after that time."""
-        end = asyncio.get_running_loop().time() + timeout_s
-        while not all(self.registered.values()) and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(0.01)
+        waiting = [event.wait() for event in self._known.values()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*waiting)
 
     def changed(self, topics: Iterable[str]) -> None:
         """These topics changed: tell everybody soon. No topics: tell everybody everything."""
@@ -90,7 +94,6 @@ class Registration:
             task.cancel()
 
     async def _keep(self, server: str) -> None:
-        period_s = self._options.register_name_server_period / 1000
         wake, delay_s, complained = self._wake[server], 0.0, False
         while True:
             wake.clear()
@@ -101,8 +104,11 @@ class Registration:
                 if complained:
                     _log.info("name server %s is back, registered", server)
                 elif not self.registered[server]:
-                    _log.info("registered at name server %s as %s (%s)", server, self.address, self._options.broker_name)
+                    _log.info(
+                        "registered at name server %s as %s (%s)", server, self.address, self._options.broker_name
+                    )
                 self.registered[server], complained, delay_s = True, False, 0.0
+                self._known[server].set()
             except (AerobeeError, OSError) as error:
                 if not complained:
                     _log.warning("cannot register at name server %s: %s; trying again until it works", server, error)
@@ -116,7 +122,7 @@ class Registration:
                 await asyncio.sleep(RETRY_MAX_S)
                 continue
             try:
-                await asyncio.wait_for(wake.wait(), self._options.register_name_server_period / 1000 or period_s)
+                await asyncio.wait_for(wake.wait(), self._options.register_name_server_period / 1000)
                 await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 self._everything[server] = True

@@ -40,14 +40,23 @@ async def push(
     request = RemotingCommand.request(
         RequestCode.PUSH_REPLY_MESSAGE_TO_CLIENT,
         ReplyMessage(
-            producer_group=header.producer_group, topic=header.topic, default_topic=header.default_topic,
-            default_topic_queue_nums=header.default_topic_queue_nums, queue_id=header.queue_id, sys_flag=header.sys_flag,
-            born_timestamp=header.born_timestamp, flag=header.flag, born_host=connection.peer, store_host=broker.address,
-            store_timestamp=broker.clock.now_ms(), properties=format_properties(properties).decode(),
-            reconsume_times=header.reconsume_times, unit_mode=header.unit_mode,
+            producer_group=header.producer_group,
+            topic=header.topic,
+            default_topic=header.default_topic,
+            default_topic_queue_nums=header.default_topic_queue_nums,
+            queue_id=header.queue_id,
+            sys_flag=header.sys_flag,
+            born_timestamp=header.born_timestamp,
+            flag=header.flag,
+            born_host=connection.peer,
+            store_host=broker.address,
+            store_timestamp=broker.clock.now_ms(),
+            properties=format_properties(properties).decode(),
+            reconsume_times=header.reconsume_times,
+            unit_mode=header.unit_mode,
         ),
         body,
-    )  # fmt: skip
+    )
     try:
         reply = await client.connection.invoke(request, PUSH_TIMEOUT_S)
     except AerobeeError as error:

@@ -1,9 +1,9 @@
 """Retries: a message that could not be consumed comes again to its group, later each time, then to the dead letters.
 
-    send back (36)      reconsumeTimes ≥ max or delayLevel < 0 → %DLQ%group, else %RETRY%group at delay level 3 + times
-    send (310) to       reconsumeTimes > max, or the group consumes in order (it holds a lock) → %DLQ%group,
-      %RETRY%group      else as the sender says
-    max                 the group's retryMaxTimes, or what the client asks (since 3.4.9)
+send back (36)      reconsumeTimes ≥ max or delayLevel < 0 → %DLQ%group, else %RETRY%group at delay level 3 + times
+send (310) to       reconsumeTimes > max, or the group consumes in order (it holds a lock) → %DLQ%group,
+  %RETRY%group      else as the sender says
+max                 the group's retryMaxTimes, or what the client asks (since 3.4.9)
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
     """Stores the message at `header.offset` again for its group. Raises ServerError with Apache's remarks."""
     group = broker.groups.find(header.group)
     if group is None:
-        raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group not exist, {header.group} {SEE_FAQ}")
+        raise ServerError(
+            ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group not exist, {header.group} {SEE_FAQ}"
+        )
     if not broker.options.broker_permission & PERM_WRITE:
         raise ServerError(ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] sending message is forbidden")
     if group.retry_queue_nums <= 0:
@@ -57,7 +59,10 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
     properties.setdefault(RETRY_TOPIC, message.topic)
     properties.setdefault(ORIGIN_MESSAGE_ID, message.offset_id)
     queue_id, tags_code = random.randrange(group.retry_queue_nums), None
-    if message.reconsume_times >= _max_times(group.retry_max_times, version, header.max_reconsume_times) or header.delay_level < 0:
+    if (
+        message.reconsume_times >= _max_times(group.retry_max_times, version, header.max_reconsume_times)
+        or header.delay_level < 0
+    ):
         topic, queue_id = await dead_letter(broker, header.group), random.randrange(DLQ_QUEUES)
         properties["DELAY"] = "0"
         _log.info("message %s of topic %s goes to %s", message.offset_id, properties[RETRY_TOPIC], topic)
@@ -77,7 +82,7 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
 async def place_retry(
     broker: Broker, version: int, header: SendMessage | SendMessageV2, queue_id: int, properties: dict[str, str]
 ) -> tuple[str, int]:
-    """Where a message sent to a retry topic belongs: (topic, queue). Raises ServerError SUBSCRIPTION_GROUP_NOT_EXIST."""
+    """Where a message sent to a retry topic belongs: (topic, queue). ServerError SUBSCRIPTION_GROUP_NOT_EXIST."""
     name = group_of(header.topic)
     group = broker.groups.find(name)
     if group is None:

@@ -37,6 +37,7 @@ from aerobee.broker.transactions import PRODUCER_GROUP, REAL_QUEUE, REAL_TOPIC, 
 from aerobee.clock import Clock, SystemClock
 from aerobee.net.connection import Connection
 from aerobee.net.listener import Limits, Listener
+from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.headers.transactions import CheckTransactionState
@@ -84,9 +85,11 @@ class Broker:
         options = self.options
         self.started_ms = self.clock.now_ms()
         self.store = await Store.open(
-            fast_path.store_settings(options), self.clock,
-            sync_flush=options.sync_flush, flush_timeout_s=options.sync_flush_timeout / 1000,
-        )  # fmt: skip
+            fast_path.store_settings(options),
+            self.clock,
+            sync_flush=options.sync_flush,
+            flush_timeout_s=options.sync_flush_timeout / 1000,
+        )
         self.opened = True
         try:
             self.topics.load()
@@ -95,8 +98,13 @@ class Broker:
             self.delay = Delay(self.store, self.clock, options.delay_levels_ms(), self._config_dir)
             self.delay.load()
             self.transactions = Transactions(
-                self.store, self.clock, options, self.offsets, ask=self._ask_producer, make_topic=self._make_internal_topic,
-            )  # fmt: skip
+                self.store,
+                self.clock,
+                options,
+                self.offsets,
+                ask=self._ask_producer,
+                make_topic=self._make_internal_topic,
+            )
             self.transactions.load()
             self.stats = Stats(self)
             self.dispatcher = Dispatcher(self, HANDLERS)
@@ -118,7 +126,9 @@ class Broker:
         self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
         self._every(self.stats.sample_s, self.stats.sample, "sample statistics")
         self._every(options.clean_resource_interval / 1000, self._clean, "clean the store")
-        _log.info("broker %s of %s serves on %s", options.broker_name, options.broker_cluster_name, ", ".join(self.addresses))
+        _log.info(
+            "broker %s of %s serves on %s", options.broker_name, options.broker_cluster_name, ", ".join(self.addresses)
+        )
 
     async def stop(self) -> None:
         """Unregisters, finishes what was accepted, flushes, persists, closes. Idempotent."""
@@ -185,9 +195,9 @@ class Broker:
     def _topic_changed(self, topic: str, _: object) -> None:
         fast_path.allow_topic(self, topic)
 
-    def _topics_changed(self, configs: list[object]) -> None:
+    def _topics_changed(self, configs: list[TopicConfig]) -> None:
         if hasattr(self, "registration"):
-            self.registration.changed(config.topic_name for config in configs)  # type: ignore[attr-defined]
+            self.registration.changed(config.topic_name for config in configs)
 
     def _group_changed(self, group: str, _: object) -> None:
         fast_path.allow_group(self, group)
@@ -217,11 +227,17 @@ class Broker:
         unique = half.properties.get(UNIQUE_KEY)
         topic, queue_id = half.properties[REAL_TOPIC], int(half.properties[REAL_QUEUE])
         header = CheckTransactionState(
-            tran_state_table_offset=half.queue_offset, commit_log_offset=half.position, topic=topic, msg_id=unique,
-            transaction_id=unique, offset_msg_id=half.offset_id,
-        )  # fmt: skip
+            tran_state_table_offset=half.queue_offset,
+            commit_log_offset=half.position,
+            topic=topic,
+            msg_id=unique,
+            transaction_id=unique,
+            offset_msg_id=half.offset_id,
+        )
         body = encode_record(half, topic=topic, queue_id=queue_id)
-        producer.connection.send(RemotingCommand.request(RequestCode.CHECK_TRANSACTION_STATE, header, body, oneway=True))
+        producer.connection.send(
+            RemotingCommand.request(RequestCode.CHECK_TRANSACTION_STATE, header, body, oneway=True)
+        )
         return True
 
     async def _make_internal_topic(self, topic: str) -> None:
@@ -265,7 +281,13 @@ class Broker:
         return LOOPBACK
 
     async def _persist(self) -> None:
-        for save in (self.groups.settled, self.topics.file.save, self.groups.file.save, self.offsets.save, self.delay.save):
+        for save in (
+            self.groups.settled,
+            self.topics.file.save,
+            self.groups.file.save,
+            self.offsets.save,
+            self.delay.save,
+        ):
             try:
                 await save()
             except OSError as error:

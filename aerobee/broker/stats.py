@@ -147,7 +147,11 @@ class Stats:
 def _rates(minute: deque[Sample], hour: deque[Sample], now: Sample, name: str) -> str:
     """`a b c`: a second over the last 10 s, minute and 10 minutes, as Apache prints it."""
     parts = []
-    for then in (minute[-1] if now.at_ms - minute[-1].at_ms > 1000 or len(minute) < 2 else minute[-2], minute[0], hour[-1]):
+    for then in (
+        minute[-1] if now.at_ms - minute[-1].at_ms > 1000 or len(minute) < 2 else minute[-2],
+        minute[0],
+        hour[-1],
+    ):
         seconds = max(0.001, (now.at_ms - then.at_ms) / 1000)
         parts.append(str((getattr(now, name) - getattr(then, name)) / seconds))
     return " ".join(parts)

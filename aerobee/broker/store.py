@@ -55,7 +55,9 @@ class Store:
         self._released = False
 
     @classmethod
-    async def open(cls, settings: dict[str, object], clock: Clock, *, sync_flush: bool, flush_timeout_s: float) -> Store:
+    async def open(
+        cls, settings: dict[str, object], clock: Clock, *, sync_flush: bool, flush_timeout_s: float
+    ) -> Store:
         """Opens and recovers the store in a thread. Raises StoreError (locked, unwritable, damaged beyond repair)."""
         engine = await asyncio.to_thread(Engine.open, settings)
         return cls(engine, clock, sync_flush=sync_flush, flush_timeout_s=flush_timeout_s)
@@ -166,7 +168,7 @@ class Store:
     # What policy does itself.
 
     def append(self, records: list[Record]) -> list[Receipt]:
-        """Appends records in one write and wakes who waits for them. Written, not necessarily flushed. Raises StoreError."""
+        """Appends records in one write and wakes who waits for them. Written, maybe not flushed. Raises StoreError."""
         receipts, turn = self.engine.append(records)
         self._deliver(turn)
         return receipts
@@ -195,7 +197,13 @@ class Store:
             raise error_for(ResponseCode.FLUSH_DISK_TIMEOUT, "the flush did not finish in time") from None
 
     def pull(
-        self, connection: Connection, command: CommandTuple, tags: list[int] | None, *, park: bool, sql: str | None = None
+        self,
+        connection: Connection,
+        command: CommandTuple,
+        tags: list[int] | None,
+        *,
+        park: bool,
+        sql: str | None = None,
     ) -> None:
         """Serves (or parks) a pull that policy has allowed. ValueError: a field is missing or no number."""
         self._deliver(self.engine.pull(connection.session, command, tags, park, sql))

@@ -49,17 +49,32 @@ REVIVE_QUEUES: Final = 8
 
 _SYSTEM: Final = frozenset(
     {
-        AUTO_CREATE_TOPIC, SCHEDULE_TOPIC, BENCHMARK_TOPIC, HALF_TOPIC, TRACE_TOPIC, OP_HALF_TOPIC, CHECK_MAX_TIME_TOPIC,
-        SELF_TEST_TOPIC, OFFSET_MOVED_TOPIC, "CHECKPOINT_TOPIC", "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC",
+        AUTO_CREATE_TOPIC,
+        SCHEDULE_TOPIC,
+        BENCHMARK_TOPIC,
+        HALF_TOPIC,
+        TRACE_TOPIC,
+        OP_HALF_TOPIC,
+        CHECK_MAX_TIME_TOPIC,
+        SELF_TEST_TOPIC,
+        OFFSET_MOVED_TOPIC,
+        "CHECKPOINT_TOPIC",
+        "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC",
         "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC",
     }
-)  # fmt: skip
+)
 NOT_SENDABLE: Final = frozenset(
     {
-        SCHEDULE_TOPIC, HALF_TOPIC, OP_HALF_TOPIC, CHECK_MAX_TIME_TOPIC, SELF_TEST_TOPIC, OFFSET_MOVED_TOPIC,
-        "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC", "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC",
+        SCHEDULE_TOPIC,
+        HALF_TOPIC,
+        OP_HALF_TOPIC,
+        CHECK_MAX_TIME_TOPIC,
+        SELF_TEST_TOPIC,
+        OFFSET_MOVED_TOPIC,
+        "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC",
+        "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC",
     }
-)  # fmt: skip
+)
 """System topics that no client may send to."""
 
 _LEGAL: Final = re.compile(r"[%|a-zA-Z0-9_-]+")
@@ -106,7 +121,9 @@ def validate_group(group: str) -> str | None:
     return None
 
 
-def alter_attributes(current: Mapping[str, str], changes: Mapping[str, str], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+def alter_attributes(
+    current: Mapping[str, str], changes: Mapping[str, str], known: Mapping[str, tuple[str, ...]]
+) -> dict[str, str]:
     """Applies `+key` → value and `-key` changes. ValueError for an unknown key or value, or a key without its sign."""
     result = dict(current)
     for signed, value in changes.items():
@@ -180,7 +197,9 @@ class TopicTable:
 
     # Creation and change.
 
-    async def create_for_send(self, topic: str, default_topic: str, queue_nums: int, sys_flag: int) -> TopicConfig | None:
+    async def create_for_send(
+        self, topic: str, default_topic: str, queue_nums: int, sys_flag: int
+    ) -> TopicConfig | None:
         """A topic that somebody sends to: inherits from its default topic. None when it may not be created."""
         found = self.table.get(topic)
         if found is not None:
@@ -189,31 +208,44 @@ class TopicTable:
         if parent is None:
             _log.warning("topic %s is not created: its default topic %s does not exist", topic, default_topic)
             return None
-        if not parent.perm & PERM_INHERIT or (default_topic == AUTO_CREATE_TOPIC and not self._options.auto_create_topic_enable):
+        if not parent.perm & PERM_INHERIT or (
+            default_topic == AUTO_CREATE_TOPIC and not self._options.auto_create_topic_enable
+        ):
             _log.warning("topic %s is not created: nothing may be inherited from %s", topic, default_topic)
             return None
         count = max(0, min(queue_nums, parent.write_queue_nums))
         _log.warning(
-            "topic %s is created here with %d queues because somebody sent to it; other brokers of the cluster do not have it "
-            "before somebody sends to them",
-            topic, count,
-        )  # fmt: skip
+            "topic %s is created here with %d queues because somebody sent to it; other brokers of the cluster do not "
+            "have it before somebody sends to them",
+            topic,
+            count,
+        )
         config = TopicConfig(
-            topic_name=topic, read_queue_nums=count, write_queue_nums=count, perm=parent.perm & ~PERM_INHERIT,
-            topic_filter_type=parent.topic_filter_type, topic_sys_flag=sys_flag,
-        )  # fmt: skip
+            topic_name=topic,
+            read_queue_nums=count,
+            write_queue_nums=count,
+            perm=parent.perm & ~PERM_INHERIT,
+            topic_filter_type=parent.topic_filter_type,
+            topic_sys_flag=sys_flag,
+        )
         await self._put(config)
         return config
 
-    async def create_for_group(self, topic: str, queue_nums: int, *, order: bool = False, sys_flag: int = 0) -> TopicConfig:
+    async def create_for_group(
+        self, topic: str, queue_nums: int, *, order: bool = False, sys_flag: int = 0
+    ) -> TopicConfig:
         """A retry, dead-letter or internal topic, readable and writable; `order` follows what the group consumes."""
         found = self.table.get(topic)
         if found is not None:
             return found
         config = TopicConfig(
-            topic_name=topic, read_queue_nums=queue_nums, write_queue_nums=queue_nums, perm=READ_WRITE,
-            topic_sys_flag=sys_flag, order=order,
-        )  # fmt: skip
+            topic_name=topic,
+            read_queue_nums=queue_nums,
+            write_queue_nums=queue_nums,
+            perm=READ_WRITE,
+            topic_sys_flag=sys_flag,
+            order=order,
+        )
         await self._put(config)
         return config
 

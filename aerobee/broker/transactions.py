@@ -7,8 +7,8 @@
                CHECK_IMMUNITY_TIME_IN_SECONDS) are put at the tail again and one producer of the group is asked (39)
     given up   after `transactionCheckMax` questions: moved to TRANS_CHECK_MAX_TIME_TOPIC, where an operator sees it
 
-Marks lie in RMQ_SYS_TRANS_OP_HALF_TOPIC queue 0, tag `d`, body `offset,`: Apache's layout, so that either broker goes on
-where the other stopped. Progress in both queues is kept among the consumer offsets, under group CID_RMQ_SYS_TRANS.
+Marks lie in RMQ_SYS_TRANS_OP_HALF_TOPIC queue 0, tag `d`, body `offset,`: Apache's layout, so that either broker goes
+on where the other stopped. Progress in both queues is kept among the consumer offsets, under group CID_RMQ_SYS_TRANS.
 
 Apache writes its marks up to three seconds after the message; a crash in between delivers the message twice. Here both
 are one write, the message in front, so that no crash can lose it. A half that was put at the tail while its producer's
@@ -32,7 +32,7 @@ from aerobee.broker.records import (
     format_properties,
     parse_record,
     parse_records,
-)  # fmt: skip
+)
 from aerobee.broker.store import Batch, Receipt, Record
 from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC
 from aerobee.clock import Clock
@@ -168,7 +168,10 @@ class Transactions:
         if half is None or half.topic != HALF_TOPIC:
             raise error_for(ResponseCode.SYSTEM_ERROR, "Find prepared transaction message failed")
         if not from_check and self._too_late(half):
-            raise error_for(ResponseCode.ILLEGAL_OPERATION, "the answer came after the half message's immunity time; it will be asked")
+            raise error_for(
+                ResponseCode.ILLEGAL_OPERATION,
+                "the answer came after the half message's immunity time; it will be asked",
+            )
         if half.properties.get(PRODUCER_GROUP) != producer_group:
             raise error_for(ResponseCode.SYSTEM_ERROR, "The producer group wrong")
         if half.queue_offset != half_queue_offset:
@@ -193,16 +196,23 @@ class Transactions:
         topic, queue_id = properties.pop(REAL_TOPIC), int(properties.pop(REAL_QUEUE))
         # TRAN_MSG stays in the message, as it does in Apache's: consumers use it to recognise transactional messages.
         return half.to_record(
-            topic, queue_id, properties=properties, sys_flag=(half.sys_flag & ~TRANSACTION_BITS) | COMMIT,
+            topic,
+            queue_id,
+            properties=properties,
+            sys_flag=(half.sys_flag & ~TRANSACTION_BITS) | COMMIT,
             prepared_offset=half.position,
-        )  # fmt: skip
+        )
 
     def _mark(self, half_queue_offset: int) -> Record:
         now_ms = self._clock.now_ms()
         return Record(
-            OP_HALF_TOPIC, 0, f"{half_queue_offset},".encode(), format_properties({"TAGS": MARK_TAG}),
-            born_timestamp=now_ms, born_host=self._store_host,
-        )  # fmt: skip
+            OP_HALF_TOPIC,
+            0,
+            f"{half_queue_offset},".encode(),
+            format_properties({"TAGS": MARK_TAG}),
+            born_timestamp=now_ms,
+            born_host=self._store_host,
+        )
 
     def _remember_mark(self, mark_offset: int, half_offsets: list[int]) -> None:
         self._marks.append((mark_offset, max(half_offsets, default=-1)))
@@ -211,7 +221,7 @@ class Transactions:
     # Asking.
 
     async def check(self) -> None:
-        """One round: deals with every half that is old enough and has no mark. One bad half never holds up the others."""
+        """One round: deals with every half that is old enough and has no mark. A bad half never holds up the others."""
         now_ms = self._clock.now_ms()
         low, high = self._store.bounds(HALF_TOPIC, 0)
         start = offset = max(self.half_offset, low)
@@ -260,7 +270,9 @@ class Transactions:
         if immunity_ms is not None:
             if age_ms <= immunity_ms:
                 # It asked for a time of its own; others behind it did not, so it makes way for them.
-                self._put_back(half, {PREPARED_QUEUE_OFFSET: half.properties.get(PREPARED_QUEUE_OFFSET, str(half.queue_offset))})
+                self._put_back(
+                    half, {PREPARED_QUEUE_OFFSET: half.properties.get(PREPARED_QUEUE_OFFSET, str(half.queue_offset))}
+                )
                 return True
         elif 0 <= age_ms <= self._options.transaction_time_out:
             return False
@@ -269,13 +281,16 @@ class Transactions:
         if not self._ask(copy):
             _log.info(
                 "no producer of group %s is connected to be asked about %s",
-                half.properties.get(PRODUCER_GROUP), half.properties.get(UNIQUE_KEY),
-            )  # fmt: skip
+                half.properties.get(PRODUCER_GROUP),
+                half.properties.get(UNIQUE_KEY),
+            )
         return True
 
     def _put_back(self, half: Stored, changes: dict[str, str]) -> Stored:
         properties = {**half.properties, **changes}
-        receipt = self._store.append([half.to_record(HALF_TOPIC, 0, properties=properties, sys_flag=half.sys_flag & ~PREPARED)])[0]
+        receipt = self._store.append(
+            [half.to_record(HALF_TOPIC, 0, properties=properties, sys_flag=half.sys_flag & ~PREPARED)]
+        )[0]
         self._moved[half.queue_offset] = receipt.queue_offset
         half.properties = properties
         half.queue_offset, half.position, half.offset_id = receipt.queue_offset, receipt.position, receipt.message_id
@@ -284,9 +299,12 @@ class Transactions:
     async def _give_up(self, half: Stored, asked: int) -> None:
         _log.error(
             "transaction %s of group %s for topic %s is unanswered after %d questions; it is in %s now",
-            half.properties.get(UNIQUE_KEY), half.properties.get(PRODUCER_GROUP), half.properties[REAL_TOPIC], asked,
+            half.properties.get(UNIQUE_KEY),
+            half.properties.get(PRODUCER_GROUP),
+            half.properties[REAL_TOPIC],
+            asked,
             CHECK_MAX_TIME_TOPIC,
-        )  # fmt: skip
+        )
         await self._make_topic(CHECK_MAX_TIME_TOPIC)
         self._store.append([half.to_record(CHECK_MAX_TIME_TOPIC, 0, sys_flag=half.sys_flag & ~TRANSACTION_BITS)])
         self.counters["given_up"] += 1

@@ -1,4 +1,4 @@
-"""The broker itself for tools: its state, its settings, its statistics, cleaning, and questions passed on to clients."""
+"""The broker itself for tools: state, settings, statistics, cleaning, and questions passed on to clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aerobee.protocol.headers.admin import (
     GetConsumerRunningInfo,
     GetConsumerStatus,
     ViewBrokerStatsData,
-)  # fmt: skip
+)
 from aerobee.protocol.message import parse_offset_message_id
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def view_stats(broker: Broker, _: Connection, command: RemotingCommand) -> Remot
     found = broker.stats.view(header.stats_name, header.stats_key)
     if found is None:
         raise ServerError(ResponseCode.SYSTEM_ERROR, f"The stats <{header.stats_name}> <{header.stats_key}> not exist")
-    minute, hour, day = (BrokerStatsItem(sum=found[w][0], tps=found[w][1], avgpt=0.0) for w in ("minute", "hour", "day"))
+    minute, hour, day = (
+        BrokerStatsItem(sum=found[w][0], tps=found[w][1], avgpt=0.0) for w in ("minute", "hour", "day")
+    )
     return command.reply(body=BrokerStatsData(stats_minute=minute, stats_hour=hour, stats_day=day).to_json())
 
 
@@ -175,7 +177,9 @@ def clean_unused_topics(broker: Broker, connection: Connection, command: Remotin
     """CLEAN_UNUSED_TOPIC: queues of topics that do not exist any more."""
     for topic in broker.store.topics():
         if broker.topics.get(topic) is None and not broker.topics.is_system(topic):
-            _log.warning("%s asked to clean: the queues of topic %s, which does not exist, are deleted", connection.peer, topic)
+            _log.warning(
+                "%s asked to clean: the queues of topic %s, which does not exist, are deleted", connection.peer, topic
+            )
             broker.store.delete_topic(topic)
     return command.reply()
 
@@ -209,7 +213,9 @@ async def consume_directly(broker: Broker, _: Connection, command: RemotingComma
     return await _call_consumer(broker, command, header.consumer_group, header.client_id or "", record)
 
 
-async def _call_consumer(broker: Broker, command: RemotingCommand, group: str, client_id: str, body: bytes) -> RemotingCommand:
+async def _call_consumer(
+    broker: Broker, command: RemotingCommand, group: str, client_id: str, body: bytes
+) -> RemotingCommand:
     members = broker.clients.consumers.get(group)
     member = members.find(client_id) if members is not None else None
     if member is None:
@@ -217,16 +223,21 @@ async def _call_consumer(broker: Broker, command: RemotingCommand, group: str, c
     if member.version < VERSION_3_1_8:
         raise ServerError(
             ResponseCode.SYSTEM_ERROR,
-            f"The Consumer <{client_id}> Version <{member.version}> too low to finish, please upgrade it to V3_1_8_SNAPSHOT",
+            f"The Consumer <{client_id}> Version <{member.version}> too low to finish,"
+            " please upgrade it to V3_1_8_SNAPSHOT",
         )
     request = RemotingCommand.request(command.code, body=body)
     request.ext_fields.update(command.ext_fields)
     try:
         answer = await member.connection.invoke(request, CALL_CLIENT_TIMEOUT_S)
     except RequestTimeout as error:
-        raise ServerError(ResponseCode.CONSUME_MSG_TIMEOUT, f"consumer <{group}> <{client_id}> Timeout: {error}") from None
+        raise ServerError(
+            ResponseCode.CONSUME_MSG_TIMEOUT, f"consumer <{group}> <{client_id}> Timeout: {error}"
+        ) from None
     except AerobeeError as error:
-        raise ServerError(ResponseCode.SYSTEM_ERROR, f"invoke consumer <{group}> <{client_id}> Exception: {error}") from None
+        raise ServerError(
+            ResponseCode.SYSTEM_ERROR, f"invoke consumer <{group}> <{client_id}> Exception: {error}"
+        ) from None
     reply = command.reply(answer.code, body=answer.body, remark=answer.remark)
     reply.ext_fields.update(answer.ext_fields)
     return reply

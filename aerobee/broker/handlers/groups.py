@@ -16,14 +16,14 @@ from aerobee.protocol.bodies.groups import (
     QuerySubscriptionResponseBody,
     SubscriptionGroupConfig,
     SubscriptionGroupList,
-)  # fmt: skip
+)
 from aerobee.protocol.bodies.offsets import (
     ConsumeStats,
     ConsumeStatsList,
     OffsetWrapper,
     QueryConsumeTimeSpanBody,
     QueueTimeSpan,
-)  # fmt: skip
+)
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import LANGUAGE_NAMES, RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
@@ -41,7 +41,7 @@ from aerobee.protocol.headers.groups import (
     QueryTopicConsumeByWho,
     QueryTopicsByConsumer,
     UpdateGroupForbidden,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from aerobee.broker.clients import Client
@@ -71,7 +71,13 @@ def get_all_groups(broker: Broker, _: Connection, command: RemotingCommand) -> R
     header = command.header(GetAllSubscriptionGroup)
     names = None
     if header.group_seq is not None or header.data_version is not None or header.max_group_num is not None:
-        names = page(sorted(broker.groups.table), header.group_seq, header.max_group_num, header.data_version, broker.groups.version)
+        names = page(
+            sorted(broker.groups.table),
+            header.group_seq,
+            header.max_group_num,
+            header.data_version,
+            broker.groups.version,
+        )
     return command.reply(
         header=GetAllSubscriptionGroupReply(total_group_num=len(broker.groups.table)),
         body=fastjson.dumps(broker.groups.to_dict(names)),
@@ -102,7 +108,9 @@ async def group_forbidden(broker: Broker, connection: Connection, command: Remot
     """UPDATE_AND_GET_GROUP_FORBIDDEN."""
     header = command.header(UpdateGroupForbidden)
     if header.readable is not None:
-        _log.warning("%s sets readable=%s for group %s on %s", connection.peer, header.readable, header.group, header.topic)
+        _log.warning(
+            "%s sets readable=%s for group %s on %s", connection.peer, header.readable, header.group, header.topic
+        )
         await broker.groups.forbid(header.group, header.topic, readable=header.readable)
     readable = not broker.groups.is_forbidden(header.group, header.topic)
     return command.reply(body=GroupForbidden(topic=header.topic, group=header.group, readable=readable).to_json())
@@ -120,8 +128,10 @@ def consumer_connections(broker: Broker, _: Connection, command: RemotingCommand
     body = bodies.ConsumerConnection(
         connection_set=[_connection(member) for member in group.members.values()],
         subscription_table=dict(group.subscriptions),
-        consume_type=group.consume_type, message_model=group.message_model, consume_from_where=group.consume_from_where,
-    )  # fmt: skip
+        consume_type=group.consume_type,
+        message_model=group.message_model,
+        consume_from_where=group.consume_from_where,
+    )
     return command.reply(body=body.to_json())
 
 
@@ -140,9 +150,12 @@ def all_producers(broker: Broker, _: Connection, command: RemotingCommand) -> Re
     data = {
         group: [
             bodies.ProducerInfo(
-                client_id=member.client_id, remote_ip=f"/{member.connection.peer}", language=_language(member),
-                version=member.version, last_update_timestamp=member.last_ms,
-            )  # fmt: skip
+                client_id=member.client_id,
+                remote_ip=f"/{member.connection.peer}",
+                language=_language(member),
+                version=member.version,
+                last_update_timestamp=member.last_ms,
+            )
             for member in members.values()
         ]
         for group, members in broker.clients.producers.items()
@@ -167,14 +180,19 @@ def subscription_of_group(broker: Broker, _: Connection, command: RemotingComman
     """QUERY_SUBSCRIPTION_BY_CONSUMER."""
     header = command.header(QuerySubscriptionByConsumer)
     body = QuerySubscriptionResponseBody(
-        group=header.group, topic=header.topic, subscription_data=broker.clients.subscription(header.group, header.topic or "")
+        group=header.group,
+        topic=header.topic,
+        subscription_data=broker.clients.subscription(header.group, header.topic or ""),
     )
     return command.reply(body=body.to_json())
 
 
 def _connection(member: Client) -> bodies.Connection:
     return bodies.Connection(
-        client_id=member.client_id, client_addr=member.connection.peer, language=_language(member), version=member.version
+        client_id=member.client_id,
+        client_addr=member.connection.peer,
+        language=_language(member),
+        version=member.version,
     )
 
 
@@ -253,7 +271,9 @@ def consume_time_span(broker: Broker, _: Connection, command: RemotingCommand) -
             message_queue=MessageQueue(topic=header.topic, broker_name=broker.options.broker_name, queue_id=queue_id),
             min_time_stamp=earliest,
             max_time_stamp=broker.store.store_time(header.topic, queue_id, high - 1),
-            consume_time_stamp=broker.store.store_time(header.topic, queue_id, consumed - 1) if consumed > 0 else earliest,
+            consume_time_stamp=broker.store.store_time(header.topic, queue_id, consumed - 1)
+            if consumed > 0
+            else earliest,
         )
         if consumed < high:
             span.delay_time = broker.clock.now_ms() - broker.store.store_time(header.topic, queue_id, max(0, consumed))

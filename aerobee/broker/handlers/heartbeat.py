@@ -1,4 +1,4 @@
-"""What clients say about themselves: heartbeats (V1 and V2), leaving, who else is in the group, locks for ordered queues."""
+"""What clients say about themselves: heartbeats (V1 and V2), leaving, who else is in the group, order locks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 async def heart_beat(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
-    """HEART_BEAT. A V2 heartbeat has a fingerprint of its subscriptions and may leave them out while they are the same."""
+    """HEART_BEAT. Version 2 has a fingerprint of the subscriptions and leaves them out while they are the same."""
     data = HeartbeatData.from_json(command.body)
     fingerprint = data.heartbeat_fingerprint
     changed_elsewhere = False
@@ -41,7 +41,10 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
             changed_elsewhere = True
         order = any(broker.topics.is_order(subscription.topic) for subscription in consumer.subscription_data_set)
         await broker.topics.create_for_group(
-            RETRY_PREFIX + consumer.group_name, settings.retry_queue_nums, order=order, sys_flag=2 if consumer.unit_mode else 0
+            RETRY_PREFIX + consumer.group_name,
+            settings.retry_queue_nums,
+            order=order,
+            sys_flag=2 if consumer.unit_mode else 0,
         )
         if connection.closed:
             return command.reply()

@@ -26,7 +26,7 @@ from aerobee.protocol.headers.offsets import (
     SearchOffset,
     SearchOffsetReply,
     UpdateConsumerOffset,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -60,7 +60,9 @@ def update_consumer_offset(broker: Broker, connection: Connection, command: Remo
         raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"Topic {header.topic} not exist!")
     if broker.offsets.has_reset(header.consumer_group, header.topic, header.queue_id):
         return command.reply(remark="Offset has been previously reset")
-    broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset, peer=connection.peer)
+    broker.offsets.commit(
+        header.consumer_group, header.topic, header.queue_id, header.commit_offset, peer=connection.peer
+    )
     return command.reply()
 
 
@@ -112,7 +114,8 @@ def reset_offset(broker: Broker, connection: Connection, command: RemotingComman
             low, high = broker.store.bounds(header.topic, header.queue_id)
             if not low <= header.offset <= high + 1:
                 raise ServerError(
-                    ResponseCode.SYSTEM_ERROR, f"Target offset {header.offset} not in consume queue range [{low}-{high}]"
+                    ResponseCode.SYSTEM_ERROR,
+                    f"Target offset {header.offset} not in consume queue range [{low}-{high}]",
                 )
             targets[header.queue_id] = header.offset
         else:

@@ -37,7 +37,9 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
         return refusal
     kind, expression = _filter(broker, header)
     if not is_tag_kind(kind) and not broker.options.enable_property_filter:
-        raise ServerError(ResponseCode.SYSTEM_ERROR, f"The broker does not support consumer to filter message by {kind}")
+        raise ServerError(
+            ResponseCode.SYSTEM_ERROR, f"The broker does not support consumer to filter message by {kind}"
+        )
 
     offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id)
     if offset is not None:
@@ -46,11 +48,15 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
         return command.reply(
             ResponseCode.PULL_OFFSET_MOVED,
             PullMessageReply(
-                suggest_which_broker_id=0, next_begin_offset=offset, min_offset=low, max_offset=high,
-                topic_sys_flag=config.topic_sys_flag, group_sys_flag=group.group_sys_flag,
+                suggest_which_broker_id=0,
+                next_begin_offset=offset,
+                min_offset=low,
+                max_offset=high,
+                topic_sys_flag=config.topic_sys_flag,
+                group_sys_flag=group.group_sys_flag,
             ),
             remark="OFFSET_RESET",
-        )  # fmt: skip
+        )
     if is_tag_kind(kind):
         broker.store.pull(connection, command.to_tuple(), tag_codes(expression), park=True)
     else:
@@ -58,7 +64,9 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
     return None
 
 
-def _refuse(broker: Broker, connection: Connection, command: RemotingCommand, header: PullMessage) -> RemotingCommand | None:
+def _refuse(
+    broker: Broker, connection: Connection, command: RemotingCommand, header: PullMessage
+) -> RemotingCommand | None:
     def forbidden(kind: int, remark: str) -> RemotingCommand:
         reply = command.reply(ResponseCode.NO_PERMISSION, remark=remark)
         reply.ext_fields.update(
@@ -74,20 +82,23 @@ def _refuse(broker: Broker, connection: Connection, command: RemotingCommand, he
     group = broker.groups.find(header.consumer_group)
     if group is None:
         raise ServerError(
-            ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group [{header.consumer_group}] does not exist, {SEE_FAQ}"
+            ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST,
+            f"subscription group [{header.consumer_group}] does not exist, {SEE_FAQ}",
         )
     if not group.consume_enable:
         return forbidden(GROUP_FORBIDDEN, f"subscription group no permission, {header.consumer_group}")
     config = broker.topics.get(header.topic)
     if config is None:
-        raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"topic[{header.topic}] not exist, apply first please! {SEE_FAQ}")
+        raise ServerError(
+            ResponseCode.TOPIC_NOT_EXIST, f"topic[{header.topic}] not exist, apply first please! {SEE_FAQ}"
+        )
     if not config.perm & PERM_READ:
         return forbidden(TOPIC_FORBIDDEN, f"the topic[{header.topic}] pulling message is forbidden")
     if not 0 <= header.queue_id < config.read_queue_nums:
         raise ServerError(
             ResponseCode.INVALID_PARAMETER,
-            f"queueId[{header.queue_id}] is illegal, topic:[{header.topic}] topicConfig.readQueueNums:[{config.read_queue_nums}]"
-            f" consumer:[{connection.peer}]",
+            f"queueId[{header.queue_id}] is illegal, topic:[{header.topic}]"
+            f" topicConfig.readQueueNums:[{config.read_queue_nums}] consumer:[{connection.peer}]",
         )
     if header.sys_flag & SUBSCRIPTION:
         return None
@@ -100,7 +111,8 @@ def _refuse(broker: Broker, connection: Connection, command: RemotingCommand, he
         )
     if broker.groups.is_forbidden(header.consumer_group, header.topic):
         return forbidden(
-            SUBSCRIPTION_FORBIDDEN, f"the consumer group[{header.consumer_group}] is forbidden for topic[{header.topic}]"
+            SUBSCRIPTION_FORBIDDEN,
+            f"the consumer group[{header.consumer_group}] is forbidden for topic[{header.topic}]",
         )
     subscription = members.subscriptions.get(header.topic)
     if subscription is None:

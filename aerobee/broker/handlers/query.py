@@ -31,9 +31,13 @@ def query_message(broker: Broker, _: Connection, command: RemotingCommand) -> Re
     if command.ext_fields.get(UNIQUE_KEY_QUERY, "").lower() == "true":
         kind, count = BY_UNIQUE_KEY, broker.options.default_query_max_num
     records, updated_ms, updated_position = broker.store.search_index(
-        header.topic, header.key, kind, max(0, min(count, broker.options.max_msgs_num_batch)), header.begin_timestamp,
+        header.topic,
+        header.key,
+        kind,
+        max(0, min(count, broker.options.max_msgs_num_batch)),
+        header.begin_timestamp,
         header.end_timestamp,
-    )  # fmt: skip
+    )
     reply_header = QueryMessageReply(
         index_last_update_timestamp=updated_ms, index_last_update_phyoffset=updated_position
     )

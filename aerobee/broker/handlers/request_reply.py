@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from aerobee._engine import Record
 from aerobee.broker import request_reply
 from aerobee.broker.handlers.send import (
     check_body,
@@ -13,8 +14,7 @@ from aerobee.broker.handlers.send import (
     sendable_topic,
     sender_properties,
     stored_properties,
-)  # fmt: skip
-from aerobee.broker.records import Record
+)
 from aerobee.errors import AerobeeError
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -28,7 +28,7 @@ _log = logging.getLogger("aerobee.broker.request_reply")
 
 
 async def send_reply(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
-    """SEND_REPLY_MESSAGE, SEND_REPLY_MESSAGE_V2. Succeeds when the push did, whether or not the reply could be stored."""
+    """SEND_REPLY_MESSAGE, SEND_REPLY_MESSAGE_V2. Succeeds when the push did, stored or not."""
     header = send_header(command)
     config = await sendable_topic(broker, header)
     queue_id = choose_queue(broker, connection, header, config)
@@ -38,10 +38,16 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
     message_id, queue_offset = "0", 0
     if broker.options.store_reply_message_enable:
         record = Record(
-            header.topic, queue_id, command.body, stored_properties(broker, properties), flag=header.flag,
-            sys_flag=header.sys_flag, born_timestamp=header.born_timestamp, born_host=connection.peer,
+            header.topic,
+            queue_id,
+            command.body,
+            stored_properties(broker, properties),
+            flag=header.flag,
+            sys_flag=header.sys_flag,
+            born_timestamp=header.born_timestamp,
+            born_host=connection.peer,
             reconsume_times=header.reconsume_times,
-        )  # fmt: skip
+        )
         try:
             receipt = await broker.store.put(record)
             message_id, queue_offset = receipt.message_id, receipt.queue_offset

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from aerobee._engine import Record
 from aerobee.broker import retry
-from aerobee.broker.records import PREPARED, Record, format_properties, parse_properties
+from aerobee.broker.records import PREPARED, format_properties, parse_properties
 from aerobee.broker.topics import NOT_SENDABLE, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, validate_name
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
 from aerobee.errors import ServerError
@@ -42,7 +43,9 @@ _INNER: Final = struct.Struct(">iiiii")
 
 def send_header(command: RemotingCommand) -> SendMessage | SendMessageV2:
     """The header in whichever spelling the code has; the attributes are the same."""
-    return command.header(SendMessageV2 if command.code in V2_CODES else SendMessage)
+    if command.code in V2_CODES:
+        return command.header(SendMessageV2)
+    return command.header(SendMessage)
 
 
 async def send(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
@@ -66,7 +69,9 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
     level = delay_level(broker, properties)
     if properties.get(PREPARED_PROPERTY, "").lower() == "true" and not (reconsume_times > 0 and level > 0):
         if broker.options.reject_transaction_message:
-            raise ServerError(ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] sending transaction message is forbidden")
+            raise ServerError(
+                ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] sending transaction message is forbidden"
+            )
         properties.setdefault(PRODUCER_GROUP, header.producer_group)
         topic, queue_id, sys_flag = broker.transactions.prepare(topic, queue_id, properties, sys_flag)
     elif level > 0:
@@ -75,9 +80,17 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
         sys_flag &= ~PREPARED
 
     record = Record(
-        topic, queue_id, command.body, stored_properties(broker, properties), flag=header.flag, sys_flag=sys_flag,
-        born_timestamp=header.born_timestamp, born_host=connection.peer, reconsume_times=reconsume_times, tags_code=tags_code,
-    )  # fmt: skip
+        topic,
+        queue_id,
+        command.body,
+        stored_properties(broker, properties),
+        flag=header.flag,
+        sys_flag=sys_flag,
+        born_timestamp=header.born_timestamp,
+        born_host=connection.peer,
+        reconsume_times=reconsume_times,
+        tags_code=tags_code,
+    )
     receipt = await broker.store.put(record)
     if tags_code is not None:
         broker.delay.scheduled()
@@ -100,9 +113,16 @@ async def _send_batch(
     for flag, body, properties in unpack_batch(command.body):
         records.append(
             Record(
-                header.topic, queue_id, body, properties, flag=flag, sys_flag=sys_flag, born_timestamp=header.born_timestamp,
-                born_host=connection.peer, reconsume_times=header.reconsume_times,
-            )  # fmt: skip
+                header.topic,
+                queue_id,
+                body,
+                properties,
+                flag=flag,
+                sys_flag=sys_flag,
+                born_timestamp=header.born_timestamp,
+                born_host=connection.peer,
+                reconsume_times=header.reconsume_times,
+            )
         )
     if not records:
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
@@ -135,7 +155,9 @@ async def sendable_topic(broker: Broker, header: SendMessage | SendMessageV2) ->
     config = broker.topics.get(topic)
     if config is None:
         sys_flag = (2 if topic.startswith(RETRY_PREFIX) else 1) if header.unit_mode else 0
-        config = await broker.topics.create_for_send(topic, header.default_topic, header.default_topic_queue_nums, sys_flag)
+        config = await broker.topics.create_for_send(
+            topic, header.default_topic, header.default_topic_queue_nums, sys_flag
+        )
         if config is None and topic.startswith(RETRY_PREFIX):
             config = await broker.topics.create_for_group(topic, 1, sys_flag=sys_flag)
     if config is None:
@@ -145,13 +167,15 @@ async def sendable_topic(broker: Broker, header: SendMessage | SendMessageV2) ->
     return config
 
 
-def choose_queue(broker: Broker, connection: Connection, header: SendMessage | SendMessageV2, config: TopicConfig) -> int:
+def choose_queue(
+    broker: Broker, connection: Connection, header: SendMessage | SendMessageV2, config: TopicConfig
+) -> int:
     """The queue asked for, or any if the client leaves it to us. Raises ServerError INVALID_PARAMETER."""
     if header.queue_id >= max(config.write_queue_nums, config.read_queue_nums):
         raise ServerError(
             ResponseCode.INVALID_PARAMETER,
-            f"request queueId[{header.queue_id}] is illegal, topic [{config.topic_name}] has {config.write_queue_nums} queues"
-            f" Producer: {connection.peer}",
+            f"request queueId[{header.queue_id}] is illegal, topic [{config.topic_name}]"
+            f" has {config.write_queue_nums} queues Producer: {connection.peer}",
         )
     if header.queue_id >= 0:
         return header.queue_id

@@ -15,7 +15,7 @@ from aerobee.protocol.bodies.topics import (
     TopicConfigAndQueueMapping,
     TopicOffset,
     TopicStatsTable,
-)  # fmt: skip
+)
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
@@ -26,7 +26,7 @@ from aerobee.protocol.headers.topics import (
     GetAllTopicConfigReply,
     GetTopicConfig,
     GetTopicStatsInfo,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -41,10 +41,15 @@ async def update_topic(broker: Broker, connection: Connection, command: Remoting
     header = command.header(CreateTopic)
     _log.info("%s creates or changes topic %s", connection.peer, header.topic)
     config = TopicConfig(
-        topic_name=header.topic, read_queue_nums=header.read_queue_nums, write_queue_nums=header.write_queue_nums,
-        perm=header.perm, topic_filter_type=header.topic_filter_type or "SINGLE_TAG", topic_sys_flag=header.topic_sys_flag or 0,
-        order=header.order, attributes=parse_attributes(header.attributes),
-    )  # fmt: skip
+        topic_name=header.topic,
+        read_queue_nums=header.read_queue_nums,
+        write_queue_nums=header.write_queue_nums,
+        perm=header.perm,
+        topic_filter_type=header.topic_filter_type or "SINGLE_TAG",
+        topic_sys_flag=header.topic_sys_flag or 0,
+        order=header.order,
+        attributes=parse_attributes(header.attributes),
+    )
     await broker.topics.update([config])
     return command.reply()
 
@@ -67,7 +72,11 @@ async def delete_topic(broker: Broker, connection: Connection, command: Remoting
     _log.warning("%s deletes topic %s", connection.peer, topic)
     doomed = [topic]
     for group in broker.offsets.groups_of(topic):
-        doomed += [name for name in (f"{RETRY_PREFIX}{group}+{topic}", f"{RETRY_PREFIX}{group}_{topic}") if broker.topics.get(name)]
+        doomed += [
+            name
+            for name in (f"{RETRY_PREFIX}{group}+{topic}", f"{RETRY_PREFIX}{group}_{topic}")
+            if broker.topics.get(name)
+        ]
     for name in doomed:
         await broker.topics.delete(name)
         broker.offsets.forget_topic(name)
@@ -80,7 +89,13 @@ def get_all_topic_config(broker: Broker, _: Connection, command: RemotingCommand
     header = command.header(GetAllTopicConfig)
     names = None
     if header.topic_seq is not None or header.data_version is not None or header.max_topic_num is not None:
-        names = page(sorted(broker.topics.table), header.topic_seq, header.max_topic_num, header.data_version, broker.topics.version)
+        names = page(
+            sorted(broker.topics.table),
+            header.topic_seq,
+            header.max_topic_num,
+            header.data_version,
+            broker.topics.version,
+        )
     body = {
         **broker.topics.to_dict(names),
         "mappingDataVersion": {"counter": 0, "stateVersion": 0, "timestamp": 0},

@@ -22,9 +22,12 @@ async def end_transaction(broker: Broker, _: Connection, command: RemotingComman
     """END_TRANSACTION; Java's client sends it oneway and never hears what became of it."""
     header = command.header(EndTransaction)
     await broker.transactions.end(
-        header.producer_group, header.tran_state_table_offset, header.commit_log_offset, header.commit_or_rollback,
+        header.producer_group,
+        header.tran_state_table_offset,
+        header.commit_log_offset,
+        header.commit_or_rollback,
         from_check=header.from_transaction_check,
-    )  # fmt: skip
+    )
     return command.reply()
 
 
@@ -43,7 +46,9 @@ async def resume_check(broker: Broker, _: Connection, command: RemotingCommand) 
             f"Exception was thrown when putting message back to {HALF_TOPIC}: {error}",
         ) from None
     properties = {**half.properties, CHECK_TIMES: "0"}
-    await broker.store.put(half.to_record(HALF_TOPIC, 0, properties=properties, sys_flag=half.sys_flag & ~TRANSACTION_BITS))
+    await broker.store.put(
+        half.to_record(HALF_TOPIC, 0, properties=properties, sys_flag=half.sys_flag & ~TRANSACTION_BITS)
+    )
     return command.reply()
 
 
