@@ -45,7 +45,7 @@ impl Checkpoint {
         }
     }
 
-    fn encode(&self) -> [u8; 48] {
+    pub(crate) fn encode(&self) -> [u8; 48] {
         let mut bytes = [0; 48];
         let longs = [
             self.log_timestamp,

@@ -72,6 +72,8 @@ pub trait Disk: Send + Sync {
     /// Entries of a directory in no order; an absent directory is empty.
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
     fn exists(&self, path: &Path) -> bool;
+    /// Size of a file, without opening it.
+    fn file_len(&self, path: &Path) -> io::Result<u64>;
     fn create_dirs(&self, dir: &Path) -> io::Result<()>;
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory with everything in it; an absent one is fine.
@@ -193,6 +195,10 @@ impl Disk for RealDisk {
 
     fn exists(&self, path: &Path) -> bool {
         path.exists()
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
     }
 
     fn create_dirs(&self, dir: &Path) -> io::Result<()> {
@@ -733,6 +739,10 @@ impl Disk for SimDisk {
 
     fn exists(&self, path: &Path) -> bool {
         self.sim().names.contains_key(path)
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        self.open(path, Mode::Read)?.len()
     }
 
     fn create_dirs(&self, dir: &Path) -> io::Result<()> {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::Checkpoint;
 use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
 use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
-use crate::disk::{Disk, DiskFile, Mode};
+use crate::disk::{Disk, DirEntry, DiskFile, Mode};
 use crate::error::Error;
 use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
 use crate::property::{find, flag, java_hash, scan};
@@ -32,6 +32,7 @@ use crate::record::{
     has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK,
     MAGIC_V1, MAGIC_V2, PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
 };
+use crate::snapshot::{self, QueueBounds};
 use crate::store::{lock, Position, Store, StoreOptions};
 
 /// How much of the log is read at a time.
@@ -122,6 +123,7 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
         store,
     };
     recovery.run()?;
+    snapshot::remove(shared.disk.as_ref(), &root).map_err(|e| Error::write("removing the snapshot in", &root, &e))?;
     let made = shared.disk.open(&abort, Mode::Create).and_then(|f| {
         f.set_len(0)?;
         f.write_at(0, std::process::id().to_string().as_bytes())?;
@@ -129,6 +131,30 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
         shared.disk.sync_dir(&root)
     });
     made.map_err(|e| Error::write("writing", &abort, &e))
+}
+
+/// Leaves the queues' bounds for the next start, after everything is flushed.
+pub(crate) fn save_snapshot(store: &Store) -> Result<(), Error> {
+    let shared = &store.shared;
+    let mut queues = Vec::new();
+    let state = shared.state();
+    for queue in state.queues.iter().filter(|q| !q.deleted && q.next() > 0) {
+        queues.push(QueueBounds {
+            topic: queue.topic.to_string(),
+            queue_id: queue.queue_id,
+            min: queue.min,
+            next: queue.next(),
+            min_position: queue.min_position,
+        });
+    }
+    drop(state);
+    if queues.len() < snapshot::QUEUES_MIN {
+        return Ok(());
+    }
+    let checkpoint = lock(&shared.worker).checkpoint.encode();
+    let root = &shared.options.root;
+    snapshot::save(shared.disk.as_ref(), root, &checkpoint, &queues)
+        .map_err(|e| Error::write("writing the snapshot in", root, &e))
 }
 
 struct Progress<'a> {
@@ -189,7 +215,9 @@ impl Recovery<'_> {
         }
         let end = self.scan(&bases, start, reached.newest)?;
         self.cut_log(&bases, end)?;
-        self.finish_queues(end)?;
+        // The newest record any queue knows was found: no entry can lie beyond the end.
+        let complete = self.clean && reached.newest == Some(start);
+        self.finish_queues(end, complete)?;
         self.finish_index(end)?;
         self.finish(end)
     }
@@ -249,11 +277,45 @@ impl Recovery<'_> {
         Ok(bases)
     }
 
+    /// Takes the queues from a clean stop's snapshot, if it names the topics that are on disk.
+    fn load_snapshot(&mut self, topics: &[DirEntry]) -> Option<Reached> {
+        let root = self.store.shared.options.root.clone();
+        let queues = snapshot::load(self.disk(), &root, &self.checkpoint.encode()).filter(|_| self.clean)?;
+        let named: BTreeSet<&str> = queues.iter().map(|q| q.topic.as_str()).collect();
+        let there: BTreeSet<&str> = topics.iter().map(|e| e.name.as_str()).collect();
+        if named != there || topics.iter().any(|e| !e.is_dir) {
+            return None;
+        }
+        let units = self.store.shared.options.queue_file_units;
+        let file_bytes = units * UNIT_BYTES as u64;
+        for bounds in &queues {
+            let newest = (bounds.next - 1) as u64 / units * file_bytes;
+            let path = root.join("consumequeue").join(&bounds.topic).join(bounds.queue_id.to_string()).join(file_name(newest));
+            if self.disk().file_len(&path).ok() != Some(file_bytes) {
+                return None;
+            }
+        }
+        // A clean stop's checkpoint names the newest record of all.
+        let reached = Reached { newest: Some(self.checkpoint.queue_position as u64), rebuild_from: None };
+        for bounds in &queues {
+            let number = self.store.queue(&bounds.topic, bounds.queue_id).0;
+            let queue = &mut self.store.shared.state().queues[number as usize];
+            queue.min = bounds.min;
+            queue.tail_base = bounds.next;
+            queue.visible = bounds.next;
+            queue.min_position = bounds.min_position;
+        }
+        Some(reached)
+    }
+
     /// Makes the queues known that have files.
     fn load_queues(&mut self) -> Result<Reached, Error> {
         let root = self.store.shared.options.root.join("consumequeue");
-        let mut reached = Reached::default();
         let topics = self.disk().list(&root).map_err(|e| Error::open("reading", &root, &e))?;
+        if let Some(reached) = self.load_snapshot(&topics) {
+            return Ok(reached);
+        }
+        let mut reached = Reached::default();
         let total = topics.len();
         for (done, topic) in topics.into_iter().enumerate() {
             let topic_dir = root.join(&topic.name);
@@ -701,7 +763,7 @@ impl Recovery<'_> {
     }
 
     /// Cuts queue entries that the log does not know, in memory and in the files.
-    fn finish_queues(&mut self, end: Position) -> Result<(), Error> {
+    fn finish_queues(&mut self, end: Position, complete: bool) -> Result<(), Error> {
         let shared = self.store.shared.clone();
         let count = shared.state().queues.len() as u32;
         let mut cut = Vec::new();
@@ -726,7 +788,7 @@ impl Recovery<'_> {
                 }
                 state.tail_units = state.tail_units + queue.tail.len() - units;
                 cut.push(number);
-            } else {
+            } else if !complete {
                 let before = queue.next();
                 while queue.next() > queue.min {
                     let entry = self.store.unit_at(number, queue, queue.next() - 1);

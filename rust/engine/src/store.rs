@@ -1150,6 +1150,7 @@ impl Store {
         }
         lock(&self.shared.worker).flush_all(&self.shared, true)?;
         self.shared.log.drop_spare();
+        recovery::save_snapshot(self)?;
         let root = &self.shared.options.root;
         let abort = root.join("abort");
         self.shared.disk.remove_file(&abort).map_err(|e| Error::write("removing", &abort, &e))?;

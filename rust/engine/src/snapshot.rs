@@ -1,0 +1,102 @@
+//! `queues.snapshot`: the bounds of all queues as a clean stop left them, so that a start need not look into every queue's files.
+//!
+//! Not part of Apache's store and never needed: it is believed only after a clean stop, if its own checksum is right, the checkpoint
+//! is byte for byte the one it was written beside, the topics on disk are the ones it names and each queue's newest file has its
+//! size. Otherwise the files are read, as they always are in a store with few queues. It is removed when a store is opened.
+//!
+//! ```text
+//! "AEROBEE1" | checkpoint 48 | queues 4 | queues × (topic length 2, topic, queue id 4, min 8, next 8, min position 8) | CRC-32 4
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::disk::{Disk, Mode};
+
+const MAGIC: &[u8; 8] = b"AEROBEE1";
+/// Stores with fewer queues do without: reading their files takes a moment and trusts nothing.
+pub(crate) const QUEUES_MIN: usize = 1000;
+
+/// A queue's bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct QueueBounds {
+    pub topic: String,
+    pub queue_id: u32,
+    pub min: i64,
+    pub next: i64,
+    pub min_position: u64,
+}
+
+fn path(root: &Path) -> PathBuf {
+    root.join("queues.snapshot")
+}
+
+/// Writes the snapshot beside a checkpoint.
+pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 48], queues: &[QueueBounds]) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(64 + queues.len() * 64);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(checkpoint);
+    bytes.extend_from_slice(&(queues.len() as u32).to_be_bytes());
+    for queue in queues {
+        bytes.extend_from_slice(&(queue.topic.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(queue.topic.as_bytes());
+        bytes.extend_from_slice(&queue.queue_id.to_be_bytes());
+        bytes.extend_from_slice(&queue.min.to_be_bytes());
+        bytes.extend_from_slice(&queue.next.to_be_bytes());
+        bytes.extend_from_slice(&queue.min_position.to_be_bytes());
+    }
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    let path = path(root);
+    let file = disk.open(&path, Mode::Create)?;
+    file.set_len(0)?;
+    file.write_at(0, &bytes)?;
+    file.sync_data()
+}
+
+/// Reads the snapshot; `None` unless it is whole and belongs to this checkpoint.
+pub(crate) fn load(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 48]) -> Option<Vec<QueueBounds>> {
+    let file = disk.open(&path(root), Mode::Read).ok()?;
+    let mut bytes = vec![0; usize::try_from(file.len().ok()?).ok()?];
+    file.read_at(0, &mut bytes).ok()?;
+    let (body, crc) = bytes.split_at(bytes.len().checked_sub(4)?);
+    if crc32fast::hash(body).to_be_bytes() != crc {
+        return None;
+    }
+    let rest = &mut body.strip_prefix(MAGIC)?.strip_prefix(checkpoint)?;
+    let count = u32::from_be_bytes(take(rest)?);
+    let mut queues = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let len = usize::from(u16::from_be_bytes(take(rest)?));
+        if len > rest.len() {
+            return None;
+        }
+        let (topic, after) = rest.split_at(len);
+        *rest = after;
+        queues.push(QueueBounds {
+            topic: String::from_utf8(topic.to_vec()).ok()?,
+            queue_id: u32::from_be_bytes(take(rest)?),
+            min: i64::from_be_bytes(take(rest)?),
+            next: i64::from_be_bytes(take(rest)?),
+            min_position: u64::from_be_bytes(take(rest)?),
+        });
+    }
+    Some(queues)
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    if bytes.len() < N {
+        return None;
+    }
+    let (head, rest) = bytes.split_at(N);
+    *bytes = rest;
+    head.try_into().ok()
+}
+
+/// Removes the snapshot: the store is about to change.
+pub(crate) fn remove(disk: &dyn Disk, root: &Path) -> io::Result<()> {
+    match disk.remove_file(&path(root)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
