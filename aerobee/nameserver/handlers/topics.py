@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aerobee.errors import ServerSystemError, TopicNotExist
 from aerobee.nameserver.handlers import Parts
 from aerobee.nameserver.kv import ORDER_TOPIC_CONFIG
@@ -21,6 +23,9 @@ V4_9_4 = 401
 
 ZONE_MODE = "__ZONE_MODE"
 ZONE_NAME = "__ZONE_NAME"
+
+SEE_FAQ: Final = "\nSee https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
+"""Without it the official client adds a pointer of its own to the remark."""
 
 
 def route(parts: Parts, connection: Connection, request: RemotingCommand) -> RemotingCommand:
@@ -53,7 +58,7 @@ def route(parts: Parts, connection: Connection, request: RemotingCommand) -> Rem
 def _encode(parts: Parts, topic: str, standard: bool, zone: str | None) -> bytes:
     data = parts.routes.route(topic, parts.rules, zone)
     if data is None:
-        raise TopicNotExist(f"No topic route info in name server for the topic: {topic}")
+        raise TopicNotExist(f"No topic route info in name server for the topic: {topic}{SEE_FAQ}")
     if parts.options.order_message_enable:
         data.order_topic_conf = parts.kv.get(ORDER_TOPIC_CONFIG, topic)
     return data.to_json(standard=standard)
