@@ -565,7 +565,7 @@ impl Inode {
 
 fn cut_pages(pages: &mut BTreeMap<u64, Page>, len: u64) {
     pages.split_off(&len.div_ceil(PAGE));
-    if len % PAGE != 0 {
+    if len % PAGE > 0 {
         if let Some(page) = pages.get_mut(&(len / PAGE)) {
             page[(len % PAGE) as usize..].fill(0);
         }

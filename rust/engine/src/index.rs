@@ -315,6 +315,9 @@ pub struct IndexHits {
     pub last_update_position: u64,
 }
 
+/// Slot pages to write: file, offset, bytes, and the page to go on with.
+type SlotPages = (Arc<dyn DiskFile>, u64, Vec<u8>, usize);
+
 /// Work the flusher takes away and does without the lock.
 pub(crate) struct Batch {
     pub file: Arc<dyn DiskFile>,
@@ -734,7 +737,7 @@ impl Index {
 
     /// Bytes of slot pages to write from `page` on, at most 64 pages: file, offset, bytes, next page. `None`: no more.
     /// `full` asks for the oldest full file, otherwise the one being filled.
-    pub fn take_slots(&mut self, full: bool, page: usize) -> Option<(Arc<dyn DiskFile>, u64, Vec<u8>, usize)> {
+    pub fn take_slots(&mut self, full: bool, page: usize) -> Option<SlotPages> {
         let slots_total = self.geometry.slots as usize;
         let current = if full { self.full.front_mut() } else { self.current.as_mut() }?;
         let pages = slots_total.div_ceil(PAGE_SLOTS);

@@ -667,7 +667,7 @@ impl Recovery<'_> {
             // Entries of an earlier scan or flush: replaced from here on, if this record is the one they speak of.
             let existing = self.store.unit_at(number, queue, offset);
             let same = existing.is_some_and(|e| e.position == entry.position);
-            let stale = existing.map_or(true, |e| e.is_hole() || !e.is_valid() || e.position >= start);
+            let stale = !existing.is_some_and(|e| !e.is_hole() && e.is_valid() && e.position < start);
             if !(same || stale || offset == 0) {
                 return;
             }

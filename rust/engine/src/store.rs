@@ -790,7 +790,7 @@ impl Store {
             // A hole says nothing about where it is: look at the next unit that does.
             let mut at = middle;
             let mut entry = self.unit_at(number, queue, at);
-            while at + 1 < high && entry.map_or(true, |e| e.is_hole()) {
+            while at + 1 < high && !entry.is_some_and(|e| !e.is_hole()) {
                 at += 1;
                 entry = self.unit_at(number, queue, at);
             }

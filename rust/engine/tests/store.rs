@@ -377,7 +377,7 @@ fn expired_files_go_only_when_asked_and_allowed() {
         assert!((first - oldest.queue_offset).abs() <= 1);
         assert!(body(&mut store, "t", 0, first).is_some());
         let gone = entry(&mut store, "t", 0, first - 1);
-        assert!(gone.map_or(true, |e| e.position < min));
+        assert!(!gone.is_some_and(|e| e.position >= min));
         assert_eq!(bounds(&store, "quiet", 0), (0, 1));
         assert!(!store.copy_record(staged[0].position, staged[0].size, &mut Vec::new()));
         store.close().unwrap();
