@@ -1,0 +1,3 @@
+"""Fixtures for all tests come from the plugin that users get too."""
+
+pytest_plugins = ["aerobee.testing.plugin"]
