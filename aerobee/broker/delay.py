@@ -143,9 +143,8 @@ class Delay:
         records: list[Record] = []
         taken = 0
         for position, size, due_ms in _UNIT.iter_unpack(units):
-            if (
-                min(due_ms, now_ms + self._levels_ms[queue_id]) > now_ms
-            ):  # a due time beyond the level's delay: the clock was set back
+            # A time further away than the level's delay: the clock was set back. Apache delivers at once, so do we.
+            if now_ms < due_ms <= now_ms + self._levels_ms[queue_id]:
                 again = due_ms
                 break
             taken += 1

@@ -1,0 +1,113 @@
+"""Delay levels on a clock that a test moves: two hours pass in a blink."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from memory_store import MemoryStore
+
+from aerobee._engine import Record
+from aerobee.broker.delay import Delay
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.records import format_properties
+from aerobee.clock import ManualClock
+
+LEVELS_MS = BrokerOptions(broker_name="a").delay_levels_ms()
+
+
+def schedule(store: MemoryStore, delay: Delay, topic: str, body: bytes, level: int) -> None:
+    properties = {"TAGS": "t", "UNIQ_KEY": body.decode()}
+    place, queue_id, due_ms = delay.place(topic, 0, properties, level)
+    store.append([Record(place, queue_id, body, format_properties(properties), tags_code=due_ms)])
+    delay.scheduled()
+
+
+@asynccontextmanager
+async def running(delay: Delay) -> AsyncIterator[None]:
+    task = asyncio.create_task(delay.run())
+    await asyncio.sleep(0)
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_every_level_delivers_at_its_time_and_not_before(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    async with running(delay):
+        began_ms = clock.now_ms()
+        for level in range(1, 19):
+            schedule(store, delay, "orders", b"%d" % level, level)
+        await clock.advance(7201)
+        delivered = store.messages("orders")
+        assert [message.body for message in delivered] == [b"%d" % level for level in range(1, 19)]
+        for level, message in enumerate(delivered, 1):
+            assert 0 <= message.store_timestamp - began_ms - LEVELS_MS[level - 1] <= 1000
+            assert message.properties["UNIQ_KEY"] == str(level)
+
+
+async def test_a_level_above_the_highest_counts_as_the_highest(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    schedule(store, delay, "orders", b"x", 99)
+    assert len(store.messages("SCHEDULE_TOPIC_XXXX", 17)) == 1
+
+
+async def test_after_a_restart_nothing_is_lost_and_delivered_is_not_delivered_again(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    first = Delay(store, clock, LEVELS_MS, tmp_path)
+    async with running(first):
+        schedule(store, first, "orders", b"soon", 1)
+        schedule(store, first, "orders", b"later", 3)
+        await clock.advance(2)
+    await first.save()
+    second = Delay(store, clock, LEVELS_MS, tmp_path)
+    second.load()
+    async with running(second):
+        await clock.advance(20)
+    assert [message.body for message in store.messages("orders")] == [b"soon", b"later"]
+
+
+async def test_a_full_disk_delays_further_but_loses_nothing(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    async with running(delay):
+        schedule(store, delay, "orders", b"x", 1)
+        store.full = True
+        await clock.advance(30)
+        assert store.messages("orders") == []
+        store.full = False
+        await clock.advance(2)
+    assert [message.body for message in store.messages("orders")] == [b"x"]
+
+
+async def test_a_damaged_record_costs_that_record(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    for body in (b"a", b"b", b"c"):
+        schedule(store, delay, "orders", body, 1)
+    store.damaged.add(store.messages("SCHEDULE_TOPIC_XXXX", 0)[1].position)
+    async with running(delay):
+        await clock.advance(3)
+    assert [message.body for message in store.messages("orders")] == [b"a", b"c"]
+
+
+async def test_a_clock_set_back_does_not_hold_messages_for_ever(tmp_path: Path) -> None:
+    # Claim: nobody waits longer than the level's own delay from now, whatever the stored time says.
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    properties = {"REAL_TOPIC": "orders", "REAL_QID": "0"}
+    far_ms = clock.now_ms() + 86_400_000
+    store.append([Record("SCHEDULE_TOPIC_XXXX", 0, b"x", format_properties(properties), tags_code=far_ms)])
+    async with running(delay):
+        await clock.advance(5)
+    assert [message.body for message in store.messages("orders")] == [b"x"]

@@ -1,0 +1,320 @@
+"""A whole broker in this process, real sockets and files: requests in, replies out, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.server import Broker
+from aerobee.errors import StoreError
+from aerobee.net.connection import Connection
+from aerobee.net.remote import RemotePool
+from aerobee.protocol import fastjson
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.message import decode_records
+from aerobee.testing.eventually import eventually
+
+
+def small(tmp_path: Path, **values: Any) -> BrokerOptions:
+    return BrokerOptions(
+        **{
+            "broker_name": "broker-a",
+            "store_path_root_dir": str(tmp_path / "store"),
+            "listen_port": 0,
+            "mapped_file_size_commit_log": 1 << 20,
+            "mapped_file_size_consume_queue": 20_000,
+            "max_hash_slot_num": 1000,
+            "max_index_num": 4000,
+            **values,
+        }
+    )
+
+
+class Peer:
+    """A client of the broker's that speaks plain commands; `asked` has what the broker sent by itself."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.asked: list[RemotingCommand] = []
+        self.pool = RemotePool(on_request=self._on_request)
+
+    def _on_request(self, connection: Connection, command: RemotingCommand) -> None:
+        self.asked.append(command)
+
+    async def call(self, code: int, body: bytes = b"", **fields: object) -> RemotingCommand:
+        command = RemotingCommand.request(code, body=body)
+        command.ext_fields.update({name: str(value) for name, value in fields.items()})
+        return await self.pool.invoke(self.address, command, 10)
+
+    async def send(
+        self, topic: str, body: bytes = b"hello", queue: int = 0, properties: str = "", **fields: object
+    ) -> RemotingCommand:
+        letters = dict(
+            a="producers", b=topic, c="TBW102", d=4, e=queue, f=0, g=int(time.time() * 1000), h=0, i=properties, j=0
+        )
+        return await self.call(RequestCode.SEND_MESSAGE_V2, body, **{**letters, **fields})
+
+    async def pull(
+        self, topic: str, offset: int = 0, group: str = "g", queue: int = 0, wait_ms: int = 0, **fields: object
+    ) -> RemotingCommand:
+        header = dict(
+            consumerGroup=group,
+            topic=topic,
+            queueId=queue,
+            queueOffset=offset,
+            maxMsgNums=32,
+            sysFlag=4 | (2 if wait_ms else 0),
+            commitOffset=0,
+            suspendTimeoutMillis=wait_ms,
+            subscription="*",
+            subVersion=0,
+            expressionType="TAG",
+        )
+        return await self.call(RequestCode.PULL_MESSAGE, **{**header, **fields})
+
+    async def join(self, client_id: str, *topics: str, group: str = "g") -> RemotingCommand:
+        body = {
+            "clientID": client_id,
+            "producerDataSet": [{"groupName": "producers"}],
+            "consumerDataSet": [
+                {
+                    "groupName": group,
+                    "consumeType": "CONSUME_PASSIVELY",
+                    "messageModel": "CLUSTERING",
+                    "consumeFromWhere": "CONSUME_FROM_LAST_OFFSET",
+                    "unitMode": False,
+                    "subscriptionDataSet": [{"topic": topic, "subString": "*", "subVersion": 1} for topic in topics],
+                }
+            ],
+        }
+        return await self.call(RequestCode.HEART_BEAT, fastjson.dumps(body))
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    started = Broker(small(tmp_path))
+    await started.start()
+    yield started
+    await started.stop()
+
+
+@pytest.fixture
+async def peer(broker: Broker) -> AsyncIterator[Peer]:
+    client = Peer(broker.address)
+    yield client
+    await client.pool.close()
+
+
+async def test_two_listeners_and_what_is_advertised(broker: Broker) -> None:
+    main, second = (int(address.rpartition(":")[2]) for address in broker.addresses)
+    assert second == main - 2 and broker.address == f"127.0.0.1:{main}"
+
+
+async def test_a_first_send_makes_the_topic_and_a_pull_reads_it(broker: Broker, peer: Peer) -> None:
+    sent = await peer.send("orders", queue=2, properties="KEYS\x01k\x02")
+    assert sent.code == 0 and sent.ext_fields["queueId"] == "2" and sent.ext_fields["queueOffset"] == "0"
+    again = await peer.send("orders", queue=2)
+    assert again.ext_fields["queueOffset"] == "1"
+    pulled = await peer.pull("orders", queue=2)
+    messages = decode_records(pulled.body)
+    assert [message.body for message in messages] == [b"hello", b"hello"]
+    assert messages[0].properties["CLUSTER"] == "DefaultCluster" and messages[0].properties["UNIQ_KEY"]
+    (viewed,) = decode_records((await peer.call(RequestCode.VIEW_MESSAGE_BY_ID, offset=0)).body)
+    assert viewed.properties["KEYS"] == "k"
+
+
+async def test_the_slow_way_and_the_fast_way_write_the_same_message(broker: Broker, peer: Peer) -> None:
+    # Claim: which way a message takes through the broker cannot be seen in it.
+    await peer.send(
+        "orders", properties="UNIQ_KEY\x01u\x02TAGS\x01t\x02POP_CK\x01x\x02"
+    )  # makes the topic: policy stores it
+    await peer.send("orders", properties="UNIQ_KEY\x01u\x02TAGS\x01t\x02POP_CK\x01x\x02")  # the engine stores it
+    slow, fast = decode_records((await peer.pull("orders")).body)
+    assert slow.properties == fast.properties and "POP_CK" not in slow.properties
+    assert (slow.sys_flag, slow.body, slow.born_host) == (fast.sys_flag, fast.body, fast.born_host)
+
+
+@pytest.mark.parametrize(
+    ("topic", "fields", "code"),
+    [
+        ("a b", {}, ResponseCode.INVALID_PARAMETER),
+        ("x" * 128, {}, ResponseCode.INVALID_PARAMETER),
+        ("SCHEDULE_TOPIC_XXXX", {}, ResponseCode.NO_PERMISSION),
+        ("unknown", {"c": "no-default"}, ResponseCode.TOPIC_NOT_EXIST),
+        ("orders", {"e": 99}, ResponseCode.INVALID_PARAMETER),
+        ("orders", {"i": "DELAY\x01many\x02"}, ResponseCode.MESSAGE_ILLEGAL),
+        ("orders", {"i": "x\x01" + "y" * 33000 + "\x02"}, ResponseCode.MESSAGE_ILLEGAL),
+        ("orders", {"e": "one"}, ResponseCode.INVALID_PARAMETER),
+    ],
+)
+async def test_refused_sends(broker: Broker, peer: Peer, topic: str, fields: dict[str, Any], code: int) -> None:
+    reply = await peer.send(topic, **fields)
+    assert reply.code == code and reply.remark
+
+
+async def test_a_body_over_the_limit(broker: Broker, peer: Peer) -> None:
+    assert (await peer.send("orders", b"x" * ((4 << 20) + 1))).code == ResponseCode.MESSAGE_ILLEGAL
+
+
+async def test_unknown_codes_and_malformed_requests_are_answered(broker: Broker, peer: Peer) -> None:
+    assert (await peer.call(12345)).code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED
+    missing = await peer.call(RequestCode.QUERY_CONSUMER_OFFSET, topic="t")
+    assert missing.code == ResponseCode.INVALID_PARAMETER and "consumerGroup" in (missing.remark or "")
+    assert (await peer.call(RequestCode.HEART_BEAT, b"not json")).code == ResponseCode.INVALID_PARAMETER
+
+
+async def test_a_waiting_pull_is_answered_by_the_message(broker: Broker, peer: Peer) -> None:
+    await peer.send("orders")
+    waiting = asyncio.ensure_future(peer.pull("orders", offset=1, wait_ms=10_000))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await peer.send("orders", b"second")
+    assert [message.body for message in decode_records((await waiting).body)] == [b"second"]
+
+
+async def test_a_pull_of_a_group_that_only_subscribed_by_heartbeat(broker: Broker, peer: Peer) -> None:
+    await peer.send("orders")
+    unknown = await peer.pull("orders", sysFlag=0)
+    assert unknown.code == ResponseCode.SUBSCRIPTION_NOT_EXIST
+    await peer.join("c1", "orders")
+    assert (await peer.pull("orders", sysFlag=0, subVersion=1)).code == 0
+    newer = await peer.pull("orders", sysFlag=0, subVersion=2)  # its heartbeat is still to come
+    assert newer.code == 0 and newer.body
+    assert (await peer.pull("orders", sysFlag=0, subVersion=2, expressionType="SQL92")).code == (
+        ResponseCode.SUBSCRIPTION_NOT_LATEST
+    )
+
+
+async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, peer: Peer) -> None:
+    other = Peer(broker.address)
+    await peer.join("c1", "orders")
+    await other.join("c2", "orders")
+    await eventually(lambda: len(peer.asked) == 2)
+    listed = await peer.call(RequestCode.GET_CONSUMER_LIST_BY_GROUP, consumerGroup="g")
+    assert fastjson.loads(listed.body)["consumerIdList"] == ["c1", "c2"]
+    began = time.monotonic()
+    await other.pool.close()
+    await eventually(lambda: len(peer.asked) == 3)
+    assert time.monotonic() - began < 1
+    assert peer.asked[-1].code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED
+    assert peer.asked[-1].ext_fields == {"consumerGroup": "g"}
+
+
+async def test_a_reset_is_handed_out_once_and_cannot_be_undone_meanwhile(broker: Broker, peer: Peer) -> None:
+    for _ in range(5):
+        await peer.send("orders")
+    await peer.pull("orders")
+    commit = dict(consumerGroup="g", topic="orders", queueId=0)
+    assert (await peer.call(RequestCode.UPDATE_CONSUMER_OFFSET, **commit, commitOffset=5)).code == 0
+    reset = await peer.call(
+        RequestCode.INVOKE_BROKER_TO_RESET_OFFSET,
+        group="g",
+        topic="orders",
+        queueId=0,
+        offset=2,
+        timestamp=0,
+        isForce="true",
+    )
+    assert reset.code == 0
+    await peer.call(RequestCode.UPDATE_CONSUMER_OFFSET, **commit, commitOffset=5)
+    assert (await peer.call(RequestCode.QUERY_CONSUMER_OFFSET, **commit)).ext_fields["offset"] == "2"
+    moved = await peer.pull("orders", offset=5)
+    assert moved.code == ResponseCode.PULL_OFFSET_MOVED and moved.ext_fields["nextBeginOffset"] == "2"
+    assert (await peer.pull("orders", offset=2)).code == 0
+
+
+async def test_settings_can_be_changed_but_no_path(broker: Broker, peer: Peer) -> None:
+    refused = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"storePathRootDir=/etc\nautoCreateTopicEnable=false\n")
+    assert refused.code == ResponseCode.NO_PERMISSION and broker.options.auto_create_topic_enable
+    assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"maxMessageSize=2048\n")).code == 0
+    assert (await peer.send("BenchmarkTest", b"x" * 3000)).code == ResponseCode.MESSAGE_ILLEGAL
+    told = await peer.call(RequestCode.GET_BROKER_CONFIG)
+    assert b"maxMessageSize=2048\n" in told.body
+
+
+async def test_a_deleted_topic_is_gone(broker: Broker, peer: Peer) -> None:
+    await peer.send("orders")
+    await peer.call(RequestCode.UPDATE_CONSUMER_OFFSET, consumerGroup="g", topic="orders", queueId=0, commitOffset=1)
+    assert (await peer.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic="orders")).code == 0
+    assert (await peer.pull("orders")).code == ResponseCode.TOPIC_NOT_EXIST
+    assert broker.offsets.groups_of("orders") == []
+    assert (await peer.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic="TBW102")).code == ResponseCode.INVALID_PARAMETER
+
+
+async def test_a_delayed_message_and_a_returned_one(broker: Broker, peer: Peer) -> None:
+    sent = await peer.send("orders", properties="DELAY\x011\x02")
+    assert sent.code == 0 and (await peer.pull("orders")).code == ResponseCode.PULL_NOT_FOUND
+    await eventually(lambda: broker.store.bounds("orders", 0) == (0, 1), timeout_s=5)
+    (message,) = decode_records((await peer.pull("orders")).body)
+    back = await peer.call(
+        RequestCode.CONSUMER_SEND_MSG_BACK,
+        offset=message.commit_log_offset,
+        group="g",
+        delayLevel=1,
+        maxReconsumeTimes=16,
+    )
+    assert back.code == 0
+    await eventually(lambda: broker.store.bounds("%RETRY%g", 0) == (0, 1), timeout_s=5)
+    (retried,) = decode_records((await peer.pull("%RETRY%g")).body)
+    assert retried.reconsume_times == 1 and retried.properties["RETRY_TOPIC"] == "orders"
+    dead = await peer.call(
+        RequestCode.CONSUMER_SEND_MSG_BACK, offset=retried.commit_log_offset, group="g", delayLevel=-1
+    )
+    assert dead.code == 0 and broker.store.bounds("%DLQ%g", 0) == (0, 1)
+
+
+async def test_what_was_there_is_there_after_a_stop(tmp_path: Path) -> None:
+    first = Broker(small(tmp_path))
+    await first.start()
+    peer = Peer(first.address)
+    await peer.send("orders")
+    await peer.call(
+        RequestCode.UPDATE_CONSUMER_OFFSET, consumerGroup="CID_ONSAPI_PULL", topic="orders", queueId=0, commitOffset=1
+    )
+    await peer.pool.close()
+    await first.stop()
+    assert not (tmp_path / "store" / "abort").exists()
+    second = Broker(small(tmp_path))
+    await second.start()
+    try:
+        assert second.topics.get("orders") is not None
+        assert second.offsets.query("CID_ONSAPI_PULL", "orders", 0) == 1
+        assert second.store.bounds("orders", 0) == (0, 1)
+    finally:
+        await second.stop()
+
+
+async def test_a_store_has_one_broker(broker: Broker, tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        await Broker(small(tmp_path)).start()
+
+
+async def test_a_taken_port_leaves_nothing_behind(broker: Broker, tmp_path: Path) -> None:
+    port = int(broker.address.rpartition(":")[2])
+    options = small(tmp_path, store_path_root_dir=str(tmp_path / "other"), listen_port=port)
+    with pytest.raises(OSError):
+        await Broker(options).start()
+    again = Broker(small(tmp_path, store_path_root_dir=str(tmp_path / "other")))
+    await again.start()
+    await again.stop()
+
+
+async def test_synchronous_flush_answers_both_ways(tmp_path: Path) -> None:
+    broker = Broker(small(tmp_path, flush_disk_type="SYNC_FLUSH"))
+    await broker.start()
+    peer = Peer(broker.address)
+    try:
+        for _ in range(3):
+            assert (await peer.send("orders")).code == 0  # the first through policy, the others through the engine
+        assert (await peer.send("orders", properties="DELAY\x011\x02")).code == 0
+        assert len(decode_records((await peer.pull("orders")).body)) == 3
+    finally:
+        await peer.pool.close()
+        await broker.stop()

@@ -1,0 +1,300 @@
+"""The broker's tables: offsets, topics, groups, clients, locks, files."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aerobee.broker.clients import Client, ClientTable
+from aerobee.broker.config_file import ConfigFile
+from aerobee.broker.groups import GroupTable
+from aerobee.broker.handlers.send import unpack_batch
+from aerobee.broker.handlers.topics import parse_attributes
+from aerobee.broker.offsets import OffsetTable
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.order import LEASE_S, OrderLocks
+from aerobee.broker.topics import TopicTable
+from aerobee.clock import ManualClock
+from aerobee.errors import ServerError
+from aerobee.options import OptionsError
+from aerobee.protocol.bodies.client import SubscriptionData
+from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
+from aerobee.protocol.bodies.topics import TopicConfig
+
+
+def options(**values: Any) -> BrokerOptions:
+    return BrokerOptions(broker_name="broker-a", **values)
+
+
+# Offsets.
+
+
+def test_offsets_never_go_backwards_unless_an_operator_resets_them(tmp_path: Path) -> None:
+    offsets = OffsetTable(tmp_path)
+    offsets.commit("g", "t", 0, 10)
+    offsets.commit("g", "t", 0, 4)
+    assert offsets.query("g", "t", 0) == 10 and offsets.counters["backwards"] == 1
+    offsets.reset("g", "t", 0, 3)
+    offsets.commit("g", "t", 0, 11)  # a consumer that does not know of the reset yet
+    assert offsets.query("g", "t", 0) == 3
+    assert offsets.take_reset("g", "t", 0) == 3 and offsets.take_reset("g", "t", 0) is None
+    offsets.commit("g", "t", 0, 5)
+    assert offsets.query("g", "t", 0) == 5
+
+
+async def test_offsets_are_read_back_and_from_apaches_spelling(tmp_path: Path) -> None:
+    offsets = OffsetTable(tmp_path)
+    offsets.commit("g", "t", 0, 10)
+    offsets.commit("g", "t", 7, 12)
+    await offsets.save()
+    assert '"t@g":{\n\t\t\t0:10,\n\t\t\t7:12\n\t\t}' in (tmp_path / "consumerOffset.json").read_text()
+    again = OffsetTable(tmp_path)
+    again.load()
+    assert again.table == {"t@g": {0: 10, 7: 12}}
+    again.forget_group("g")
+    assert again.table == {} and again.topics_of("g") == []
+
+
+# Files.
+
+
+async def test_a_broken_file_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    content = {"n": 1}
+    file = ConfigFile(tmp_path / "config" / "x.json", lambda: f'{{"n":{content["n"]}}}')
+    assert file.load() is None
+    await file.save()
+    content["n"] = 2
+    await file.save()
+    assert file.load() == {"n": 2}
+    for broken in (b"", b'{"n":', b"\x00" * 40):
+        file.path.write_bytes(broken)
+        assert file.load() == {"n": 1}
+
+
+async def test_many_saves_cost_few_writes(tmp_path: Path) -> None:
+    writes = 0
+
+    def text() -> str:
+        nonlocal writes
+        writes += 1
+        return f"{{{writes}:1}}"
+
+    file = ConfigFile(tmp_path / "x.json", text)
+    await asyncio.gather(*(file.save() for _ in range(100)))
+    assert writes <= 3
+
+
+# Topics.
+
+
+def topics(tmp_path: Path, **values: Any) -> TopicTable:
+    table = TopicTable(options(**values), tmp_path)
+    table.load()
+    return table
+
+
+async def test_automatic_topics_inherit_by_apaches_rules(tmp_path: Path) -> None:
+    table = topics(tmp_path)
+    made = await table.create_for_send("orders", "TBW102", 4, 0)
+    assert made is not None and (made.read_queue_nums, made.write_queue_nums, made.perm) == (4, 4, 6)
+    many = await table.create_for_send("many", "TBW102", 100, 0)
+    assert many is not None and many.write_queue_nums == 8
+    assert await table.create_for_send("x", "no-such-topic", 4, 0) is None
+    assert await table.create_for_send("y", "orders", 4, 0) is None  # an ordinary topic has nothing to inherit
+    again = topics(tmp_path)
+    assert again.get("orders") == made
+
+
+async def test_no_automatic_topics_when_switched_off(tmp_path: Path) -> None:
+    assert await topics(tmp_path, auto_create_topic_enable=False).create_for_send("orders", "TBW102", 4, 0) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "a b", "a/b", "tür", "x" * 128, "TBW102", "rmq_sys_x", "SCHEDULE_TOPIC_XXXX", "broker-a"]
+)
+async def test_names_that_tools_may_not_use(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ServerError) as refused:
+        await topics(tmp_path).update([TopicConfig(topic_name=name)])
+    assert refused.value.code == 29
+
+
+async def test_attributes_are_added_and_removed(tmp_path: Path) -> None:
+    table = topics(tmp_path)
+    await table.update([TopicConfig(topic_name="t", attributes=parse_attributes("+message.type=FIFO"))])
+    assert table.table["t"].attributes == {"message.type": "FIFO"}
+    await table.update([TopicConfig(topic_name="t", attributes=parse_attributes("-message.type"))])
+    assert table.table["t"].attributes == {}
+    for wrong in ("+no.such=1", "+message.type=NONE", "+queue.type=BatchCQ"):
+        with pytest.raises(ServerError):
+            await table.update([TopicConfig(topic_name="t", attributes=parse_attributes(wrong))])
+    for wrong in ("message.type=FIFO", "+message.type", "-a,-a"):
+        with pytest.raises(ServerError):
+            parse_attributes(wrong)
+
+
+# Groups.
+
+
+async def test_groups_appear_when_used_and_survive(tmp_path: Path) -> None:
+    table = GroupTable(options(), tmp_path)
+    table.load()
+    assert table.find("bad name") is None
+    assert table.find("g") is not None
+    await table.settled()
+    await table.update([SubscriptionGroupConfig(group_name="g", retry_max_times=3)])
+    await table.forbid("g", "t", readable=False)
+    again = GroupTable(options(auto_create_subscription_group=False), tmp_path)
+    again.load()
+    assert again.table["g"].retry_max_times == 3 and again.is_forbidden("g", "t")
+    assert again.find("other") is None and again.find("CID_RMQ_SYS_X") is not None
+    await again.settled()
+
+
+# Clients.
+
+
+class Clients:
+    """A client table, what it said to whom, and connections that are only numbers."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.notices: list[tuple[str, list[str]]] = []
+        self.subscriptions: dict[tuple[str, str], str | None] = {}
+        self.table = ClientTable(
+            self.clock,
+            on_subscription=self.on_subscription,
+            notify=lambda group, members: self.notices.append((group, [member.client_id for member in members])),
+        )
+
+    def on_subscription(self, group: str, topic: str, subscription: SubscriptionData | None) -> None:
+        self.subscriptions[group, topic] = None if subscription is None else subscription.sub_string
+
+    def connection(self, number: int) -> Any:
+        return SimpleNamespace(id=number, peer=f"10.0.0.{number}:1", closed=False, close=lambda reason: None)
+
+    def join(self, name: str, connection: Any, *subscriptions: tuple[str, str, int], model: str = "CLUSTERING") -> bool:
+        return self.table.register_consumer(
+            "g",
+            Client(name, connection, 0, 513),
+            consume_type="CONSUME_PASSIVELY",
+            message_model=model,
+            consume_from_where="CONSUME_FROM_LAST_OFFSET",
+            subscriptions=[SubscriptionData(topic=t, sub_string=s, sub_version=v) for t, s, v in subscriptions],
+            notify=True,
+        )
+
+
+def test_members_hear_of_every_change_and_only_of_changes() -> None:
+    clients = Clients()
+    one, two = clients.connection(1), clients.connection(2)
+    clients.join("a", one, ("t", "*", 1))
+    clients.join("b", two, ("t", "*", 2))
+    assert clients.notices == [("g", ["a"]), ("g", ["a", "b"])]
+    clients.join("a", one, ("t", "*", 1))
+    assert len(clients.notices) == 2
+    clients.table.disconnected(two)
+    assert clients.notices[-1] == ("g", ["a"])
+    clients.table.unregister_consumer("g", one)
+    assert "g" not in clients.table.consumers and clients.subscriptions == {("g", "t"): None}
+
+
+def test_members_that_differ_do_not_take_each_others_topics_away_and_are_noticed() -> None:
+    # Claim: with different subscriptions in a group nobody loses a topic, and an operator can see it.
+    clients = Clients()
+    one, two = clients.connection(1), clients.connection(2)
+    clients.join("a", one, ("orders", "*", 1))
+    clients.join("b", two, ("bills", "*", 1))
+    clients.join("a", one, ("orders", "*", 1))
+    group = clients.table.consumers["g"]
+    assert set(group.subscriptions) == {"orders", "bills"}
+    assert "orders" in group.mismatch and "bills" in group.mismatch
+    assert clients.table.counters["mismatches"] == 1
+    clients.join("a", one, ("bills", "*", 2))
+    assert group.mismatch == ""
+
+
+def test_the_newest_subscription_is_in_force() -> None:
+    clients = Clients()
+    one, two = clients.connection(1), clients.connection(2)
+    clients.join("a", one, ("t", "x", 5))
+    clients.join("b", two, ("t", "y", 3))
+    assert clients.subscriptions["g", "t"] == "x"
+    clients.join("b", two, ("t", "y", 9))
+    assert clients.subscriptions["g", "t"] == "y"
+
+
+def test_silent_clients_are_forgotten() -> None:
+    clients = Clients()
+    closed: list[str] = []
+    connection = clients.connection(1)
+    connection.close = closed.append
+    clients.join("a", connection, ("t", "*", 1))
+    clients.table.register_producer("p", Client("a", connection, 0, 513))
+    clients.table.expire(120)
+    assert "g" in clients.table.consumers
+    asyncio.run(clients.clock.advance(121))
+    clients.table.expire(120)
+    assert clients.table.consumers == {} and clients.table.producers == {} and closed
+
+
+def test_broadcasting_members_are_not_told() -> None:
+    clients = Clients()
+    clients.join("a", clients.connection(1), ("t", "*", 1), model="BROADCASTING")
+    assert clients.notices == []
+
+
+# Locks.
+
+
+async def test_one_owner_a_queue_until_its_lease_is_over() -> None:
+    clock = ManualClock()
+    locks = OrderLocks(clock)
+    queue = ("t", "broker-a", 0)
+    assert locks.lock("g", "a", [queue]) == [queue] and locks.lock("g", "b", [queue]) == []
+    assert locks.any_held("g")
+    await clock.advance(LEASE_S - 1)
+    assert locks.lock("g", "a", [queue]) == [queue]
+    await clock.advance(LEASE_S + 1)
+    assert not locks.any_held("g") and locks.lock("g", "b", [queue]) == [queue]
+    locks.unlock("g", "a", [queue])
+    assert locks.lock("g", "a", [queue]) == []
+    locks.unlock("g", "b", [queue])
+    assert locks.lock("g", "a", [queue]) == [queue]
+
+
+# Batches and options.
+
+
+def test_batches_that_lie_about_their_lengths_are_refused() -> None:
+    good = bytes.fromhex("0000001b 00000000 00000000 00000007 00000001 61 0004 61016202".replace(" ", ""))
+    assert list(unpack_batch(good + good)) == [(7, b"a", b"a\x01b\x02")] * 2
+    for broken in (good[:-1], good[:10], good[:3] + b"\x1c" + good[4:], good[:16] + b"\x7f" + good[17:]):
+        with pytest.raises(ServerError) as refused:
+            list(unpack_batch(broken))
+        assert refused.value.code == 13
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"message_delay_level": "1s 2x"},
+        {"delete_when": "25"},
+        {"mapped_file_size_consume_queue": 6_000_001},
+        {"broker_id": 1},
+        {"broker_role": "SYNC_MASTER"},
+    ],
+)
+def test_settings_that_cannot_be(values: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError):
+        options(**values)
+
+
+def test_nothing_that_names_a_place_can_be_changed_remotely() -> None:
+    texts = {name for name, row in BrokerOptions.ROWS.items() if row.kind is str and row.remote}
+    assert texts == {"regionId", "deleteWhen", "msgTraceTopicName"}
+    with pytest.raises(OptionsError):
+        options().change({"storePathRootDir": "/etc"})
