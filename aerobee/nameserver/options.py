@@ -13,6 +13,7 @@ class NameServerOptions(Options):
 
     ENVIRONMENT = "AEROBEE_NAMESERVER_"
     IGNORED = options_ignored.NAMESERVER
+    REFUSED = options_ignored.NAMESERVER_REFUSED
 
     listen_port = setting(
         9876, "Port that brokers and clients dial; 0 takes a free one.", low=0, high=65535, remote=False

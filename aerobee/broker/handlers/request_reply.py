@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from aerobee._engine import Record
 from aerobee.broker import request_reply
 from aerobee.broker.handlers.send import (
     check_body,
@@ -15,6 +14,7 @@ from aerobee.broker.handlers.send import (
     sender_properties,
     stored_properties,
 )
+from aerobee.broker.store import Record
 from aerobee.errors import AerobeeError
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import RequestCode, ResponseCode

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from aerobee._engine import Record
 from aerobee.broker import retry
 from aerobee.broker.records import PREPARED, format_properties, parse_properties
+from aerobee.broker.store import Record
 from aerobee.broker.topics import NOT_SENDABLE, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, validate_name
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
 from aerobee.errors import ServerError
