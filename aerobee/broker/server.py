@@ -30,6 +30,7 @@ from aerobee.broker.options import FAST_PORT_OFFSET, LOOPBACK, BrokerOptions
 from aerobee.broker.order import OrderLocks
 from aerobee.broker.records import Stored, encode_record
 from aerobee.broker.registration import Registration
+from aerobee.broker.request_mode import RequestModes
 from aerobee.broker.stats import Stats
 from aerobee.broker.store import Store
 from aerobee.broker.topics import TopicTable
@@ -62,6 +63,7 @@ class Broker:
         self.offsets = OffsetTable(config_dir, on_reset=self._group_touched)
         self.clients = ClientTable(self.clock, on_subscription=self._subscription_changed, notify=self._notify)
         self.order = OrderLocks(self.clock)
+        self.request_modes = RequestModes(config_dir)
         self.listeners: list[Listener] = []
         self.config_version = DataVersion()
         self.started_ms = 0
@@ -95,6 +97,7 @@ class Broker:
             self.topics.load()
             self.groups.load()
             self.offsets.load()
+            self.request_modes.load()
             self.delay = Delay(self.store, self.clock, options.delay_levels_ms(), self._config_dir)
             self.delay.load()
             self.transactions = Transactions(
