@@ -197,13 +197,21 @@ def down(data: Path) -> int:
     pid = int(running["pid"])
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + 2 * STOP_S + 5
-    while _running(data) is not None:
+    while _running(data) is not None or _exists(pid):
         if time.monotonic() > until:
             print(f"process {pid} has not stopped", file=sys.stderr)
             return 1
         time.sleep(0.02)
     print("stopped")
     return 0
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process is there that has not ended yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
