@@ -98,6 +98,8 @@ class Turn:
     """Offsets that came with pulls: group, topic, queue id, offset."""
     commands: Final[list[CommandTuple]]
     """What the engine did not serve, in order; all of the session that was fed."""
+    arrivals: Final[list[tuple[str, int]]]
+    """Queues of `Engine.watch` that have news: topic, queue id."""
     error: Final[str | None]
     """The peer broke the protocol: write the replies, then close the connection with this reason."""
     more: Final[bool]
@@ -147,6 +149,8 @@ class Engine:
         """What the group's members subscribed, for pulls that bring no subscription. `kind` TAG (`tags`: hashes,
         None: from the expression) or SQL92 (ValueError when it does not compile)."""
     def unsubscribe(self, group: str, topic: str | None = None) -> None: ...
+    def watch(self, topic: str, queue: int) -> None:
+        """The next message that becomes visible in the queue is told in a turn's `arrivals`; once, then watch again."""
     def append(self, records: list[Record]) -> tuple[list[Receipt], Turn]:
         """Writes records in one write, all or none, and wakes the pulls that wait for them."""
     def durable(self) -> int:

@@ -47,6 +47,8 @@ class Store:
         self._connections: dict[int, Connection] = {}
         self._on_command: Callable[[Connection, CommandTuple], None] = lambda connection, command: None
         self._on_commit: Callable[[str, str, int, int], None] = lambda group, topic, queue_id, offset: None
+        self.on_arrival: Callable[[list[tuple[str, int]]], None] = lambda queues: None
+        """Hears of the queues of `watch` that got a message: (topic, queue id)."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._unflushed: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -114,6 +116,8 @@ class Store:
             on_command = self._on_command
             for command in commands:
                 on_command(connection, command)
+        if turn.arrivals:
+            self.on_arrival(turn.arrivals)
         if turn.error is not None:
             connection.close(turn.error)
         elif turn.more:
@@ -142,6 +146,8 @@ class Store:
             self._write(turn.replies)
         for commit in turn.commits:
             self._on_commit(*commit)
+        if turn.arrivals:
+            self.on_arrival(turn.arrivals)
 
     def _write(self, replies: list[tuple[int, bytes]]) -> None:
         connections = self._connections
@@ -208,13 +214,26 @@ class Store:
         """Serves (or parks) a pull that policy has allowed. ValueError: a field is missing or no number."""
         self._deliver(self.engine.pull(connection.session, command, tags, park, sql))
 
+    def watch(self, topic: str, queue_id: int) -> None:
+        """`on_arrival` hears of the next message in the queue, once."""
+        self.engine.watch(topic, queue_id)
+
     def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
         """Smallest offset and the one after the largest visible one; (0, 0) for a queue that was never written."""
         return self.engine.bounds(topic, queue_id)
 
-    def read(self, topic: str, queue_id: int, offset: int, count: int, bytes_max: int = 1 << 20) -> Batch:
-        """Records from a queue, as they are in the log."""
-        return self.engine.read(topic, queue_id, offset, count, bytes_max)
+    def read(
+        self,
+        topic: str,
+        queue_id: int,
+        offset: int,
+        count: int,
+        bytes_max: int = 1 << 20,
+        tags: list[int] | None = None,
+        sql: str | None = None,
+    ) -> Batch:
+        """Records from a queue, as they are in the log; those with one of these tag hashes, or that an SQL92 text picks."""
+        return self.engine.read(topic, queue_id, offset, count, bytes_max, tags, sql)
 
     def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
         """Queue entries of 20 bytes: position, size, tags code."""

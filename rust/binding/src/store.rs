@@ -133,6 +133,7 @@ pub struct Turn {
     replies: Py<PyList>,
     commands: Py<PyList>,
     commits: Py<PyList>,
+    arrivals: Py<PyList>,
     error: Option<String>,
     more: bool,
 }
@@ -151,10 +152,15 @@ impl Turn {
         for commit in &turn.commits {
             commits.append((&*commit.group, &*commit.topic, commit.queue_id, commit.offset))?;
         }
+        let arrivals = PyList::empty(py);
+        for (topic, queue_id) in &turn.arrivals {
+            arrivals.append((&**topic, *queue_id))?;
+        }
         Ok(Turn {
             replies: replies.unbind(),
             commands: commands.unbind(),
             commits: commits.unbind(),
+            arrivals: arrivals.unbind(),
             error: turn.error.map(|error| error.reason),
             more: turn.more,
         })
@@ -349,6 +355,10 @@ impl Engine {
 
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
         self.enter(py, |engine| engine.store.notify_fd())
+    }
+
+    fn watch(&self, py: Python<'_>, topic: &str, queue: u32) -> PyResult<()> {
+        self.enter(py, |engine| engine.watch(topic, queue))
     }
 
     #[pyo3(signature = (**settings))]

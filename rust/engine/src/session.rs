@@ -9,7 +9,7 @@
 //! passed them (`settle`); a failed commit turns all of them into errors. Nothing waits and nothing sleeps: time comes
 //! in through `expire`. Memory is bounded by what peers really sent and by [`Settings::turn_bytes_max`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -61,6 +61,8 @@ pub struct Turn {
     pub replies: Vec<(u64, Vec<u8>)>,
     pub commands: Vec<Command>,
     pub commits: Vec<OffsetCommit>,
+    /// Watched queues that have news: topic, queue id. Each is watched no longer.
+    pub arrivals: Vec<(Arc<str>, u32)>,
     /// The peer broke the protocol: write the replies, then close the connection.
     pub error: Option<ProtocolError>,
     /// The session has frames left, because the replies grew long: `feed` again with no data once they are written.
@@ -126,6 +128,8 @@ pub struct Engine {
     held: VecDeque<Held>,
     /// Queues with news whose waiting pulls did not fit into a turn.
     unwoken: Vec<QueueRef>,
+    /// Queues that policy waits for a message in.
+    watched: HashSet<QueueRef>,
     slots: Vec<u32>,
     programs: HashMap<Box<str>, Arc<sql::Filter>>,
     pub counters: Counters,
@@ -150,6 +154,7 @@ impl Engine {
             staged: false,
             held: VecDeque::new(),
             unwoken: Vec::new(),
+            watched: HashSet::new(),
             slots: Vec::new(),
             programs: HashMap::new(),
             counters: Counters::default(),
@@ -239,7 +244,15 @@ impl Engine {
     /// Forgets the topic and its queues; records stay in the log until their file goes.
     pub fn delete_topic(&mut self, topic: &str) -> Result<(), Error> {
         self.forget_topic(topic);
+        let store = &self.store;
+        self.watched.retain(|queue| &*store.name(*queue).0 != topic);
         self.store.delete_topic(topic)
+    }
+
+    /// The next message of the queue is told in a turn's `arrivals`, once.
+    pub fn watch(&mut self, topic: &str, queue_id: u32) {
+        let queue = self.store.queue(topic, queue_id);
+        self.watched.insert(queue);
     }
 
     // ---- sessions ----------------------------------------------------------------------------------------------
@@ -562,6 +575,13 @@ impl Engine {
     fn wake(&mut self, turn: &mut Turn) {
         if self.unwoken.is_empty() {
             return;
+        }
+        if !self.watched.is_empty() {
+            for queue in &self.unwoken {
+                if self.watched.remove(queue) {
+                    turn.arrivals.push(self.store.name(*queue));
+                }
+            }
         }
         if self.parked.is_empty() {
             self.unwoken.clear();
