@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import uvloop
 
@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+A = TypeVar("A", aio.Producer, aio.Consumer, aio.PullConsumer)
 
 
 class _Background:
@@ -88,22 +89,23 @@ class _Background:
 _background = _Background()
 
 
-class _Face:
+class _Face(Generic[A]):
     """Makes the asyncio object in the background's loop, and again in a forked child."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], A]) -> None:
+        self._make: Callable[[], A] = make
         self._pid = 0
-        self._inner: Any = None
+        self._inner: A | None = None
         self._started = False
 
-    def _aio(self) -> Any:
-        if self._pid != os.getpid():
+    def _aio(self) -> A:
+        inner = self._inner
+        if inner is None or self._pid != os.getpid():
             self._pid = os.getpid()
-            self._inner = self._make()
+            self._inner = inner = self._make()
             if self._started:
-                _background.run(self._inner.start())
-        return self._inner
+                _background.run(inner.start())
+        return inner
 
     def start(self) -> Self:
         """See the asyncio class."""
@@ -119,7 +121,7 @@ class _Face:
 
     def stop(self) -> None:
         """See the asyncio class."""
-        if self._started and self._pid == os.getpid():
+        if self._started and self._pid == os.getpid() and self._inner is not None:
             self._started = False
             _background.run(self._inner.stop())
 
@@ -130,7 +132,7 @@ class _Face:
         self.stop()
 
 
-class Producer(_Face):
+class Producer(_Face[aio.Producer]):
     """`aerobee.Producer` with plain calls; takes the same arguments."""
 
     def __init__(self, name_servers: str | Sequence[str] | None = None, **options: Any) -> None:
@@ -166,7 +168,7 @@ class Producer(_Face):
         return _background.run(self._aio().queues(topic))
 
 
-class Consumer(_Face):
+class Consumer(_Face[aio.Consumer]):
     """`aerobee.Consumer` with plain calls: handlers are plain functions and run in threads, or `for message in
     consumer`."""
 
@@ -198,7 +200,7 @@ class Consumer(_Face):
 
         def register(function: Callable[..., None]) -> Callable[..., None]:
             self._handlers.append((kind, topic, how, function))
-            self._inner, self._pid = None, 0
+            self._inner = None
             return function
 
         return register
@@ -235,7 +237,7 @@ class Consumer(_Face):
         _background.run(self._aio().retry(message, delay_level=delay_level))
 
 
-class PullConsumer(_Face):
+class PullConsumer(_Face[aio.PullConsumer]):
     """`aerobee.PullConsumer` with plain calls."""
 
     def __init__(self, name_servers: str | Sequence[str] | None = None, *, group: str, **options: Any) -> None:

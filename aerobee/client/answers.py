@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -146,7 +146,7 @@ async def _status(consumer: Consumer, command: RemotingCommand) -> RemotingComma
     return command.reply(body=GetConsumerStatusBody(message_queue_table=table).to_json())
 
 
-_WORK = {
+_WORK: dict[int, Callable[[Consumer, RemotingCommand], Coroutine[Any, Any, RemotingCommand | None]]] = {
     RequestCode.GET_CONSUMER_RUNNING_INFO: _running_info,
     RequestCode.CONSUME_MESSAGE_DIRECTLY: _consume_directly,
     RequestCode.RESET_CONSUMER_CLIENT_OFFSET: _reset,

@@ -386,10 +386,10 @@ class Producer:
         now = asyncio.get_running_loop().time()
         for broker in [broker for broker, until in self._avoid.items() if until <= now]:
             del self._avoid[broker]
-        for wanted in (lambda name: name != failed_at and name not in self._avoid, lambda name: name != failed_at):
+        for avoided in ({failed_at, *self._avoid}, {failed_at}):
             for step in range(len(queues)):
                 queue = queues[(turn + step) % len(queues)]
-                if wanted(queue.broker_name):
+                if queue.broker_name not in avoided:
                     self._turn[route.topic] = turn + step + 1
                     return queue
         return queues[turn % len(queues)]

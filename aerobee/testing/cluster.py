@@ -22,6 +22,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
@@ -29,6 +30,7 @@ from aerobee.client.client import Client
 from aerobee.errors import AerobeeError
 from aerobee.protocol.codes import RequestCode
 from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.headers.topics import CreateTopic
 from aerobee.testing.eventually import eventually
 
 START_TIMEOUT_S: Final = 60.0
@@ -74,7 +76,7 @@ class Server:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "aerobee.cli", self.kind, "-c", str(config), "--stop-at-eof",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, cwd=self.directory,
-                env={**os.environ, "PYTHONPATH": _python_path(), "NAMESRV_ADDR": ""},
+                env=_environment(),
             )  # fmt: skip
         assert self._process.stdout is not None
         try:
@@ -186,7 +188,7 @@ class Cluster:
                 continue
             async with Client(server.address) as client:
 
-                async def knows(client: Client = client, address: str = server.address) -> bool:
+                async def knows(client: Client, address: str) -> bool:
                     try:
                         reply = await client.invoke(
                             address, RemotingCommand.request(RequestCode.GET_BROKER_CLUSTER_INFO)
@@ -195,7 +197,28 @@ class Cluster:
                         return False
                     return all(f'"{name}"'.encode() in reply.body for name in names)
 
-                await eventually(knows, timeout_s)
+                await eventually(partial(knows, client, server.address), timeout_s)
+
+    async def create_topic(self, topic: str, queues: int = 4, timeout_s: float = 10.0) -> None:
+        """Makes a topic on every running broker; returns when every running name server tells of it."""
+        running = {broker.name: broker for broker in self.brokers if broker.running}
+        header = CreateTopic(
+            topic=topic, default_topic="TBW102", read_queue_nums=queues, write_queue_nums=queues, perm=6,
+            topic_filter_type="SINGLE_TAG", topic_sys_flag=0, order=False,
+        )  # fmt: skip
+        for server in self.name_server_list:
+            if not server.running:
+                continue
+            async with Client(server.address) as client:
+                for broker in running.values():
+                    await client.invoke(
+                        broker.address, RemotingCommand.request(RequestCode.UPDATE_AND_CREATE_TOPIC, header)
+                    )
+
+                async def is_known(client: Client) -> bool:
+                    return set((await client.route(topic, fresh=True)).brokers) >= set(running)
+
+                await eventually(partial(is_known, client), timeout_s)
 
     async def stop(self) -> None:
         for server in reversed(self.servers):
@@ -233,14 +256,15 @@ class Cluster:
                 "storePathRootDir": directory / "store",
                 "mappedFileSizeCommitLog": 16 * 1024 * 1024,
                 "mappedFileSizeConsumeQueue": 600_000,
-                "diskMaxUsedSpaceRatio": 99,
+                "diskMaxUsedSpaceRatio": 95,
+                "diskSpaceWarningLevelRatio": 99,
                 **settings,
             },
         )  # fmt: skip
 
 
-def _python_path() -> str:
-    """So that a server finds the same aerobee as the test."""
+def _environment() -> dict[str, str]:
+    """The test's own, but nothing in it configures a server; the server finds the same aerobee as the test."""
+    kept = {key: value for key, value in os.environ.items() if key != "NAMESRV_ADDR" and not key.startswith("AEROBEE_")}
     here = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH", "")
-    return f"{here}{os.pathsep}{before}" if before else here
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH"))))}

@@ -6,13 +6,17 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast, overload
 
 T = TypeVar("T")
 
 INTERVAL_S = 0.02
 
 
+@overload
+async def eventually(check: Callable[[], Awaitable[T]], timeout_s: float = ..., interval_s: float = ...) -> T: ...
+@overload
+async def eventually(check: Callable[[], T], timeout_s: float = ..., interval_s: float = ...) -> T: ...
 async def eventually(
     check: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, interval_s: float = INTERVAL_S
 ) -> T:
@@ -30,7 +34,7 @@ async def eventually(
             if inspect.isawaitable(value):
                 value = await value
             if value:
-                return value  # type: ignore[return-value]  # awaited above
+                return cast(T, value)
             last, error = value, None
         except (Exception, AssertionError) as caught:
             error = caught
