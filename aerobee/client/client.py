@@ -32,6 +32,10 @@ DEFAULT_TOPIC: Final = "TBW102"
 """The topic whose settings a broker copies when it creates a topic on first use."""
 DEFAULT_TOPIC_QUEUES: Final = 4
 ROUTE_INTERVAL_S: Final = 30.0
+ROUTE_GUESSED_S: Final = 1.0
+ROUTE_SHRUNK_S: Final = 3.0
+SHRUNK_MEMORY_S: Final = 120.0
+"""How long a broker that left a route is looked for more often."""
 HEARTBEAT_INTERVAL_S: Final = 30.0
 PERM_READ: Final = 4
 PERM_WRITE: Final = 2
@@ -112,6 +116,8 @@ class Client:
         self._asking: dict[str, asyncio.Task[TopicRoute]] = {}
         self._greeting: dict[str, asyncio.Task[bool]] = {}
         self._greeted: set[str] = set()
+        self._routes_unsettled = asyncio.Event()
+        self._shrunk_until = 0.0
         self._users = 0
         self._pid = 0
 
@@ -131,6 +137,7 @@ class Client:
         self._users += 1
         if self._users == 1:
             self._pid = os.getpid()
+            self._routes_unsettled = asyncio.Event()  # of this loop: a client may be used in several, one after the other
             self.spawn(self._keep_routes())
             self.spawn(self._keep_heartbeats())
         return self
@@ -236,6 +243,11 @@ class Client:
             if self.brokers.get(name) != addresses:
                 self.brokers[name] = addresses
                 self.greet(addresses.values())
+        if before is not None and not before.brokers.keys() <= route.brokers.keys():
+            self._shrunk_until = time.monotonic() + SHRUNK_MEMORY_S
+            self._routes_unsettled.set()
+        if route.guessed:
+            self._routes_unsettled.set()
         if not route.same_queues(before):
             for member in self._members:
                 member.routes_changed(route.topic)
@@ -255,10 +267,20 @@ class Client:
         return addresses.get(broker_id) or addresses.get(MASTER_ID) or next(iter(addresses.values()))
 
     async def _keep_routes(self) -> None:
+        """Every 30 s; sooner while a topic is about to be created, or a broker has just gone and may come back."""
         while True:
-            guessed = any(route.guessed for route in self.routes.values())
-            await asyncio.sleep(1.0 if guessed else ROUTE_INTERVAL_S)
-            await self.refresh_routes(only_guessed=guessed)
+            if any(route.guessed for route in self.routes.values()):
+                wait_s = ROUTE_GUESSED_S
+            elif time.monotonic() < self._shrunk_until:
+                wait_s = ROUTE_SHRUNK_S
+            else:
+                wait_s = ROUTE_INTERVAL_S
+            self._routes_unsettled.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._routes_unsettled.wait()
+            except TimeoutError:
+                await self.refresh_routes(only_guessed=wait_s == ROUTE_GUESSED_S)
 
     async def refresh_routes(self, *, only_guessed: bool = False) -> None:
         """Asks again for every topic in use; failures are logged and the old route stays."""

@@ -220,7 +220,7 @@ class Consumer:
             self.subscriptions[self._retry_topic] = subscription(self._retry_topic, "*")
         await self.client.start()
         self._running = True
-        self._stopped.clear()
+        self._stopped, self._rebalance_now = asyncio.Event(), asyncio.Event()
         self.started_ms = int(time.time() * 1000)
         self.client.join(self)
         try:

@@ -105,7 +105,8 @@ class Producer:
         if not self._started:
             await self.client.start()
             self.client.join(self)
-            self._started = True
+            self._started, self._in_flight, self._room = True, 0, None
+            self._seen.clear()
         return self
 
     async def stop(self) -> None:
