@@ -33,6 +33,7 @@ class Client:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log_file,
+            cwd=directory,  # some commands leave files where they are run
             text=True,
             bufsize=1,
             preexec_fn=apache.die_with_parent,
