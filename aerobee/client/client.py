@@ -137,7 +137,7 @@ class Client:
         self._users += 1
         if self._users == 1:
             self._pid = os.getpid()
-            self._routes_unsettled = asyncio.Event()  # of this loop: a client may be used in several, one after the other
+            self._routes_unsettled = asyncio.Event()  # of this loop; another one may come later
             self.spawn(self._keep_routes())
             self.spawn(self._keep_heartbeats())
         return self

@@ -1,0 +1,111 @@
+"""The client without a cluster: addresses, routes, choosing queues, and how it says that nobody is there."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from aerobee import ConnectError, Consumer, Message, Producer, sync
+from aerobee.client.client import TopicRoute, parse_name_servers
+from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicRouteData
+from aerobee.protocol.message import MessageQueue, java_hash
+
+
+def route(*brokers: str, queues: int = 2, masters: bool = True) -> TopicRoute:
+    data = TopicRouteData(
+        queue_datas=[
+            QueueData(broker_name=b, read_queue_nums=queues, write_queue_nums=queues, perm=6) for b in brokers
+        ],
+        broker_datas=[BrokerData(broker_name=b, broker_addrs={0 if masters else 1: f"{b}:1"}) for b in brokers],
+    )
+    return TopicRoute("t", data)
+
+
+def test_name_servers() -> None:
+    assert parse_name_servers("a:1;b:2, c:3") == ["a:1", "b:2", "c:3"]
+    assert parse_name_servers(["a:1", "b:2"]) == ["a:1", "b:2"]
+    for wrong in ("a", "a:b", ";"):
+        with pytest.raises(ValueError, match="name server"):
+            parse_name_servers(wrong)
+
+
+def test_name_servers_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAMESRV_ADDR", "x:9")
+    assert parse_name_servers(None) == ["x:9"]
+    monkeypatch.delenv("NAMESRV_ADDR")
+    assert parse_name_servers(None) == ["127.0.0.1:9876"]
+
+
+def test_a_broker_set_without_a_master_is_read_and_not_written() -> None:
+    slaves = route("b", masters=False)
+    assert slaves.write_queues == [] and len(slaves.read_queues) == 2
+
+
+def test_queues_are_in_the_order_all_clients_agree_on() -> None:
+    assert route("b", "a").write_queues == [MessageQueue("t", b, i) for b in "ab" for i in (0, 1)]
+
+
+async def test_retries_leave_the_broker_that_failed_and_the_ones_that_are_away() -> None:
+    producer = Producer("127.0.0.1:1")
+    three = route("a", "b", "c")
+    assert {producer._next_queue(three, "").broker_name for _ in range(6)} == {"a", "b", "c"}
+    assert {producer._next_queue(three, "a").broker_name for _ in range(12)} == {"b", "c"}
+    producer._avoid["b"] = float("inf")
+    assert {producer._next_queue(three, "a").broker_name for _ in range(12)} == {"c"}
+    assert {producer._next_queue(three, "c").broker_name for _ in range(12)} == {"a"}
+    producer._avoid |= {"a": float("inf"), "c": float("inf")}
+    assert {producer._next_queue(three, "c").broker_name for _ in range(12)} == {"a", "b"}, "better than nothing"
+    assert {producer._next_queue(route("a"), "a").broker_name for _ in range(3)} == {"a"}
+
+
+def test_a_sharding_key_chooses_as_javas_selector_does() -> None:
+    producer = Producer("127.0.0.1:1")
+    eight = route("a", queues=8)
+    for key in ("order-1", "käse", "polygenelubricants"):  # the last one's hash is Integer.MIN_VALUE
+        chosen = producer._chooser(Message("t", b"x"), None, key, None)(eight, Message("t", b"x"), "")
+        quotient = abs(java_hash(key)) // 8
+        assert chosen.queue_id == abs(java_hash(key)) - quotient * 8
+    by_property = producer._chooser(Message("t", b"x", sharding_key="order-1"), None, None, None)
+    assert not by_property.may_retry
+    with pytest.raises(ValueError, match="one of"):
+        producer._chooser(Message("t", b"x"), MessageQueue("t", "a", 0), "key", None)
+
+
+async def test_nobody_there_is_an_error_within_the_time_out() -> None:
+    async with Producer("127.0.0.1:1", timeout_ms=500) as producer:
+        began = time.monotonic()
+        with pytest.raises(ConnectError, match=r"127\.0\.0\.1:1"):
+            await producer.send(Message("t", b"x"))
+        future = await producer.post(Message("t", b"x"))
+        with pytest.raises(ConnectError):
+            await future
+        assert time.monotonic() - began < 10
+    with pytest.raises(ConnectError):
+        async with Consumer("127.0.0.1:1", group="g", subscriptions=["t"]):
+            pass
+
+
+async def test_what_is_not_started_says_so() -> None:
+    with pytest.raises(ConnectError, match="async with"):
+        await Producer("127.0.0.1:1").send(Message("t", b"x"))
+
+
+async def test_wrong_arguments_are_refused_before_anything_is_sent() -> None:
+    async with Producer("127.0.0.1:1", body_bytes_max=100) as producer:
+        for wrong in (Message("a b", b"x"), Message("t", b""), Message("t", b"x" * 101)):
+            with pytest.raises(ValueError):
+                await producer.send(wrong)
+        for batch in ([], [Message("t", b"x"), Message("u", b"x")], [Message("t", b"x", delay_level=3)]):
+            with pytest.raises(ValueError):
+                await producer.send_batch(batch)
+    with pytest.raises(ValueError, match="group"):
+        Consumer("127.0.0.1:1", group="")
+
+
+def test_plain_calls_raise_the_same_errors() -> None:
+    with sync.Producer("127.0.0.1:1", timeout_ms=300) as producer:
+        with pytest.raises(ConnectError):
+            producer.send(Message("t", b"x"))
+        with pytest.raises(ConnectError):
+            producer.post(Message("t", b"x")).result(10)

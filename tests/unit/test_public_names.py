@@ -1,0 +1,41 @@
+"""The public names: what type checkers see is what runs, and the plain face has all that the asyncio face has."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import aerobee
+from aerobee import client, sync
+
+
+def test_type_checkers_see_the_names_that_run() -> None:
+    tree = ast.parse(Path(aerobee.__file__).read_text())
+    seen = {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    assert seen == set(aerobee.__all__)
+    for name in aerobee.__all__:
+        assert getattr(aerobee, name) is not None
+
+
+def test_plain_calls_exist_for_everything() -> None:
+    """Except for what only makes sense inside an event loop."""
+    asyncio_only = {
+        "Consumer": {"batches", "pause", "rebalance", "reset", "resume", "subscribe", "unsubscribe"},
+        "PullConsumer": {"session"},
+    }
+    for name in ("Producer", "Consumer", "PullConsumer"):
+        members = {
+            member
+            for member, value in inspect.getmembers(getattr(client, name), inspect.isfunction)
+            if not member.startswith("_") and member not in asyncio_only.get(name, ())
+        }
+        inner = {"consume_once", "heartbeat_data", "requested", "routes_changed", "settle", "take", "topics"}
+        missing = members - inner - set(dir(getattr(sync, name)))
+        assert not missing, f"aerobee.sync.{name} lacks {missing}"
