@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import apache
@@ -33,8 +33,12 @@ def start_broker(
     *,
     name: str = "broker-a",
     cluster: str = "DefaultCluster",
+    ready: Callable[[], bool] | None = None,
 ) -> Process:
-    """Starts our broker on 127.0.0.1:`port`, store in `directory/store`; returns when its name server knows it."""
+    """Starts our broker on 127.0.0.1:`port`, store in `directory/store`; returns when its name server knows it.
+
+    `ready` replaces that question.
+    """
     config = directory / "broker.properties"
     settings: dict[str, object] = {
         "brokerClusterName": cluster,
@@ -51,7 +55,7 @@ def start_broker(
     }
     write_properties(config, settings)
     process = Process("broker", [*_script("broker", "mqbroker"), "-c", str(config), "-n", namesrv], directory)
-    process.ready(lambda: registered(namesrv, name, f"127.0.0.1:{port}"))
+    process.ready(ready or (lambda: registered(namesrv, name, f"127.0.0.1:{port}")))
     return process
 
 

@@ -1,0 +1,1 @@
+"""Figures beside Apache RocketMQ's; `make bench` runs them all."""
