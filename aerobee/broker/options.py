@@ -173,6 +173,36 @@ class BrokerOptions(Options):
     flush_consumer_offset_interval = setting(
         5000, "Milliseconds between writes of consumerOffset.json.", low=100, high=60_000
     )
+    pop_from_retry_probability = setting(
+        20, "Of 100 pops, how many look into the retry topic first.", low=0, high=100, live=True
+    )
+    enable_retry_topic_v2 = setting(
+        False, "Popped messages come again in `%RETRY%group+topic` instead of `%RETRY%group_topic`.", live=True
+    )
+    retrieve_message_from_pop_retry_topic_v1 = setting(
+        True, "Pops read the other form of the retry topic too, if it is there.", live=True
+    )
+    pop_response_return_actual_retry_topic = setting(
+        False, "Popped messages that come again name their retry topic, not the topic asked for.", live=True
+    )
+    pop_polling_size = setting(1024, "Pops that may wait for one queue of a group.", low=0, live=True)
+    max_pop_polling_size = setting(100_000, "Pops and notifications that may wait in all.", low=0, live=True)
+    init_pop_offset_by_check_msg_in_mem = setting(
+        True, "A new group that wants to pop from the end starts at the beginning while that is in memory.", live=True
+    )
+    enable_pop_message_threshold = setting(
+        False, "Give nothing from a queue of which a group holds more than popInflightMessageThreshold.", live=True
+    )
+    pop_inflight_message_threshold = setting(
+        10_000, "Unacknowledged messages of one queue and group; see enablePopMessageThreshold.", low=0, live=True
+    )
+    default_message_request_mode = setting(
+        "PULL", "How clients without rebalance of their own consume: PULL or POP.", choices=("PULL", "POP"), live=True
+    )
+    default_pop_share_queue_num = setting(
+        -1, "Members of a popping group that share a member's queues; -1: all share all.", low=-1, live=True
+    )
+    server_load_balancer_enable = setting(True, "Assign queues to the members that ask for it.", live=True)
     flush_delay_offset_interval = setting(
         10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000
     )

@@ -19,6 +19,7 @@ from aerobee.broker.topics import TopicTable
 from aerobee.errors import AerobeeError, error_for
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.route import TopicRouteData
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 
@@ -27,6 +28,7 @@ _log = logging.getLogger("aerobee.broker.registration")
 GATHER_S: Final = 0.01
 RETRY_MAX_S: Final = 10.0
 UNREGISTER_TIMEOUT_S: Final = 3.0
+ROUTE_TIMEOUT_S: Final = 3.0
 HEARTBEAT_TIMEOUT_MS: Final = 120_000
 """How long name servers remember us without a word."""
 
@@ -79,6 +81,19 @@ class Registration:
             else:
                 self._everything[server] = True
             wake.set()
+
+    async def route(self, topic: str) -> TopicRouteData | None:
+        """Where the topic lives, on all brokers; None: no name server knows. Raises nothing."""
+        for server, known in self.registered.items():
+            if not known:
+                continue
+            command = RemotingCommand.request(RequestCode.GET_ROUTEINFO_BY_TOPIC)
+            command.ext_fields["topic"] = topic
+            with contextlib.suppress(AerobeeError, OSError):
+                reply = await self._pool.invoke(server, command, ROUTE_TIMEOUT_S)
+                if reply.code == ResponseCode.SUCCESS and reply.body:
+                    return TopicRouteData.from_json(reply.body)
+        return None
 
     async def stop(self) -> None:
         """Unregisters everywhere (all at once, at most three seconds)."""

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aerobee.broker import fast_path
+from aerobee.broker.assignment import Assignment, RequestModes
 from aerobee.broker.clients import Client, ClientTable
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.delay import Delay
@@ -28,12 +29,12 @@ from aerobee.broker.handlers import HANDLERS
 from aerobee.broker.offsets import OffsetTable
 from aerobee.broker.options import FAST_PORT_OFFSET, LOOPBACK, BrokerOptions
 from aerobee.broker.order import OrderLocks
+from aerobee.broker.pop import Pops
 from aerobee.broker.records import Stored, encode_record
 from aerobee.broker.registration import Registration
-from aerobee.broker.request_mode import RequestModes
 from aerobee.broker.stats import Stats
 from aerobee.broker.store import Store
-from aerobee.broker.topics import TopicTable
+from aerobee.broker.topics import PERM_READ, TopicTable
 from aerobee.broker.transactions import PRODUCER_GROUP, REAL_QUEUE, REAL_TOPIC, UNIQUE_KEY, Transactions
 from aerobee.clock import Clock, SystemClock
 from aerobee.net.connection import Connection
@@ -41,6 +42,7 @@ from aerobee.net.listener import Limits, Listener
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode
 from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.fastjson import MessageQueue
 from aerobee.protocol.headers.transactions import CheckTransactionState
 
 _log = logging.getLogger("aerobee.broker")
@@ -63,13 +65,15 @@ class Broker:
         self.offsets = OffsetTable(config_dir, on_reset=self._group_touched)
         self.clients = ClientTable(self.clock, on_subscription=self._subscription_changed, notify=self._notify)
         self.order = OrderLocks(self.clock)
-        self.request_modes = RequestModes(config_dir)
+        self.request_modes = RequestModes(options, config_dir)
+        self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
         self.listeners: list[Listener] = []
         self.config_version = DataVersion()
         self.started_ms = 0
         self.store: Store
         self.delay: Delay
         self.transactions: Transactions
+        self.pop: Pops
         self.stats: Stats
         self.dispatcher: Dispatcher
         self.registration: Registration
@@ -109,9 +113,12 @@ class Broker:
                 make_topic=self._make_internal_topic,
             )
             self.transactions.load()
+            self.pop = Pops(self)
+            self.pop.load()
             self.stats = Stats(self)
             self.dispatcher = Dispatcher(self, HANDLERS)
             self.store.start(self.dispatcher.serve, self._committed)
+            self.store.on_arrival = self.pop.arrived
             await self._listen()
             fast_path.announce(self)
         except BaseException:
@@ -123,8 +130,9 @@ class Broker:
         self.registration.start()
         await self.registration.first(FIRST_REGISTRATION_S)
         self._tasks.append(asyncio.create_task(self.delay.run(), name="deliver delayed messages"))
+        self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
         self._every(options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
-        self._every(options.flush_consumer_offset_interval / 1000, self.offsets.save, "persist offsets")
+        self._every(options.flush_consumer_offset_interval / 1000, self._save_offsets, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
         self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
         self._every(self.stats.sample_s, self.stats.sample, "sample statistics")
@@ -144,6 +152,7 @@ class Broker:
         await self.registration.stop()
         for listener in self.listeners:
             listener.hold()
+        self.pop.release()
         await self.dispatcher.drain(GRACE_S)
         self.store.release()
         await self._close_listeners(GRACE_S)
@@ -283,12 +292,31 @@ class Broker:
                     return found
         return LOOPBACK
 
+    async def _save_offsets(self) -> None:
+        await self.pop.save()
+        await self.offsets.save()
+
+    async def _queues_of(self, topic: str) -> list[MessageQueue] | None:
+        """The topic's readable queues on all brokers, as the name servers know them; None: it does not exist."""
+        route = await self.registration.route(topic)
+        if route is not None:
+            return [
+                MessageQueue(topic, data.broker_name, queue)
+                for data in route.queue_datas
+                if data.perm & PERM_READ
+                for queue in range(data.read_queue_nums)
+            ]
+        config = self.topics.get(topic)
+        if config is None:
+            return None
+        return [MessageQueue(topic, self.options.broker_name, queue) for queue in range(config.read_queue_nums)]
+
     async def _persist(self) -> None:
         for save in (
             self.groups.settled,
             self.topics.file.save,
             self.groups.file.save,
-            self.offsets.save,
+            self._save_offsets,
             self.delay.save,
         ):
             try:

@@ -44,6 +44,8 @@ class Stats:
         self._samples: dict[str, deque[Sample]] = {name: deque(maxlen=kept) for name, (kept, _) in WINDOWS.items()}
         self._count = 0
         self._backs: Counter[tuple[str, str]] = Counter()
+        self._pops: dict[tuple[str, str], tuple[int, int]] = {}
+        """(group, topic) → popped (messages, bytes); the engine only knows what was pulled."""
         self.dead_letters: Counter[str] = Counter()
         """Group → messages that went to its dead letters since the start."""
         self._day = -1
@@ -54,6 +56,11 @@ class Stats:
     def sent_back(self, group: str, topic: str) -> None:
         """A consumer sent a message back."""
         self._backs[group, topic] += 1
+
+    def popped(self, group: str, topic: str, count: int, size: int) -> None:
+        """A group popped so many messages."""
+        known = self._pops.get((group, topic), (0, 0))
+        self._pops[group, topic] = (known[0] + count, known[1] + size)
 
     def dead_lettered(self, group: str) -> None:
         """A message had all its chances."""
@@ -67,6 +74,9 @@ class Stats:
         counters: dict[str, Any] = self._broker.store.counters()
         puts = dict(counters["puts"])
         gets = dict(counters["gets"])
+        for key, (count, size) in self._pops.items():
+            pulled = gets.get(key, (0, 0))
+            gets[key] = (pulled[0] + count, pulled[1] + size)
         return Sample(
             at_ms=self._broker.clock.now_ms(),
             puts=puts,

@@ -232,7 +232,7 @@ class Store:
         tags: list[int] | None = None,
         sql: str | None = None,
     ) -> Batch:
-        """Records from a queue, as they are in the log; those with one of these tag hashes, or that an SQL92 text picks."""
+        """Records from a queue, as they are in the log; `tags` (hashes) or `sql` (SQL92) choose among them."""
         return self.engine.read(topic, queue_id, offset, count, bytes_max, tags, sql)
 
     def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:

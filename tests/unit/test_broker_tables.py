@@ -295,6 +295,6 @@ def test_settings_that_cannot_be(values: dict[str, Any]) -> None:
 
 def test_nothing_that_names_a_place_can_be_changed_remotely() -> None:
     texts = {name for name, row in BrokerOptions.ROWS.items() if row.kind is str and row.remote}
-    assert texts == {"regionId", "deleteWhen", "msgTraceTopicName"}
+    assert texts == {"regionId", "deleteWhen", "msgTraceTopicName", "defaultMessageRequestMode"}
     with pytest.raises(OptionsError):
         options().change({"storePathRootDir": "/etc"})

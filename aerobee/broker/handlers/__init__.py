@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from aerobee.broker.dispatch import Handler
 from aerobee.broker.handlers import (
+    ack,
     admin,
+    assignment,
     groups,
     heartbeat,
     offsets,
+    pop,
     pull,
     query,
     request_reply,
@@ -16,7 +19,21 @@ from aerobee.broker.handlers import (
     transactions,
 )
 
-_FAMILIES = (send, pull, offsets, heartbeat, query, transactions, request_reply, topics, groups, admin)
+_FAMILIES = (
+    send,
+    pull,
+    pop,
+    ack,
+    assignment,
+    offsets,
+    heartbeat,
+    query,
+    transactions,
+    request_reply,
+    topics,
+    groups,
+    admin,
+)
 
 HANDLERS: dict[int, Handler] = {}
 for _family in _FAMILIES:

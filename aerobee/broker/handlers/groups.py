@@ -24,7 +24,6 @@ from aerobee.protocol.bodies.offsets import (
     QueryConsumeTimeSpanBody,
     QueueTimeSpan,
 )
-from aerobee.protocol.bodies.pop import SetMessageRequestModeRequestBody
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import LANGUAGE_NAMES, RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
@@ -115,19 +114,6 @@ async def group_forbidden(broker: Broker, connection: Connection, command: Remot
         await broker.groups.forbid(header.group, header.topic, readable=header.readable)
     readable = not broker.groups.is_forbidden(header.group, header.topic)
     return command.reply(body=GroupForbidden(topic=header.topic, group=header.group, readable=readable).to_json())
-
-
-async def set_request_mode(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
-    """SET_MESSAGE_REQUEST_MODE."""
-    mode = SetMessageRequestModeRequestBody.from_json(command.body)
-    _log.info("%s sets mode %s for group %s on %s", connection.peer, mode.mode, mode.consumer_group, mode.topic)
-    await broker.request_modes.set(mode)
-    return command.reply()
-
-
-def all_request_modes(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
-    """GET_ALL_MESSAGE_REQUEST_MODE: what a replica copies."""
-    return command.reply(body=broker.request_modes.to_json())
 
 
 # Who is connected.
@@ -302,8 +288,6 @@ HANDLERS = {
     RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG: get_group,
     RequestCode.DELETE_SUBSCRIPTIONGROUP: delete_group,
     RequestCode.UPDATE_AND_GET_GROUP_FORBIDDEN: group_forbidden,
-    RequestCode.SET_MESSAGE_REQUEST_MODE: set_request_mode,
-    RequestCode.GET_ALL_MESSAGE_REQUEST_MODE: all_request_modes,
     RequestCode.GET_CONSUMER_CONNECTION_LIST: consumer_connections,
     RequestCode.GET_PRODUCER_CONNECTION_LIST: producer_connections,
     RequestCode.GET_ALL_PRODUCER_INFO: all_producers,

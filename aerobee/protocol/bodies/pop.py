@@ -7,7 +7,8 @@ import base64
 import binascii
 from collections.abc import Iterable
 
-from msgspec import field
+import msgspec
+from msgspec import UNSET, UnsetType, field
 
 from aerobee.errors import MalformedRequest
 from aerobee.protocol.bodies import Body
@@ -77,7 +78,7 @@ class MessageQueueAssignment(Body):
 class QueryAssignmentResponseBody(Body):
     """QUERY_ASSIGNMENT's answer."""
 
-    message_queue_assignments: list[MessageQueueAssignment] = []
+    message_queue_assignments: list[MessageQueueAssignment] | None = None
 
 
 class SetMessageRequestModeRequestBody(Body):
@@ -93,3 +94,55 @@ class MessageRequestModeSerializeWrapper(Body):
     """The file `messageRequestMode.json`: topic → group → mode."""
 
     message_request_mode_map: dict[str, dict[str, SetMessageRequestModeRequestBody]] = {}
+
+
+# What the revive log holds. Names are those in Apache's JSON, in the order in which Fastjson writes them.
+
+
+class PopCheckPoint(msgspec.Struct, gc=False):
+    """Tag `ck`: messages of one queue were given out. Message n is at offset `so` + `d[n]`; times in ms."""
+
+    bm: int
+    bn: str | None
+    c: str
+    d: list[int]
+    it: int
+    n: int
+    pt: int
+    q: int
+    ro: int
+    so: int
+    sp: bool
+    t: str
+    rp: str | UnsetType | None = UNSET
+
+
+class StoredPopCheckPoint(msgspec.Struct, gc=False):
+    """A check point as somebody else may have written it: what is missing is nothing."""
+
+    c: str | None = None
+    t: str | None = None
+    bm: int = 0
+    bn: str | None = None
+    d: list[int] | None = None
+    it: int = 0
+    n: int = 0
+    pt: int = 0
+    q: int = 0
+    ro: int = 0
+    so: int = 0
+    sp: bool = False
+    rp: str | None = None
+
+
+class PopAck(msgspec.Struct, gc=False):
+    """Tag `ack`: one message of a check point is done; tag `bAck`: those in `aol` are, `ao` is -1 then."""
+
+    ao: int = -1
+    aol: list[int] | UnsetType = UNSET
+    bn: str | None = None
+    c: str | None = None
+    pt: int = 0
+    q: int = 0
+    so: int = 0
+    t: str | None = None

@@ -1,0 +1,656 @@
+"""Pop on a manual clock with a real store: given out, acknowledged, hidden on, come again, through crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.pop_names import format_handle, retry_topic, topic_of_flag
+from aerobee.broker.records import Stored, parse_records
+from aerobee.broker.revive import FIRST_POP_TIME, GROUP
+from aerobee.broker.server import Broker
+from aerobee.clock import ManualClock
+from aerobee.net.remote import RemotePool
+from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.pop import BatchAck, BatchAckMessageRequestBody
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.testing.eventually import eventually
+
+TOPIC = "orders"
+
+
+@dataclass
+class Message:
+    """A popped message and its handle, as the official client puts it together."""
+
+    topic: str
+    queue: int
+    offset: int
+    body: bytes
+    times: int
+    handle: str
+    stored: Stored
+
+    @property
+    def stored_topic(self) -> str:
+        return topic_of_flag(self.handle.split(" ")[4], self.topic, "g")
+
+
+class Bench:
+    """A broker on a manual clock, and a client that speaks plain commands."""
+
+    def __init__(self, tmp_path: Path, **values: Any) -> None:
+        self.clock = ManualClock(1_800_000_000_000)
+        self.path = tmp_path
+        self.values = values
+        self.lives = itertools.count()
+        self.broker: Broker
+        self.pool = RemotePool()
+
+    async def start(self, store: Path | None = None) -> Bench:
+        self.store = store or self.path / f"store{next(self.lives)}"
+        options = BrokerOptions(
+            **{
+                "broker_name": "broker-a",
+                "store_path_root_dir": str(self.store),
+                "listen_port": 0,
+                "mapped_file_size_commit_log": 1 << 22,
+                "mapped_file_size_consume_queue": 20_000,
+                "max_hash_slot_num": 1000,
+                "max_index_num": 4000,
+                **self.values,
+            }
+        )
+        self.broker = Broker(options, clock=self.clock)
+        await self.broker.start()
+        return self
+
+    async def stop(self) -> None:
+        await self.pool.close()
+        await self.broker.stop()
+
+    async def crash(self) -> None:
+        """What `kill -9` leaves is on the disk now; a new broker finds it."""
+        copy = self.path / f"store{next(self.lives)}"
+        shutil.copytree(self.store, copy)
+        (copy / "lock").unlink(missing_ok=True)
+        await self.pool.close()
+        await self.broker.stop()
+        self.pool = RemotePool()
+        await self.start(copy)
+
+    async def call(self, code: int, body: bytes = b"", **fields: Any) -> RemotingCommand:
+        command = RemotingCommand.request(code, body=body)
+        command.ext_fields.update({name: str(value) for name, value in fields.items() if value is not None})
+        return await self.pool.invoke(self.broker.address, command, 10)
+
+    async def send(self, *bodies: str, queue: int = 0, properties: str = "", topic: str = TOPIC) -> None:
+        for body in bodies:
+            reply = await self.call(
+                RequestCode.SEND_MESSAGE_V2, body.encode(), a="p", b=topic, c="TBW102", d=4, e=queue, f=0,
+                g=self.clock.now_ms(), h=0, i=properties, j=0,
+            )  # fmt: skip
+            assert reply.code == 0, reply.remark
+
+    def ask(self, **fields: Any) -> asyncio.Task[RemotingCommand]:
+        header = {
+            "consumerGroup": "g",
+            "topic": TOPIC,
+            "queueId": -1,
+            "maxMsgNums": 32,
+            "invisibleTime": 60_000,
+            "pollTime": 0,
+            "bornTime": self.clock.now_ms(),
+            "initMode": 0,
+            **fields,
+        }
+        return asyncio.ensure_future(self.call(RequestCode.POP_MESSAGE, **header))
+
+    async def pop(self, **fields: object) -> list[Message]:
+        reply = await self.ask(**fields)
+        assert reply.code in (0, ResponseCode.POLLING_TIMEOUT), reply.remark
+        return messages(reply)
+
+    async def pop_all(self, **fields: object) -> list[Message]:
+        """Until three pops in a row give nothing: each pop reads one form of the retry topic."""
+        out: list[Message] = []
+        empty = 0
+        while empty < 3:
+            some = await self.pop(**fields)
+            out += some
+            empty = 0 if some else empty + 1
+        return out
+
+    async def ack(self, message: Message) -> RemotingCommand:
+        return await self.call(
+            RequestCode.ACK_MESSAGE, consumerGroup="g", topic=message.stored_topic, queueId=message.queue,
+            extraInfo=message.handle, offset=message.offset,
+        )  # fmt: skip
+
+    async def hide(self, message: Message, invisible_ms: int, **fields: Any) -> str:
+        """The new handle."""
+        reply = await self.call(
+            RequestCode.CHANGE_MESSAGE_INVISIBLETIME,
+            consumerGroup="g",
+            topic=message.stored_topic,
+            queueId=message.queue,
+            extraInfo=message.handle,
+            offset=message.offset,
+            invisibleTime=invisible_ms,
+            **fields,
+        )
+        assert reply.code == 0, reply.remark
+        parts = reply.ext_fields
+        return format_handle(
+            message.offset, int(parts["popTime"]), int(parts["invisibleTime"]), int(parts["reviveQid"]),
+            message.stored_topic, "broker-a", message.queue, message.offset,
+        )  # fmt: skip
+
+    async def parked(self, count: int) -> None:
+        """So many requests wait."""
+        await eventually(lambda: self.broker.pop._waiters == count)
+
+    async def calm(self) -> None:
+        """What the broker has begun, it has done."""
+        for _ in range(3):
+            await self.call(RequestCode.POLLING_INFO, consumerGroup="g", topic=TOPIC, queueId=-1)
+
+    async def later(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+        revive = self.broker.pop.revive
+        # A retry topic is written by a thread, which does not know that time is made of paper here.
+        await eventually(lambda: all(point.due_ms > self.clock.now_ms() for point in revive._open.values()))
+
+
+def messages(reply: RemotingCommand) -> list[Message]:
+    """The reply's messages with the handles that Java's client makes of its header."""
+    header = reply.ext_fields
+    starts = {
+        tuple(part.split(" ")[:2]): part.split(" ")[2] for part in header.get("startOffsetInfo", "").split(";") if part
+    }
+    out = []
+    for stored in parse_records(reply.body):
+        handle = stored.properties.get("POP_CK")
+        if handle is None:
+            handle = format_handle(
+                int(starts["0", str(stored.queue_id)]), int(header["popTime"]), int(header["invisibleTime"]),
+                int(header["reviveQid"]), stored.topic, "broker-a", stored.queue_id, stored.queue_offset,
+            )  # fmt: skip
+        assert len(handle.split(" ")) == 8
+        out.append(
+            Message(
+                stored.topic, stored.queue_id, stored.queue_offset, stored.body, stored.reconsume_times, handle, stored
+            )
+        )
+    return out
+
+
+def bodies(some: list[Message]) -> list[str]:
+    return sorted(message.body.decode() for message in some)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = await Bench(tmp_path).start()
+    yield made
+    await made.stop()
+
+
+async def test_popped_is_hidden_and_acknowledged_never_comes_again(bench: Bench) -> None:
+    await bench.send("a", "b", "c")
+    popped = await bench.pop()
+    assert bodies(popped) == ["a", "b", "c"]
+    assert await bench.pop_all() == []
+    for message in popped:
+        assert (await bench.ack(message)).code == 0
+    await bench.later(120)
+    assert await bench.pop_all() == []
+    assert bench.broker.pop.revive.open == 0
+
+
+async def test_unacknowledged_comes_again_after_its_invisible_time(bench: Bench) -> None:
+    await bench.send("a", "b", queue=1, properties="TAGS\x01x\x02KEYS\x01k\x02")
+    popped = await bench.pop(invisibleTime=30_000)
+    await bench.ack(popped[0])
+    await bench.later(29)
+    assert await bench.pop_all() == []
+    await bench.later(2)
+    again = await bench.pop_all()
+    assert bodies(again) == ["b"]
+    (message,) = again
+    assert (message.topic, message.times) == (TOPIC, 1), "of the topic that was asked for"
+    assert message.stored_topic == "%RETRY%g_orders"
+    properties = message.stored.properties
+    assert properties["ORIGIN_GROUP"] == "g"
+    assert properties[FIRST_POP_TIME] == popped[0].handle.split(" ")[1]
+    assert (properties["TAGS"], properties["KEYS"]) == ("x", "k")
+    await bench.later(61)
+    (third,) = await bench.pop_all()
+    assert third.times == 2
+    await bench.ack(third)
+    await bench.later(120)
+    assert await bench.pop_all() == []
+
+
+async def test_all_queues_and_one(bench: Bench) -> None:
+    for queue in range(4):
+        await bench.send(f"q{queue}", queue=queue)
+    assert bodies(await bench.pop(queueId=2)) == ["q2"]
+    assert bodies(await bench.pop()) == ["q0", "q1", "q3"]
+
+
+async def test_no_more_than_asked_for(bench: Bench) -> None:
+    await bench.send(*"abcde")
+    reply = await bench.ask(maxMsgNums=2)
+    assert bodies(messages(reply)) == ["a", "b"]
+    assert reply.ext_fields["restNum"] == "3"
+    assert reply.ext_fields["msgOffsetInfo"] == "0 0 0,1"
+    assert reply.ext_fields["startOffsetInfo"] == "0 0 0"
+    reply = await bench.ask(maxMsgNums=33)
+    assert reply.code == ResponseCode.INVALID_PARAMETER
+
+
+async def test_batch_ack(bench: Bench) -> None:
+    await bench.send(*"abcdef")
+    popped = await bench.pop()
+    start, pop_time, invisible, revive = popped[0].handle.split(" ")[:4]
+    batch = BatchAck(
+        consumer_group="g", topic=TOPIC, retry="0", start_offset=int(start), queue_id=0, revive_queue_id=int(revive),
+        pop_time=int(pop_time), invisible_time=int(invisible),
+    )  # fmt: skip
+    batch.set_offsets([0, 2, 3, 5])
+    body = BatchAckMessageRequestBody(broker_name="broker-a", acks=[batch]).to_json()
+    assert (await bench.call(RequestCode.BATCH_ACK_MESSAGE, body)).code == 0
+    await bench.later(61)
+    assert bodies(await bench.pop_all()) == ["b", "e"]
+    assert (await bench.call(RequestCode.BATCH_ACK_MESSAGE, b"")).code == ResponseCode.NO_MESSAGE
+
+
+async def test_hidden_on(bench: Bench) -> None:
+    await bench.send("a", "b")
+    first, second = await bench.pop(invisibleTime=10_000)
+    first.handle = await bench.hide(first, 100_000)
+    second.handle = await bench.hide(second, 1_000, suspend="true")
+    await bench.later(2)
+    (again,) = await bench.pop_all()
+    assert (again.body, again.times) == (b"b", 0), "suspended: not counted"
+    await bench.later(50)
+    await bench.ack(first)
+    await bench.ack(again)
+    await bench.later(200)
+    assert await bench.pop_all() == []
+
+
+async def test_hiding_what_is_acknowledged_does_not_bring_it_back(bench: Bench) -> None:
+    await bench.send("a")
+    (message,) = await bench.pop()
+    await bench.ack(message)
+    await bench.hide(message, 1_000)
+    await bench.later(120)
+    assert await bench.pop_all() == []
+
+
+async def test_a_late_ack_is_no_error_and_changes_nothing(bench: Bench) -> None:
+    await bench.send("a")
+    (message,) = await bench.pop(invisibleTime=1_000)
+    await bench.later(2)
+    assert (await bench.ack(message)).code == 0
+    assert bodies(await bench.pop_all()) == ["a"]
+
+
+async def test_crash_keeps_what_is_acknowledged_and_what_is_not(bench: Bench) -> None:
+    await bench.send(*"abcdef")
+    popped = await bench.pop()
+    for message in popped[:3]:
+        await bench.ack(message)
+    popped[3].handle = await bench.hide(popped[3], 300_000)
+    await bench.crash()
+    assert await bench.pop_all() == [], "the offsets were not on the disk, the check points were"
+    await bench.ack(popped[4])
+    await bench.later(61)
+    assert bodies(await bench.pop_all()) == ["f"]
+    await bench.crash()
+    assert await bench.pop_all() == []
+    await bench.later(301)
+    assert bodies(await bench.pop_all()) == ["d", "f"]
+
+
+async def test_crash_after_it_came_again(bench: Bench) -> None:
+    await bench.send("a")
+    await bench.pop(invisibleTime=1_000)
+    await bench.later(2)
+    (again,) = await bench.pop_all()
+    await bench.ack(again)
+    await bench.crash()
+    await bench.later(120)
+    assert await bench.pop_all() == []
+
+
+async def test_progress_is_kept_and_memory_is_given_back(bench: Bench) -> None:
+    for _ in range(20):
+        await bench.send(*(str(number) for number in range(20)))
+        for message in await bench.pop_all():
+            await bench.ack(message)
+    revive = bench.broker.pop.revive
+    assert revive.open == 0
+    assert not revive.in_flight
+    assert len(revive._due) < 1200
+    await bench.broker.pop.save()
+    await bench.broker.offsets.save()
+    ends = [bench.broker.store.bounds(revive.topic, queue)[1] for queue in range(8)]
+    assert [bench.broker.offsets.query(GROUP, revive.topic, queue) for queue in range(8)] == [end - 1 for end in ends]
+    await bench.crash()
+    assert bench.broker.pop.revive.counters["check_points"] == 0
+    assert await bench.pop_all() == []
+
+
+async def test_progress_stops_at_what_is_open(bench: Bench) -> None:
+    await bench.send("a")
+    (message,) = await bench.pop(invisibleTime=1_000_000)
+    for number in range(40):
+        await bench.send(str(number))
+        for other in await bench.pop_all():
+            await bench.ack(other)
+    await bench.broker.pop.save()
+    await bench.broker.offsets.save()
+    await bench.crash()
+    assert bench.broker.pop.revive.open == 1
+    await bench.ack(message)
+    assert bench.broker.pop.revive.open == 0
+
+
+async def test_a_waiting_pop_is_woken_by_a_message(bench: Bench) -> None:
+    await bench.send("first")
+    await bench.pop()
+    waiting = bench.ask(pollTime=10_000)
+    other = bench.ask(pollTime=10_000, queueId=3)
+    await bench.parked(2)
+    info = await bench.call(RequestCode.POLLING_INFO, consumerGroup="g", topic=TOPIC, queueId=-1)
+    assert info.ext_fields["pollingNum"] == "1"
+    await bench.send("second", queue=2)
+    assert bodies(messages(await waiting)) == ["second"]
+    assert not other.done()
+    await bench.send("third", queue=3)
+    assert bodies(messages(await other)) == ["third"]
+
+
+async def test_several_wait_and_share(bench: Bench) -> None:
+    await bench.send("first")
+    await bench.pop()
+    waiting = [bench.ask(pollTime=10_000, maxMsgNums=1) for _ in range(4)]
+    await bench.parked(4)
+    await bench.send("a", "b", "c")
+    done, still = await asyncio.wait(waiting, timeout=1)
+    assert bodies([message for task in done for message in messages(task.result())]) == ["a", "b", "c"]
+    await bench.clock.advance(10)
+    assert [(await task).code for task in still] == [ResponseCode.POLLING_TIMEOUT]
+
+
+async def test_waiting_ends_with_its_time_and_with_the_broker(bench: Bench) -> None:
+    await bench.send("first")
+    await bench.pop()
+    waiting = bench.ask(pollTime=5_000)
+    await bench.parked(1)
+    await bench.clock.advance(4.9)
+    assert not waiting.done()
+    await bench.clock.advance(0.2)
+    assert (await waiting).code == ResponseCode.POLLING_TIMEOUT
+    waiting = bench.ask(pollTime=5_000)
+    await bench.parked(1)
+    await bench.broker.stop()
+    assert (await waiting).code == ResponseCode.POLLING_TIMEOUT
+
+
+async def test_what_comes_again_wakes_who_waits(bench: Bench) -> None:
+    await bench.send("a")
+    await bench.pop(invisibleTime=1_000)
+    waiting = bench.ask(pollTime=30_000)
+    notified = asyncio.ensure_future(
+        bench.call(
+            RequestCode.NOTIFICATION,
+            consumerGroup="g",
+            topic=TOPIC,
+            queueId=-1,
+            pollTime=30_000,
+            bornTime=bench.clock.now_ms(),
+        )
+    )
+    await bench.parked(2)
+    await bench.later(2)
+    assert (await waiting).code == 0 or bodies(messages(await waiting)) == ["a"]
+    reply = await notified
+    assert (reply.code, reply.ext_fields["pollingFull"]) == (0, "false")
+
+
+async def test_too_many_wait(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, pop_polling_size=1).start()
+    await bench.send("first")
+    await bench.pop()
+    waiting = [bench.ask(pollTime=10_000) for _ in range(3)]
+    done, _ = await asyncio.wait(waiting, timeout=1)
+    assert [task.result().code for task in done] == [ResponseCode.POLLING_FULL]
+    await bench.stop()
+
+
+async def test_notification_looks_at_tags(bench: Bench) -> None:
+    await bench.send("a", properties="TAGS\x01x\x02")
+    fields: dict[str, Any] = dict(consumerGroup="g", topic=TOPIC, queueId=-1, pollTime=0, bornTime=bench.clock.now_ms())
+    assert (await bench.call(RequestCode.NOTIFICATION, **fields)).ext_fields["hasMsg"] == "true"
+    chosen: dict[str, Any] = {**fields, "expType": "TAG", "exp": "y"}
+    assert (await bench.call(RequestCode.NOTIFICATION, **chosen)).ext_fields["hasMsg"] == "false"
+
+
+async def test_filters(bench: Bench) -> None:
+    for number, tag in enumerate("xyxyxz"):
+        await bench.send(f"{number}{tag}", properties=f"TAGS\x01{tag}\x02n\x01{number}\x02")
+    popped = await bench.pop(expType="TAG", exp="x || z")
+    assert bodies(popped) == ["0x", "2x", "4x", "5z"]
+    reply = await bench.ask(consumerGroup="sql", expType="SQL92", exp="n BETWEEN 2 AND 4 AND TAGS <> 'y'")
+    assert bodies(messages(reply)) == ["2x", "4x"]
+    reply = await bench.ask(consumerGroup="sql", expType="SQL92", exp="n BETWEEN")
+    assert reply.code == ResponseCode.SUBSCRIPTION_PARSE_FAILED
+    await bench.ack(popped[1])
+    await bench.later(61)
+    assert bodies(await bench.pop_all(expType="TAG", exp="x || z")) == ["0x", "4x", "5z"]
+
+
+async def test_waiting_with_a_filter_is_not_disturbed(bench: Bench) -> None:
+    await bench.send("first")
+    await bench.pop()
+    waiting = bench.ask(pollTime=10_000, expType="TAG", exp="x")
+    await bench.parked(1)
+    await bench.send("a", properties="TAGS\x01y\x02")
+    await bench.calm()
+    assert not waiting.done()
+    await bench.send("b", properties="TAGS\x01x\x02")
+    assert bodies(messages(await waiting)) == ["b"]
+
+
+async def test_retry_topics_of_both_forms(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, enable_retry_topic_v2=True).start()
+    await bench.send("a")
+    await bench.pop(invisibleTime=1_000)
+    await bench.later(2)
+    await bench.broker.topics.create_for_group(retry_topic(TOPIC, "g", second_form=False), 1)
+    await bench.send("old", topic="%RETRY%g_orders")
+    again = await bench.pop_all() + await bench.pop_all() + await bench.pop_all()
+    assert bodies(again) == ["a", "old"]
+    assert sorted(message.handle.split(" ")[4] for message in again) == ["1", "2"]
+    for message in again:
+        await bench.ack(message)
+    await bench.later(120)
+    assert await bench.pop_all() == []
+    await bench.stop()
+
+
+async def test_first_offset(bench: Bench) -> None:
+    await bench.send("a", "b")
+    assert bodies(await bench.pop(initMode=1)) == ["a", "b"], "the beginning is in memory"
+    bench.broker.options.init_pop_offset_by_check_msg_in_mem = False
+    assert bodies(messages(await bench.ask(consumerGroup="late", initMode=1))) == ["b"]
+    assert bodies(messages(await bench.ask(consumerGroup="early", initMode=0))) == ["a", "b"]
+
+
+async def test_reset(bench: Bench) -> None:
+    await bench.send("a", "b", "c")
+    for message in await bench.pop():
+        await bench.ack(message)
+    bench.broker.offsets.reset("g", TOPIC, 0, 1)
+    again = await bench.pop()
+    assert bodies(again) == ["b", "c"]
+    bench.broker.offsets.reset("g", TOPIC, 0, 0)
+    first = await bench.pop(maxMsgNums=1)
+    again[1].handle = await bench.hide(again[1], 60_000)
+    await bench.crash()
+    assert bodies(first) == ["a"]
+    assert bodies(await bench.pop()) == ["b", "c"], "older check points say nothing after a reset"
+
+
+async def test_peek_takes_nothing(bench: Bench) -> None:
+    await bench.send("a", "b")
+    for _ in range(2):
+        reply = await bench.call(RequestCode.PEEK_MESSAGE, consumerGroup="g", topic=TOPIC, queueId=-1, maxMsgNums=8)
+        assert [record.body for record in parse_records(reply.body)] == [b"a", b"b"]
+    assert len(await bench.pop()) == 2
+    reply = await bench.call(RequestCode.PEEK_MESSAGE, consumerGroup="g", topic=TOPIC, queueId=-1, maxMsgNums=8)
+    assert reply.code == ResponseCode.PULL_NOT_FOUND
+
+
+# In order.
+
+
+async def test_in_order_the_queue_is_blocked_until_all_is_acknowledged(bench: Bench) -> None:
+    await bench.send("a", "b", "c")
+    reply = await bench.ask(order="true", queueId=0, maxMsgNums=2)
+    popped = messages(reply)
+    assert reply.ext_fields["reviveQid"] == "999"
+    assert reply.ext_fields["orderCountInfo"] == "0 0 0"
+    assert bodies(popped) == ["a", "b"]
+    assert await bench.pop(order="true", queueId=0) == []
+    waiting = bench.ask(order="true", queueId=0, pollTime=20_000)
+    await bench.parked(1)
+    await bench.ack(popped[0])
+    await bench.calm()
+    assert not waiting.done()
+    await bench.ack(popped[1])
+    assert bodies(messages(await waiting)) == ["c"]
+
+
+async def test_in_order_the_same_comes_again_in_place(bench: Bench) -> None:
+    await bench.send("a", "b", "c")
+    popped = await bench.pop(order="true", queueId=0, invisibleTime=5_000, maxMsgNums=2)
+    await bench.ack(popped[0])
+    waiting = bench.ask(order="true", queueId=0, pollTime=20_000, invisibleTime=5_000)
+    await bench.parked(1)
+    await bench.later(5.2)
+    reply = await waiting
+    assert bodies(messages(reply)) == ["b", "c"]
+    assert reply.ext_fields["orderCountInfo"] == "0 qo0%1 1;0 0 0"
+    assert (await bench.ack(popped[1])).code == 0, "of another pop: nothing happens"
+    assert bench.broker.offsets.query("g", TOPIC, 0) == 1
+
+
+async def test_in_order_an_attempt_gets_the_same_again(bench: Bench) -> None:
+    await bench.send("a", "b")
+    first = await bench.pop(order="true", queueId=0, attemptId="one")
+    again = await bench.pop(order="true", queueId=0, attemptId="one")
+    assert bodies(first) == bodies(again) == ["a", "b"]
+    assert await bench.pop(order="true", queueId=0, attemptId="two") == []
+
+
+async def test_in_order_hidden_on(bench: Bench) -> None:
+    await bench.send("a")
+    (message,) = await bench.pop(order="true", queueId=0, invisibleTime=60_000)
+    await bench.hide(message, 1_000)
+    await bench.later(2)
+    assert bodies(await bench.pop(order="true", queueId=0)) == ["a"]
+
+
+async def test_in_order_after_a_crash(bench: Bench) -> None:
+    await bench.send("a", "b", "c")
+    popped = await bench.pop(order="true", queueId=0, maxMsgNums=2)
+    await bench.ack(popped[0])
+    await bench.crash()
+    assert await bench.pop(order="true", queueId=0) == [], "still blocked"
+    await bench.ack(popped[1])
+    await bench.crash()
+    assert bodies(await bench.pop(order="true", queueId=0)) == ["c"]
+    await bench.broker.pop.save()
+    await bench.broker.offsets.save()
+    await bench.crash()
+    assert await bench.pop(order="true", queueId=0) == []
+    await bench.later(61)
+    assert bodies(await bench.pop(order="true", queueId=0)) == ["c"]
+
+
+async def test_order_file_is_apaches(bench: Bench) -> None:
+    await bench.send("a", "b", "c")
+    await bench.pop(order="true", queueId=0, maxMsgNums=2, attemptId="one")
+    await bench.broker.pop.save()
+    data = fastjson.loads((bench.store / "config" / "consumerOrderInfo.json").read_bytes())
+    now = bench.clock.now_ms()
+    assert data == {
+        "table": {f"{TOPIC}@g": {0: {"a": "one", "cm": 0, "i": 60_000, "l": now, "o": [0, 1], "popTime": now}}}
+    } or data["table"][f"{TOPIC}@g"]["0"]["o"] == [0, 1]
+
+
+# Everything at once.
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_nothing_is_lost_and_nothing_acknowledged_comes_again(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    bench = await Bench(tmp_path, enable_retry_topic_v2=bool(seed % 2)).start()
+    await bench.send("0")
+    sent, done = 1, Counter[str]()
+    held: list[Message] = []
+    for _ in range(60):
+        action = dice.random()
+        if action < 0.35:
+            for _ in range(dice.randrange(1, 6)):
+                await bench.send(str(sent), queue=dice.randrange(4))
+                sent += 1
+        elif action < 0.65:
+            held += await bench.pop(maxMsgNums=dice.randrange(1, 9), invisibleTime=dice.choice([2_000, 10_000, 60_000]))
+        elif action < 0.8 and held:
+            dice.shuffle(held)
+            for message in held[: dice.randrange(1, 9)]:
+                held.remove(message)
+                if bench.broker.pop.revive.find(_key(message)) is not None:
+                    done[message.body.decode()] += 1
+                assert (await bench.ack(message)).code == 0
+        elif action < 0.87 and held:
+            message = dice.choice(held)
+            message.handle = await bench.hide(message, dice.choice([1_000, 30_000]))
+        elif action < 0.96:
+            await bench.later(dice.choice([0.5, 3, 15]))
+        else:
+            await bench.crash()
+        if dice.random() < 0.1:
+            await bench.broker.pop.save()
+            await bench.broker.offsets.save()
+    await bench.later(100)
+    while some := await bench.pop_all():
+        for message in some:
+            done[message.body.decode()] += 1
+            await bench.ack(message)
+        await bench.later(61)
+    assert sorted(done, key=int) == [str(number) for number in range(sent)]
+    assert set(done.values()) <= {1}, {body: times for body, times in done.items() if times > 1}
+    await bench.stop()
+
+
+def _key(message: Message) -> tuple[str, str, int, int, int]:
+    start, pop_time = message.handle.split(" ")[:2]
+    return message.stored_topic, "g", message.queue, int(start), int(pop_time)
