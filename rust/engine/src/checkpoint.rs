@@ -11,14 +11,16 @@ use crate::disk::{Disk, Mode};
 /// Size of the file.
 pub const CHECKPOINT_BYTES: usize = 4096;
 
-/// The six numbers, big-endian, at the start of the file.
+/// The seven numbers, big-endian, at the start of the file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Store time of the newest record synced in the log.
     pub log_timestamp: i64,
     /// Store time of the newest record whose queue entry is synced.
     pub queue_timestamp: i64,
-    /// Store time of the newest record whose index entries are synced.
+    /// Store time of the newest record in an index file that is full and synced. After an unclean stop Apache's broker
+    /// throws away index files that end later and indexes the log again from this time on, so it must not claim any
+    /// part of the file that is still being filled.
     pub index_timestamp: i64,
     /// Replication's (kept as found).
     pub master_flushed_offset: i64,
@@ -26,10 +28,12 @@ pub struct Checkpoint {
     pub confirm_offset: i64,
     /// Position of the newest record whose queue entry is synced.
     pub queue_position: i64,
+    /// Store time of the newest record whose index entries are synced (ours alone; Apache leaves it as it is).
+    pub indexed_timestamp: i64,
 }
 
 impl Checkpoint {
-    fn decode(bytes: &[u8; 48]) -> Checkpoint {
+    fn decode(bytes: &[u8; 56]) -> Checkpoint {
         let long = |at: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&bytes[at..at + 8]);
@@ -42,11 +46,12 @@ impl Checkpoint {
             master_flushed_offset: long(24),
             confirm_offset: long(32),
             queue_position: long(40),
+            indexed_timestamp: long(48),
         }
     }
 
-    pub(crate) fn encode(&self) -> [u8; 48] {
-        let mut bytes = [0; 48];
+    pub(crate) fn encode(&self) -> [u8; 56] {
+        let mut bytes = [0; 56];
         let longs = [
             self.log_timestamp,
             self.queue_timestamp,
@@ -54,6 +59,7 @@ impl Checkpoint {
             self.master_flushed_offset,
             self.confirm_offset,
             self.queue_position,
+            self.indexed_timestamp,
         ];
         for (at, long) in longs.iter().enumerate() {
             bytes[at * 8..at * 8 + 8].copy_from_slice(&long.to_be_bytes());
@@ -63,7 +69,7 @@ impl Checkpoint {
 
     /// Reads the file; zeros for what is not there.
     pub fn load(disk: &dyn Disk, path: &Path) -> io::Result<Checkpoint> {
-        let mut bytes = [0; 48];
+        let mut bytes = [0; 56];
         match disk.open(path, Mode::Read) {
             Ok(file) => {
                 file.read_at(0, &mut bytes)?;

@@ -200,7 +200,10 @@ impl Worker {
             self.index_unloaded = false;
         }
         let crowded = tail_bytes > TAIL_BYTES_MAX / 2;
-        if crowded || index_bytes > TAIL_BYTES_MAX / 4 || due(now, self.queues_written_at, options.queue_flush_interval_ms) {
+        if crowded
+            || index_bytes > TAIL_BYTES_MAX / 4
+            || due(now, self.queues_written_at, options.queue_flush_interval_ms)
+        {
             self.queues_written_at = now;
             self.write_queues(shared, if tail_bytes > TAIL_BYTES_MAX { 1 } else { QUEUE_UNITS_MIN })?;
             self.write_index(shared)?;
@@ -208,7 +211,8 @@ impl Worker {
         let behind = end.saturating_sub(self.checkpointed);
         if behind > 0 {
             let quiet = due(now, self.seen_end_at, QUIET_MS);
-            if quiet || behind > options.checkpoint_bytes || due(now, self.checkpoint_at, options.queue_flush_forced_ms) {
+            if quiet || behind > options.checkpoint_bytes || due(now, self.checkpoint_at, options.queue_flush_forced_ms)
+            {
                 self.write_checkpoint(shared, quiet || due(now, self.slots_written_at, SLOTS_INTERVAL_MS))?;
             }
         } else if !self.index_unloaded && due(now, self.seen_end_at, INDEX_IDLE_MS) {
@@ -242,7 +246,8 @@ impl Worker {
         let is_due = match options.flush_mode {
             FlushMode::Sync => true,
             FlushMode::Async => {
-                let enough = behind >= options.log_flush_bytes_min && due(now, self.log_flushed_at, options.log_flush_interval_ms);
+                let enough = behind >= options.log_flush_bytes_min
+                    && due(now, self.log_flushed_at, options.log_flush_interval_ms);
                 enough || due(now, self.log_flushed_at, options.log_flush_forced_ms)
             }
         };
@@ -384,10 +389,10 @@ impl Worker {
     pub fn write_checkpoint(&mut self, shared: &Shared, with_slots: bool) -> Result<(), Error> {
         let now = shared.clock.now_ms();
         // Taken before anything is written: what comes in meanwhile is not claimed.
-        let (end, last_position, last_timestamp, index_timestamp) = {
+        let (end, last_position, last_timestamp, indexed_timestamp) = {
             let state = shared.state();
-            let index_timestamp = state.index.as_ref().map_or(0, |i| i.end_timestamp());
-            (state.last_end, state.last_position, state.last_timestamp, index_timestamp)
+            let indexed_timestamp = state.index.as_ref().map_or(0, |i| i.end_timestamp());
+            (state.last_end, state.last_position, state.last_timestamp, indexed_timestamp)
         };
         self.sync_log(shared, shared.log.written())?;
         self.write_queues(shared, 1)?;
@@ -402,7 +407,8 @@ impl Worker {
             self.checkpoint.log_timestamp = last_timestamp;
             self.checkpoint.queue_timestamp = last_timestamp;
         }
-        self.checkpoint.index_timestamp = index_timestamp;
+        self.checkpoint.index_timestamp = shared.state().index.as_ref().map_or(0, |i| i.full_end_timestamp());
+        self.checkpoint.indexed_timestamp = indexed_timestamp;
         let path = shared.options.root.join("checkpoint");
         self.checkpoint.save(shared.disk.as_ref(), &path).map_err(|e| Error::write("writing", &path, &e))?;
         self.checkpointed = end;

@@ -432,7 +432,10 @@ impl Index {
             let Usable { header, slots, damaged } = self.usable_part(file.as_ref(), &older.header, below)?;
             if damaged {
                 let (kept, all) = (header.count - 1, older.header.count - 1);
-                lines.push(format!("index file {}: {kept} of {all} entries are usable, the rest is rebuilt", older.name));
+                lines.push(format!(
+                    "index file {}: {kept} of {all} entries are usable, the rest is rebuilt",
+                    older.name
+                ));
                 lost = true;
             }
             if header.count <= 1 {
@@ -654,7 +657,8 @@ impl Index {
     pub fn search(&mut self, hash: u32, limit: usize, begin_ms: i64, end_ms: i64) -> IndexHits {
         let geometry = self.geometry;
         let mut hits = IndexHits::default();
-        let newest = self.current.as_ref().or(self.full.back()).map(|c| c.header).or(self.older.back().map(|o| o.header));
+        let newest =
+            self.current.as_ref().or(self.full.back()).map(|c| c.header).or(self.older.back().map(|o| o.header));
         if let Some(header) = newest {
             hits.last_update_timestamp = header.end_timestamp;
             hits.last_update_position = header.end_position;
@@ -790,6 +794,12 @@ impl Index {
     pub fn end_timestamp(&self) -> i64 {
         let newest = self.current.as_ref().or(self.full.back()).map(|c| c.header);
         newest.or(self.older.back().map(|o| o.header)).map_or(0, |h| h.end_timestamp)
+    }
+
+    /// Store time of the newest record in a file that is full and completely written; 0 if there is none.
+    pub fn full_end_timestamp(&self) -> i64 {
+        let full = self.older.iter().rev().find(|o| o.header.count >= self.geometry.entries);
+        full.map_or(0, |o| o.header.end_timestamp)
     }
 
     /// Gives the slot table's memory back once everything is written; it is read again when needed.

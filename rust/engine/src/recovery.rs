@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::Checkpoint;
 use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
 use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
-use crate::disk::{Disk, DirEntry, DiskFile, Mode};
+use crate::disk::{DirEntry, Disk, DiskFile, Mode};
 use crate::error::Error;
 use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
 use crate::property::{find, flag, java_hash, scan};
 use crate::record::{
-    has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK,
-    MAGIC_V1, MAGIC_V2, PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
+    has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK, MAGIC_V1, MAGIC_V2,
+    PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
 };
 use crate::snapshot::{self, QueueBounds};
 use crate::store::{lock, Position, Store, StoreOptions};
@@ -53,7 +53,8 @@ pub(crate) fn adopt_sizes(options: &mut StoreOptions, disk: &dyn Disk, progress:
     let entries = disk.list(&dir).map_err(|e| Error::open("reading", &dir, &e))?;
     for entry in entries.iter().filter(|e| !e.is_dir && parse_file_name(&e.name).is_some()) {
         let path = dir.join(&entry.name);
-        let bytes = disk.open(&path, Mode::Read).and_then(|f| f.len()).map_err(|e| Error::open("reading", &path, &e))?;
+        let bytes =
+            disk.open(&path, Mode::Read).and_then(|f| f.len()).map_err(|e| Error::open("reading", &path, &e))?;
         let aligned = parse_file_name(&entry.name).is_some_and(|base| bytes > 0 && base % bytes == 0);
         if aligned {
             sizes.insert(bytes);
@@ -272,7 +273,11 @@ impl Recovery<'_> {
         }
         bases.sort_unstable();
         for pair in bases.windows(2).filter(|p| p[0] + file_bytes != p[1]) {
-            self.progress.line(&format!("commit log files between {} and {} are missing", file_name(pair[0]), file_name(pair[1])));
+            self.progress.line(&format!(
+                "commit log files between {} and {} are missing",
+                file_name(pair[0]),
+                file_name(pair[1])
+            ));
         }
         Ok(bases)
     }
@@ -290,7 +295,8 @@ impl Recovery<'_> {
         let file_bytes = units * UNIT_BYTES as u64;
         for bounds in &queues {
             let newest = (bounds.next - 1) as u64 / units * file_bytes;
-            let path = root.join("consumequeue").join(&bounds.topic).join(bounds.queue_id.to_string()).join(file_name(newest));
+            let path =
+                root.join("consumequeue").join(&bounds.topic).join(bounds.queue_id.to_string()).join(file_name(newest));
             if self.disk().file_len(&path).ok() != Some(file_bytes) {
                 return None;
             }
@@ -422,7 +428,8 @@ impl Recovery<'_> {
         let dir = index.dir.clone();
         let failed = |e: io::Error| Error::open("reading", &dir, &e);
         let strange = index.load().map_err(failed)?;
-        let is_new = index.is_empty() && strange.is_empty() && self.checkpoint.index_timestamp <= 0;
+        let had_index = self.checkpoint.index_timestamp.max(self.checkpoint.indexed_timestamp) > 0;
+        let is_new = index.is_empty() && strange.is_empty() && !had_index;
         let first_strange = strange.iter().map(|(name, _)| name.as_str()).find(|name| is_index_name(name));
         let mut lines = Vec::new();
         let lost = if self.clean && first_strange.is_none() {
@@ -440,7 +447,7 @@ impl Recovery<'_> {
             // What the index does not have of the scanned part it gets; a complete one has it already.
             Some(end) if self.clean => end + 1,
             Some(_) => below,
-            None if lost || self.checkpoint.index_timestamp > 0 => 0,
+            None if lost || had_index => 0,
             None => below,
         };
         for (name, bytes) in &strange {
@@ -466,7 +473,8 @@ impl Recovery<'_> {
                 } else if vouched > 0 {
                     self.believe(bases, newest.min(vouched as u64), i64::MAX)
                 } else {
-                    let until = self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS;
+                    let until =
+                        self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS;
                     self.file_start(bases, newest, until)
                 }
             }
@@ -515,7 +523,8 @@ impl Recovery<'_> {
         let mut newest_ms = i64::MIN;
         loop {
             let base = bases[at_file];
-            self.progress.tick(|| format!("commit log read to {} of at most {} MiB", (base + offset) >> 20, total >> 20));
+            self.progress
+                .tick(|| format!("commit log read to {} of at most {} MiB", (base + offset) >> 20, total >> 20));
             match window.item(offset) {
                 Item::Record(size) => {
                     let Some(view) = window.view(offset, size) else { continue };
@@ -601,7 +610,11 @@ impl Recovery<'_> {
     fn dispatch(&mut self, view: &RecordView<'_>, start: Position) -> Result<(), Error> {
         let Ok(topic) = std::str::from_utf8(view.topic) else { return Ok(()) };
         let known = scan(view.properties);
-        if has_queue_entry(view.sys_flag) && view.queue_id <= i32::MAX as u32 && !topic.contains('/') && !topic.starts_with('.') {
+        if has_queue_entry(view.sys_flag)
+            && view.queue_id <= i32::MAX as u32
+            && !topic.contains('/')
+            && !topic.starts_with('.')
+        {
             let tags_code = self.tags_code(view, known.tags.of(view.properties), known.any(flag::DELAY));
             let entry = Entry { position: view.position, size: view.raw.len() as u32, tags_code };
             self.place(topic, view, entry, start);
@@ -716,7 +729,9 @@ impl Recovery<'_> {
             let failed = |e: io::Error| Error::write("cutting", &path, &e);
             if *base >= end && !(*base == end && bases.len() == 1) {
                 let file = log.open(*base, Mode::Read).map_err(failed)?.file;
-                if file.next_data(0).map_err(failed)?.is_some() && !is_zero(file.as_ref(), 0, log.file_bytes).map_err(failed)? {
+                if file.next_data(0).map_err(failed)?.is_some()
+                    && !is_zero(file.as_ref(), 0, log.file_bytes).map_err(failed)?
+                {
                     drop(file);
                     self.set_aside(&path, "has no valid record")?;
                 } else {
@@ -779,7 +794,9 @@ impl Recovery<'_> {
                 while at < before {
                     let key = QueueKey { number, topic: &queue.topic, queue_id: queue.queue_id };
                     let entry = lock(&self.store.queue_reader).read_one(key, at);
-                    let Some(entry) = entry.filter(|e| e.is_valid() && e.position > newest && e.position < end) else { break };
+                    let Some(entry) = entry.filter(|e| e.is_valid() && e.position > newest && e.position < end) else {
+                        break;
+                    };
                     newest = entry.position;
                     if queue.push(entry.encode()) {
                         state.dirty.push(number);

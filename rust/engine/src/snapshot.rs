@@ -5,7 +5,7 @@
 //! size. Otherwise the files are read, as they always are in a store with few queues. It is removed when a store is opened.
 //!
 //! ```text
-//! "AEROBEE1" | checkpoint 48 | queues 4 | queues × (topic length 2, topic, queue id 4, min 8, next 8, min position 8) | CRC-32 4
+//! "AEROBEE1" | checkpoint 56 | queues 4 | queues × (topic length 2, topic, queue id 4, min 8, next 8, min position 8) | CRC-32 4
 //! ```
 
 use std::io;
@@ -32,7 +32,7 @@ fn path(root: &Path) -> PathBuf {
 }
 
 /// Writes the snapshot beside a checkpoint.
-pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 48], queues: &[QueueBounds]) -> io::Result<()> {
+pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56], queues: &[QueueBounds]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(64 + queues.len() * 64);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(checkpoint);
@@ -55,7 +55,7 @@ pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 48], queues: 
 }
 
 /// Reads the snapshot; `None` unless it is whole and belongs to this checkpoint.
-pub(crate) fn load(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 48]) -> Option<Vec<QueueBounds>> {
+pub(crate) fn load(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56]) -> Option<Vec<QueueBounds>> {
     let file = disk.open(&path(root), Mode::Read).ok()?;
     let mut bytes = vec![0; usize::try_from(file.len().ok()?).ok()?];
     file.read_at(0, &mut bytes).ok()?;
