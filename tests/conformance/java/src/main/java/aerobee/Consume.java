@@ -30,7 +30,8 @@ import org.apache.rocketmq.remoting.protocol.heartbeat.MessageModel;
  *
  * <p>consume.start: name, namesrv, topic, group; optional tags ("*"), sql, model (clustering, broadcasting), from
  * (first, last, timestamp), since ("yyyyMMddHHmmss"), orderly, fail_times (each message fails this often first), max_retries, list (how many
- * messages to describe), threads, batch, pull_batch, vip, reply (answers requests). consume.state and consume.stop: name.
+ * messages to describe), threads, batch, pull_batch, vip, reply (answers requests), client_rebalance (false:
+ * the broker assigns queues, and says whether to pop), pop_invisible_ms. consume.state and consume.stop: name.
  */
 final class Consume {
     private static final Map<String, Running> RUNNING = new ConcurrentHashMap<>();
@@ -86,7 +87,11 @@ final class Consume {
             reply.put("messages", listed);
             if (consumer != null) {
                 List<String> assigned = new ArrayList<>();
-                for (MessageQueue queue : consumer.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet()) {
+                var rebalance = consumer.getDefaultMQPushConsumerImpl().getRebalanceImpl();
+                for (MessageQueue queue : rebalance.getPopProcessQueueTable().keySet()) {
+                    assigned.add("pop:" + queue.getBrokerName() + ":" + queue.getTopic() + ":" + queue.getQueueId());
+                }
+                for (MessageQueue queue : rebalance.getProcessQueueTable().keySet()) {
                     if (!queue.getTopic().startsWith("%RETRY%")) {
                         assigned.add(queue.getBrokerName() + ":" + queue.getTopic() + ":" + queue.getQueueId());
                     }
@@ -136,6 +141,8 @@ final class Consume {
             case "timestamp" -> ConsumeFromWhere.CONSUME_FROM_TIMESTAMP;
             default -> ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET;
         });
+        consumer.setClientRebalance(a.getBooleanValue("client_rebalance", true));
+        consumer.setPopInvisibleTime(a.getLongValue("pop_invisible_ms", 60_000));
         if (a.getString("since") != null) {
             consumer.setConsumeTimestamp(a.getString("since"));
         }

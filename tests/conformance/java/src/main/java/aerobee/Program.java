@@ -38,6 +38,10 @@ public final class Program {
         Map.entry("consume.state", Consume::state),
         Map.entry("consume.stop", Consume::stop),
         Map.entry("litepull", Consume::litePull),
+        Map.entry("pop", Pop::pop),
+        Map.entry("pop.ack", Pop::ack),
+        Map.entry("pop.change", Pop::change),
+        Map.entry("pop.notify", Pop::notify),
         Map.entry("query", Query::run),
         Map.entry("offsets", Query::offsets),
         Map.entry("admin", Program::admin));
