@@ -80,6 +80,7 @@ async def delete_topic(broker: Broker, connection: Connection, command: Remoting
     for name in doomed:
         await broker.topics.delete(name)
         broker.offsets.forget_topic(name)
+        broker.pop.orders.forget_topic(name)
         broker.store.delete_topic(name)
     return command.reply()
 
