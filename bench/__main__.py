@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import extras, load, workloads
+from bench import extras, load, pop, workloads
 from bench.load import Figures
 from bench.servers import KINDS, apache, server
 from bench.workload import Workload
@@ -78,6 +78,7 @@ def measure(seconds: int, only: re.Pattern[str], *, extras_too: bool) -> tuple[s
             ("topics", lambda: extras.many_topics(RESULTS)),
             ("rolls", lambda: extras.rolls(RESULTS, seconds)),
             ("backlog", lambda: extras.backlog(RESULTS, seconds)),
+            ("pop", lambda: pop.rows(RESULTS, seconds)),
         ]
         rows: list[extras.Row] = []
         for name, part in parts:
