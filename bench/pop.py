@@ -51,7 +51,6 @@ class _Worker:
         with socket.create_connection((host, int(port))) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             decoder = Decoder()
-            frames: list[bytes] = []
 
             def call(*requests: tuple[int, dict[str, str], bytes]) -> list[tuple[int, dict[str, str], bytes]]:
                 frames = [
