@@ -20,6 +20,7 @@ from aerobee.broker.records import Stored, parse_records
 from aerobee.broker.revive import FIRST_POP_TIME, GROUP
 from aerobee.broker.server import Broker
 from aerobee.clock import ManualClock
+from aerobee.errors import DiskFull
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.pop import BatchAck, BatchAckMessageRequestBody
@@ -603,6 +604,55 @@ async def test_order_file_is_apaches(bench: Bench) -> None:
     assert data == {
         "table": {f"{TOPIC}@g": {0: {"a": "one", "cm": 0, "i": 60_000, "l": now, "o": [0, 1], "popTime": now}}}
     } or data["table"][f"{TOPIC}@g"]["0"]["o"] == [0, 1]
+
+
+# When the disk does not want to.
+
+
+def no_room(records: list[Any]) -> list[Any]:
+    raise DiskFull("no room")
+
+
+async def test_a_full_disk_gives_nothing_out_and_takes_no_acks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.send("a", "b")
+    (first,) = await bench.pop(maxMsgNums=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.broker.store, "append", no_room)
+        assert (await bench.ask()).code == ResponseCode.SERVICE_NOT_AVAILABLE
+        assert (await bench.ask(order="true", consumerGroup="o")).code == ResponseCode.SERVICE_NOT_AVAILABLE
+        assert (await bench.ack(first)).code == ResponseCode.SERVICE_NOT_AVAILABLE
+    assert bodies(await bench.pop()) == ["b"]
+    assert bodies(messages(await bench.ask(order="true", consumerGroup="o"))) == ["a", "b"]
+    assert (await bench.ack(first)).code == 0
+
+
+async def test_what_cannot_come_again_now_comes_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.send("a")
+    await bench.pop(invisibleTime=1_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.broker.store, "append", no_room)
+        await bench.clock.advance(2)
+        await eventually(lambda: bench.broker.topics.get("%RETRY%g_orders") is not None)
+        await bench.clock.advance(5)
+        assert bench.broker.pop.revive.open == 1
+    await bench.later(3)
+    await eventually(lambda: bench.broker.pop.revive.open == 0)
+    assert bodies(await bench.pop_all()) == ["a"]
+
+
+async def test_synchronous_flush(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, flush_disk_type="SYNC_FLUSH").start()
+    await bench.send(*"abcd")
+    popped = await asyncio.gather(*(bench.pop(maxMsgNums=2) for _ in range(3)))
+    assert sorted(map(bodies, popped)) == [[], ["a", "b"], ["c", "d"]]
+    assert bench.broker.offsets.query("g", TOPIC, 0) == 4
+    for message in popped[0]:
+        assert (await bench.ack(message)).code == 0
+    await bench.crash()
+    await bench.later(61)
+    expected = sorted(body for some in popped[1:] for body in bodies(some))
+    assert bodies(await bench.pop_all()) == expected
+    await bench.stop()
 
 
 # Everything at once.
