@@ -21,16 +21,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec import UNSET
 
 from aerobee.broker.offsets import OffsetTable
-from aerobee.broker.records import Stored, format_properties, parse_record, parse_records
+from aerobee.broker.records import BORN_HOST_V6, STORE_HOST_V6, Stored, format_properties, parse_record
 from aerobee.broker.store import Batch, Receipt, Record
 from aerobee.broker.topics import REVIVE_QUEUES, SYSTEM_PREFIX
 from aerobee.clock import Clock
@@ -40,11 +41,11 @@ from aerobee.protocol.bodies.pop import PopAck, PopCheckPoint, StoredPopCheckPoi
 _log = logging.getLogger("aerobee.broker.pop")
 
 GROUP: Final = "CID_RMQ_SYS_REVIVE_GROUP"
-CHECK_POINT: Final = "ck"
-ACK: Final = "ack"
-BATCH_ACK: Final = "bAck"
-ORDER: Final = "ord"
-RESET: Final = "rst"
+CHECK_POINT: Final = b"ck"
+ACK: Final = b"ack"
+BATCH_ACK: Final = b"bAck"
+ORDER: Final = b"ord"
+RESET: Final = b"rst"
 
 FIRST_POP_TIME: Final = "1ST_POP_TIME"
 ORIGIN_GROUP: Final = "ORIGIN_GROUP"
@@ -134,6 +135,34 @@ class ResetMark(msgspec.Struct, gc=False):
     so: int
 
 
+class Entry(NamedTuple):
+    """A record of the revive log, as much of it as is needed: millions may have to be read at a start."""
+
+    queue_offset: int
+    tag: bytes
+    body: bytes
+
+
+_HEAD: Final = struct.Struct(">i16xq8xi")
+"""Size, queue offset, sysFlag."""
+_HOSTS: Final = 40 + 8 + 8 + 4 + 8
+"""Where the body's length is, but for the two hosts."""
+_TAGS: Final = b"TAGS\x01"
+
+
+def _entries(records: bytes) -> Iterator[Entry]:
+    at = 0
+    while at < len(records):
+        size, offset, flags = _HEAD.unpack_from(records, at)
+        body = at + _HOSTS + (20 if flags & BORN_HOST_V6 else 8) + (20 if flags & STORE_HOST_V6 else 8)
+        end = body + 4 + int.from_bytes(records[body : body + 4], "big")
+        tag = records.find(_TAGS, end, at + size) + len(_TAGS)
+        yield Entry(
+            offset, records[tag : records.find(b"\x02", tag, at + size)] if tag >= end else b"", records[body + 4 : end]
+        )
+        at += size
+
+
 class ReviveLog:
     """See the head of this file.
 
@@ -219,17 +248,17 @@ class ReviveLog:
                 for record in self._unread(queue):
                     self._take_in(queue, record, {})
 
-    def _unread(self, queue: int) -> Iterator[Stored]:
+    def _unread(self, queue: int) -> Iterator[Entry]:
         """Records from `_seen` on, which moves along."""
         while self._seen[queue] < self._store.bounds(self.topic, queue)[1]:
             batch = self._store.read(self.topic, queue, self._seen[queue], READ_COUNT)
-            yield from parse_records(batch.records)
+            yield from _entries(batch.records)
             if batch.next_offset <= self._seen[queue]:
                 break
             self._seen[queue] = batch.next_offset
 
-    def _take_in(self, queue: int, record: Stored, popped: dict[tuple[str, str, int], tuple[int, bool]]) -> None:
-        tag = record.properties.get("TAGS")
+    def _take_in(self, queue: int, record: Entry, popped: dict[tuple[str, str, int], tuple[int, bool]]) -> None:
+        tag = record.tag
         try:
             if tag in (ACK, BATCH_ACK):
                 ack = msgspec.json.decode(record.body, type=PopAck)
@@ -252,7 +281,7 @@ class ReviveLog:
             )
 
     def _take_in_check_point(
-        self, queue: int, record: Stored, popped: dict[tuple[str, str, int], tuple[int, bool]]
+        self, queue: int, record: Entry, popped: dict[tuple[str, str, int], tuple[int, bool]]
     ) -> None:
         stored = msgspec.json.decode(record.body, type=StoredPopCheckPoint)
         if stored.t is None or stored.c is None or stored.n <= 0:
@@ -470,9 +499,9 @@ class ReviveLog:
         tag = ACK if len(offsets) == 1 else BATCH_ACK
         return self._record(point.revive_queue, tag, msgspec.json.encode(ack), point.due_ms)
 
-    def _record(self, queue: int, tag: str, body: bytes, deliver_ms: int) -> Record:
+    def _record(self, queue: int, tag: bytes, body: bytes, deliver_ms: int) -> Record:
         # TIMER_DELIVER_MS is the time to which Apache's broker believes the log to be complete.
-        properties = {"TAGS": tag}
+        properties = {"TAGS": tag.decode()}
         if deliver_ms:
             properties["TIMER_DELIVER_MS"] = str(deliver_ms)
         return Record(self.topic, queue, body, format_properties(properties), born_timestamp=self._clock.now_ms())
