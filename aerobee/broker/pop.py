@@ -136,6 +136,7 @@ class Pops:
         self._waiting: dict[QueueKey, OrderedDict[int, Waiter]] = {}
         self._waits_for: dict[str, dict[tuple[str, str], None]] = {}
         """Topic in the store → (topic, group) of those who wait for its messages."""
+        self._of_connection: dict[int, dict[int, Waiter]] = {}
         self._deadlines: list[tuple[int, int, Waiter]] = []
         self._numbers = itertools.count(1)
         self._waiters = 0
@@ -199,6 +200,11 @@ class Pops:
             for waiter in list(waiters.values()):
                 if self._drop(waiter) and not waiter.connection.closed:
                     waiter.again(True)
+
+    def disconnected(self, connection: Connection) -> None:
+        """A connection ended: its requests wait no longer."""
+        for waiter in self._of_connection.pop(connection.id, {}).values():
+            self._drop(waiter)
 
     # Giving out.
 
@@ -518,11 +524,10 @@ class Pops:
         if deadline_ms - EARLY_MS <= self._clock.now_ms():
             return ResponseCode.POLLING_TIMEOUT
         if len(self._waiting.get(key, ())) > options.pop_polling_size:
-            self._forget_closed(key)
-            if len(self._waiting.get(key, ())) > options.pop_polling_size:
-                return ResponseCode.POLLING_FULL
+            return ResponseCode.POLLING_FULL
         waiter = Waiter(key, connection, deadline_ms, again, takes, next(self._numbers))
         self._waiting.setdefault(key, OrderedDict())[waiter.number] = waiter
+        self._of_connection.setdefault(connection.id, {})[waiter.number] = waiter
         self._waiters += 1
         heapq.heappush(self._deadlines, (deadline_ms, waiter.number, waiter))
         if len(self._deadlines) > 4 * self._waiters + 1024:
@@ -583,6 +588,11 @@ class Pops:
         if waiters is None or waiters.pop(waiter.number, None) is None:
             return False
         self._waiters -= 1
+        others = self._of_connection.get(waiter.connection.id)
+        if others is not None:
+            others.pop(waiter.number, None)
+            if not others:
+                del self._of_connection[waiter.connection.id]
         if not waiters:
             del self._waiting[waiter.key]
             topic, group, _ = waiter.key
@@ -598,11 +608,6 @@ class Pops:
                         if not waits:
                             del self._waits_for[name]
         return True
-
-    def _forget_closed(self, key: QueueKey) -> None:
-        for waiter in list(self._waiting.get(key, {}).values()):
-            if waiter.connection.closed:
-                self._drop(waiter)
 
     # What the mechanisms ask.
 

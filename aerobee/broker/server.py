@@ -199,6 +199,7 @@ class Broker:
         """The listener's word: a connection ended."""
         self.store.disconnected(connection)
         self.clients.disconnected(connection)
+        self.pop.disconnected(connection)
 
     def received(self, connection: Connection, data: memoryview) -> None:
         """The listener's word: bytes; replaced by the store's own method when listening begins."""

@@ -19,8 +19,9 @@ from aerobee.broker.pop_names import format_handle, retry_topic, topic_of_flag
 from aerobee.broker.records import Stored, parse_records
 from aerobee.broker.revive import FIRST_POP_TIME, GROUP
 from aerobee.broker.server import Broker
+from aerobee.broker.store import Record
 from aerobee.clock import ManualClock
-from aerobee.errors import DiskFull
+from aerobee.errors import AerobeeError, DiskFull
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.pop import BatchAck, BatchAckMessageRequestBody
@@ -442,6 +443,37 @@ async def test_too_many_wait(tmp_path: Path) -> None:
     done, _ = await asyncio.wait(waiting, timeout=1)
     assert [task.result().code for task in done] == [ResponseCode.POLLING_FULL]
     await bench.stop()
+
+
+async def test_who_is_gone_waits_no_longer_and_gets_nothing(bench: Bench) -> None:
+    await bench.send("first")
+    await bench.pop()
+    waiting = bench.ask(pollTime=10_000_000)
+    await bench.parked(1)
+    await bench.pool.close()
+    with pytest.raises(AerobeeError):
+        await waiting
+    await bench.parked(0)
+    bench.pool = RemotePool()
+    await bench.send("second")
+    assert bodies(await bench.pop()) == ["second"]
+
+
+async def test_what_another_broker_left_in_the_revive_log_counts(bench: Bench) -> None:
+    await bench.send("a", "b")
+    point = {"bm": 0, "bn": "broker-a", "c": "g", "d": [0, 1], "it": 5000, "n": 2, "pt": bench.clock.now_ms()}
+    point |= {"q": 0, "ro": 0, "so": 0, "sp": False, "t": TOPIC}
+    ack = {"ackOffset": 1, "ao": 1, "bn": "broker-a", "c": "g", "pt": point["pt"], "q": 0, "so": 0, "t": TOPIC}
+    bench.broker.groups.find("g")
+    topic = bench.broker.pop.revive.topic
+    for tag, body in (("ck", point), ("ack", ack)):
+        properties = f"UNIQ_KEY\x01x\x02TAGS\x01{tag}\x02REAL_TOPIC\x01{topic}\x02".encode()
+        bench.broker.store.append([Record(topic, 3, fastjson.dumps(body), properties)])
+    await bench.clock.advance(1)
+    assert bench.broker.pop.revive.open == 1
+    await bench.later(5)
+    again = await bench.pop_all()
+    assert bodies([message for message in again if message.times]) == ["a"]
 
 
 async def test_notification_looks_at_tags(bench: Bench) -> None:
