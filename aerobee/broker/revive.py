@@ -11,6 +11,9 @@ record of each queue before which nothing is open, is kept among the consumer of
 reads on from there. Since the groups' own offsets are written with the same file, they are repaired on the way: a
 check point proves that its queue was popped so far.
 
+A message that is hidden for days would hold progress back, and with it how much a start has to read: a check point
+that has fallen far behind is written again at the end.
+
 Two tags of ours, which Apache's broker ignores: `ord` (the state of a queue that is popped in order, see `pop_order`)
 and `rst` (an operator set a group's offset; what was popped before says nothing any more), which is written to every
 queue so that each tells which of its check points are older.
@@ -55,6 +58,8 @@ RENEWED: Final = -1
 READ_COUNT: Final = 1024
 RETRY_MS: Final = 1000
 """After a failed write (a full disk) what is due is tried again."""
+FAR_BEHIND: Final = 50_000
+"""Records of a queue behind which an open check point is written again."""
 DUE_BATCH: Final = 256
 """Check points looked at in one go; others get their turn in between."""
 
@@ -305,7 +310,10 @@ class ReviveLog:
         known, was_reset = popped.get((stored.t, stored.c, stored.q), (0, False))
         if stored.rp is None and stored.ro != RENEWED:
             popped[stored.t, stored.c, stored.q] = (max(known, stored.so + diffs[-1] + 1), was_reset)
-        if point.left and point.key not in self._open:
+        known_point = self._open.get(point.key)
+        if known_point is not None:
+            self._moved(known_point, record.queue_offset)  # written again
+        elif point.left:
             self._register(point)
 
     # What clients do.
@@ -425,6 +433,10 @@ class ReviveLog:
     def commit(self) -> None:
         """Notes progress among the consumer offsets; call it before they are saved."""
         for queue, points in enumerate(self._by_queue):
+            try:
+                self._bring_up(queue)
+            except StoreError as error:
+                _log.warning("check points that are far behind cannot be written again now: %s", error)
             end = min(self._store.bounds(self.topic, queue)[1], self._seen[queue])
             if points:
                 end = min(end, next(iter(points)))
@@ -432,7 +444,24 @@ class ReviveLog:
             if end - 1 > self._offsets.query(GROUP, self.topic, queue):
                 self._offsets.commit(GROUP, self.topic, queue, end - 1)
 
+    def _bring_up(self, queue: int) -> None:
+        """Writes check points of the queue that are far behind again. Raises StoreError."""
+        oldest = self._seen[queue] - FAR_BEHIND
+        behind = [*itertools.takewhile(lambda point: point.revive_offset < oldest, self._by_queue[queue].values())]
+        for some in (behind[at : at + DUE_BATCH] for at in range(0, len(behind), DUE_BATCH)):
+            for point in some:
+                point.renewed = True
+            receipts = self._append([self._check_point_record(point) for point in some])
+            for point, receipt in zip(some, receipts, strict=True):
+                self._moved(point, receipt.queue_offset)
+
     # The inside.
+
+    def _moved(self, point: CheckPoint, revive_offset: int) -> None:
+        points = self._by_queue[point.revive_queue]
+        points.pop(point.revive_offset, None)
+        point.revive_offset = revive_offset
+        points[revive_offset] = point
 
     def _register(self, point: CheckPoint) -> None:
         self._open[point.key] = point
@@ -472,7 +501,7 @@ class ReviveLog:
     def _check_point_record(self, point: CheckPoint) -> Record:
         body = msgspec.json.encode(
             PopCheckPoint(
-                0,
+                (1 << len(point.diffs)) - 1 & ~point.left,
                 point.broker_name,
                 point.group,
                 list(point.diffs),

@@ -85,7 +85,7 @@ class Bench:
     async def crash(self) -> None:
         """What `kill -9` leaves is on the disk now; a new broker finds it."""
         copy = self.path / f"store{next(self.lives)}"
-        shutil.copytree(self.store, copy)
+        shutil.copytree(self.store, copy, ignore=shutil.ignore_patterns("*.tmp", "*.bak"))
         (copy / "lock").unlink(missing_ok=True)
         await self.pool.close()
         await self.broker.stop()
@@ -370,6 +370,33 @@ async def test_progress_stops_at_what_is_open(bench: Bench) -> None:
     assert bench.broker.pop.revive.open == 1
     await bench.ack(message)
     assert bench.broker.pop.revive.open == 0
+
+
+async def test_what_is_hidden_for_long_does_not_hold_progress_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aerobee.broker.revive.FAR_BEHIND", 5)
+    await bench.send("a", "b", "c")
+    first, second, _ = await bench.pop(invisibleTime=1_000_000)
+    await bench.ack(first)
+    for number in range(80):
+        await bench.send(str(number))
+        for other in await bench.pop():
+            await bench.ack(other)
+    await bench.broker.pop.save()
+    await bench.broker.offsets.save()
+    revive = bench.broker.pop.revive
+    queue = int(first.handle.split(" ")[3])
+    assert bench.broker.offsets.query(GROUP, revive.topic, queue) > 10
+    bench.broker.offsets.reset("g", TOPIC, 0, 70)
+    assert len(await bench.pop(maxMsgNums=2)) == 2
+    await bench.crash()
+    assert bench.broker.pop.revive.open == 2
+    assert len(await bench.pop()) == 11, "what was written again says nothing about where the group is"
+    await bench.ack(second)
+    await bench.later(1000)
+    assert "c" in bodies(await bench.pop_all())
+    assert "b" not in bodies(await bench.pop_all())
 
 
 async def test_a_waiting_pop_is_woken_by_a_message(bench: Bench) -> None:
@@ -736,3 +763,69 @@ async def test_nothing_is_lost_and_nothing_acknowledged_comes_again(tmp_path: Pa
 def _key(message: Message) -> tuple[str, str, int, int, int]:
     start, pop_time = message.handle.split(" ")[:2]
     return message.stored_topic, "g", message.queue, int(start), int(pop_time)
+
+
+# What no official client sends.
+
+HEADERS: dict[int, dict[str, str]] = {
+    RequestCode.POP_MESSAGE: dict(
+        consumerGroup="g", topic=TOPIC, queueId="0", maxMsgNums="1", invisibleTime="60000", pollTime="0", bornTime="0",
+        initMode="0", expType="TAG", exp="*", order="false", attemptId="a",
+    ),
+    RequestCode.ACK_MESSAGE: dict(
+        consumerGroup="g", topic=TOPIC, queueId="0", extraInfo="0 1 60000 0 0 broker-a 0 0", offset="0"
+    ),
+    RequestCode.CHANGE_MESSAGE_INVISIBLETIME: dict(
+        consumerGroup="g", topic=TOPIC, queueId="0", extraInfo="0 1 60000 0 0 broker-a 0 0", offset="0",
+        invisibleTime="1",
+    ),
+    RequestCode.NOTIFICATION: dict(consumerGroup="g", topic=TOPIC, queueId="0", pollTime="0", bornTime="0"),
+    RequestCode.POLLING_INFO: dict(consumerGroup="g", topic=TOPIC, queueId="0"),
+    RequestCode.PEEK_MESSAGE: dict(consumerGroup="g", topic=TOPIC, queueId="0", maxMsgNums="1"),
+}  # fmt: skip
+BODIES: dict[int, dict[str, Any]] = {
+    RequestCode.BATCH_ACK_MESSAGE: {
+        "brokerName": "a",
+        "acks": [{"c": "g", "t": TOPIC, "r": "0", "so": 0, "q": 0, "rq": 0, "pt": 1, "it": 1, "b": "AQ=="}],
+    },
+    RequestCode.QUERY_ASSIGNMENT: {
+        "topic": TOPIC, "consumerGroup": "g", "clientId": "c", "strategyName": "AVG", "messageModel": "CLUSTERING",
+    },
+    RequestCode.SET_MESSAGE_REQUEST_MODE: {
+        "topic": TOPIC, "consumerGroup": "g", "mode": "POP", "popShareQueueNum": 0,
+    },
+}  # fmt: skip
+WRONG = ["", "-1", "-2", "x", "999", "9" * 18, "9" * 40, "%RETRY%g_orders", "\x01\x02", "é 1 2"]
+
+
+async def test_bad_headers_are_answered(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await bench.send("a")
+    for code, header in HEADERS.items():
+        for name in header:
+            less = {other: value for other, value in header.items() if other != name}
+            assert (await bench.call(code, **less)).is_response
+            for wrong in WRONG:
+                if name == "pollTime" and wrong.startswith("9"):
+                    continue  # nothing is wrong with waiting long
+                assert (await bench.call(code, **{**header, name: wrong})).is_response
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+    assert (await bench.ask(consumerGroup="fresh")).code == 0
+
+
+async def test_bad_bodies_are_answered(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await bench.send("a")
+    wrongs: list[Any] = [*WRONG, None, [], {}, -1, 1 << 40, 1 << 70, True, 1.5]
+    for code, body in BODIES.items():
+        for data in (b"", b"null", b"[]", b"{", b"\xff\xfe", b'"x"'):
+            assert (await bench.call(code, data)).is_response
+        parts = [body, *(part for value in body.values() if isinstance(value, list) for part in value)]
+        for part in parts:
+            for name, good in list(part.items()):
+                for wrong in wrongs:
+                    part[name] = wrong
+                    assert (await bench.call(code, fastjson.dumps(body))).is_response
+                del part[name]
+                assert (await bench.call(code, fastjson.dumps(body))).is_response
+                part[name] = good
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+    assert bodies(await bench.pop(consumerGroup="fresh")) == ["a"]

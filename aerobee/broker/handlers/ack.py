@@ -58,7 +58,10 @@ async def _acknowledge_one_batch(broker: Broker, connection: Connection, batch: 
         raise MalformedRequest("BatchAck: fields t and c must be there")
     group, queue_id = batch.consumer_group, batch.queue_id
     topic = topic_of_flag(batch.retry or "0", batch.topic, group)
-    low, high = broker.store.bounds(topic, queue_id) if queue_id >= 0 else (0, -1)
+    config = broker.topics.get(topic)
+    if config is None or not 0 <= queue_id < config.read_queue_nums:
+        return  # as Apache's broker does: the others of the request are done all the same
+    low, high = broker.store.bounds(topic, queue_id)
     offsets = [offset for offset in batch.offsets() if low <= offset <= high]
     if batch.revive_queue_id != ORDER_QUEUE:
         if offsets:

@@ -51,6 +51,7 @@ async def pop(broker: Broker, connection: Connection, command: RemotingCommand) 
             ResponseCode.INVALID_PARAMETER, f"the broker[{broker.host}] pop message's num is greater than 32"
         )
     _check(broker, connection, header)
+    await broker.groups.settled()  # messages of a group that nobody knows after a crash would not come again
     wanted = Wanted(
         header.topic, header.consumer_group, max(header.queue_id, -1), header.max_msg_nums, header.invisible_time,
         header.init_mode, header.order, header.attempt_id, Filter.of(header.exp_type, header.exp),

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType, field
@@ -13,6 +13,11 @@ from msgspec import UNSET, UnsetType, field
 from aerobee.errors import MalformedRequest
 from aerobee.protocol.bodies import Body
 from aerobee.protocol.fastjson import MessageQueue
+
+BITS_MAX: Final = 1024
+"""Messages in one `BatchAck`; a pop gives 32 at most."""
+BIT_SET_LENGTH_MAX: Final = 1 << 16
+"""Characters of its bit set; with a filter, the messages of a pop may lie far apart."""
 
 
 class BatchAck(Body):
@@ -31,10 +36,15 @@ class BatchAck(Body):
 
     def offsets(self) -> list[int]:
         """The acknowledged offsets. Raises MalformedRequest."""
+        text = self.bit_set or ""
+        if len(text) > BIT_SET_LENGTH_MAX:
+            raise MalformedRequest(f"BatchAck: field b is longer than {BIT_SET_LENGTH_MAX}")
         try:
-            bits = int.from_bytes(base64.b64decode(self.bit_set or "", validate=True), "little")
-        except binascii.Error:
+            bits = int.from_bytes(base64.b64decode(text, validate=True), "little")
+        except ValueError:
             raise MalformedRequest("BatchAck: field b is not base64") from None
+        if bits.bit_count() > BITS_MAX:
+            raise MalformedRequest(f"BatchAck: field b names more than {BITS_MAX} messages")
         out = []
         while bits:
             lowest = bits & -bits
