@@ -217,3 +217,16 @@ def test_threads_share_an_engine(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert sum(engine.bounds("T", queue)[1] for queue in range(4)) == 1200
+
+
+def test_a_watched_queue_tells_once(engine: Engine) -> None:
+    engine.watch("T", 1)
+    session = engine.session("127.0.0.1:1")
+    assert engine.feed(session, send(e="0")).arrivals == []
+    assert engine.feed(session, send(e="1") + send(e="1")).arrivals == [("T", 1)]
+    assert engine.feed(session, send(e="1")).arrivals == []
+    engine.watch("T", 1)
+    assert engine.append([Record("T", 1, b"x", b"")])[1].arrivals == [("T", 1)]
+    engine.watch("T", 1)
+    engine.delete_topic("T")
+    assert engine.append([Record("T", 1, b"x", b"")])[1].arrivals == []
