@@ -206,6 +206,31 @@ class BrokerOptions(Options):
     flush_delay_offset_interval = setting(
         10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000
     )
+    timer_wheel_enable = setting(True, "Serve messages that are to be delivered at an exact time.", remote=False)
+    timer_precision_ms = setting(
+        1000,
+        "Milliseconds of a slot, how exact a time can be: 100, 200, 500 or 1000.",
+        low=100,
+        high=1000,
+        remote=False,
+    )
+    timer_max_delay_sec = setting(
+        259_200, "Most seconds a message may be delayed to an exact time.", low=1, remote=False
+    )
+    timer_roll_window_slot = setting(
+        172_800, "Slots ahead; what is due later is stored anew on the way.", low=2, remote=False
+    )
+    timer_congest_num_each_slot = setting(
+        2**31 - 1,
+        "Messages of a slot from which on sends are refused, more of them the fuller it is.",
+        low=1,
+        live=True,
+    )
+    timer_flush_interval_ms = setting(1000, "Milliseconds between syncs of the timer's files.", low=100, high=60_000)
+    mapped_file_size_timer_log = setting(
+        100 << 20, "Bytes of a timer log file.", low=1 << 12, high=1 << 31, remote=False
+    )
+    recall_message_enable = setting(False, "A message that waits for its time can be recalled.", live=True)
 
     def check(self) -> list[str]:
         """Rules between settings."""

@@ -34,9 +34,12 @@ from aerobee.broker.records import Stored, encode_record
 from aerobee.broker.registration import Registration
 from aerobee.broker.stats import Stats
 from aerobee.broker.store import Store
+from aerobee.broker.timer import Timer
 from aerobee.broker.topics import PERM_READ, TopicTable
 from aerobee.broker.transactions import PRODUCER_GROUP, REAL_QUEUE, REAL_TOPIC, UNIQUE_KEY, Transactions
 from aerobee.clock import Clock, SystemClock
+from aerobee.errors import StoreError
+from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.net.listener import Limits, Listener
 from aerobee.protocol.bodies.topics import TopicConfig
@@ -73,6 +76,7 @@ class Broker:
         self.store: Store
         self.delay: Delay
         self.transactions: Transactions
+        self.timer: Timer
         self.pop: Pops
         self.stats: Stats
         self.dispatcher: Dispatcher
@@ -105,6 +109,16 @@ class Broker:
             self.delay = Delay(self.store, self.clock, options.delay_levels_ms(), self._config_dir)
             self.delay.load()
             self.transactions = Transactions(
+            self.timer = Timer(
+                self.store,
+                self.clock,
+                options.store_dir,
+                precision_ms=options.timer_precision_ms,
+                delay_max_s=options.timer_max_delay_sec,
+                roll_slots=options.timer_roll_window_slot,
+                log_file_bytes=options.mapped_file_size_timer_log,
+            )
+            await asyncio.to_thread(self.timer.load)
                 self.store,
                 self.clock,
                 options,
@@ -131,6 +145,9 @@ class Broker:
         await self.registration.first(FIRST_REGISTRATION_S)
         self._tasks.append(asyncio.create_task(self.delay.run(), name="deliver delayed messages"))
         self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
+        if options.timer_wheel_enable:
+            self._tasks.append(asyncio.create_task(self.timer.run(), name="deliver timed messages"))
+            self._every(options.timer_flush_interval_ms / 1000, self.timer.save, "persist timers")
         self._every(options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
         self._every(options.flush_consumer_offset_interval / 1000, self._save_offsets, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
@@ -320,16 +337,26 @@ class Broker:
             self._save_offsets,
             self.delay.save,
         ):
+            self._close_timer,
             try:
                 await save()
             except OSError as error:
                 _log.error("a configuration file could not be written: %s", error)
 
     async def _expire_clients(self) -> None:
+    async def _close_timer(self) -> None:
+        try:
+            await self.store.flush()
+        except StoreError as error:
+            _log.error("the log could not be flushed: %s", error)
+            return
+        await asyncio.to_thread(self.timer.close)
+
         self.clients.expire(self.options.channel_expired_timeout / 1000)
 
     async def _clean(self) -> None:
-        await fast_path.clean(self)
+        await retention.clean(self)
+        self.timer.clean()
 
     def _every(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:
         self._tasks.append(asyncio.create_task(self._repeat(period_s, work, name), name=name))

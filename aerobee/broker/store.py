@@ -243,6 +243,15 @@ class Store:
         """The record at a position of the log; None when there is none."""
         return self.engine.record(position)
 
+    def log_bounds(self) -> tuple[int, int, int]:
+        """Where the log begins, how far it is on the disk, where it ends."""
+        stats = self.engine.stats()
+        return stats["min_position"], stats["flushed_position"], stats["max_position"]
+
+    async def flush(self) -> None:
+        """Brings everything to the disk, in a thread. Raises StoreError."""
+        await asyncio.to_thread(self.engine.flush)
+
     def is_recent(self, topic: str, queue_id: int, offset: int) -> bool:
         """The message at this offset exists and still lies within the memory that the page cache may use."""
         unit = self.engine.entries(topic, queue_id, offset, 1)

@@ -13,6 +13,7 @@ from aerobee.broker.handlers import (
     pop,
     pull,
     query,
+    recall,
     request_reply,
     send,
     topics,
@@ -33,6 +34,7 @@ _FAMILIES = (
     topics,
     groups,
     admin,
+    recall,
 )
 
 HANDLERS: dict[int, Handler] = {}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from aerobee.broker import retry
 from aerobee.broker.records import PREPARED, format_properties, parse_properties
 from aerobee.broker.store import Record
-from aerobee.broker.topics import NOT_SENDABLE, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, validate_name
+from aerobee.broker.timer import recall_handle
+from aerobee.broker.topics import NOT_SENDABLE, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, TIMER_TOPIC, validate_name
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
@@ -78,6 +79,7 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
         topic, queue_id, tags_code = broker.delay.place(topic, queue_id, properties, level)
     else:
         sys_flag &= ~PREPARED
+        topic, queue_id, tags_code = place_timer(broker, topic, queue_id, properties)
 
     record = Record(
         topic,
@@ -92,9 +94,15 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
         tags_code=tags_code,
     )
     receipt = await broker.store.put(record)
-    if tags_code is not None:
+    if topic == TIMER_TOPIC:
+        broker.timer.scheduled()
+    elif tags_code is not None:
         broker.delay.scheduled()
-    return _accepted(broker, command, receipt.message_id, queue_id, receipt.queue_offset, properties.get(UNIQUE_KEY))
+    reply = _accepted(broker, command, receipt.message_id, queue_id, receipt.queue_offset, properties.get(UNIQUE_KEY))
+    handle = recall_handle(topic, broker.options.broker_name, properties)
+    if handle is not None:
+        reply.ext_fields["recallHandle"] = handle
+    return reply
 
 
 async def _send_batch(
@@ -219,7 +227,7 @@ def stored_properties(broker: Broker, properties: dict[str, str]) -> bytes:
 
 
 def delay_level(broker: Broker, properties: dict[str, str]) -> int:
-    """The delay level asked for; 0: none. Raises ServerError for a timer, which is not served."""
+    """The delay level asked for; 0: none. Raises ServerError when it is no number."""
     text = properties.get(DELAY)
     if text is not None:
         try:
@@ -228,21 +236,26 @@ def delay_level(broker: Broker, properties: dict[str, str]) -> int:
             raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"property DELAY must be a number, not {text!r}") from None
         if level > 0:
             return level
-    if any(name in properties for name in TIMERS) and not _is_due(properties, broker.clock.now_ms()):
-        raise ServerError(ResponseCode.SYSTEM_ERROR, "accurate timer message is not enabled, timerWheelEnable is false")
     return 0
 
 
-def _is_due(properties: dict[str, str], now_ms: int) -> bool:
-    """A timer whose time is over already; such a message is stored at once."""
-    try:
-        if "TIMER_DELAY_SEC" in properties:
-            return int(properties["TIMER_DELAY_SEC"]) <= 0
-        if "TIMER_DELAY_MS" in properties:
-            return int(properties["TIMER_DELAY_MS"]) <= 0
-        return int(properties["TIMER_DELIVER_MS"]) <= now_ms
-    except ValueError:
-        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "a timer property must be a number") from None
+def place_timer(broker: Broker, topic: str, queue_id: int, properties: dict[str, str]) -> tuple[str, int, int | None]:
+    """Where a message stays until the exact time it names: (topic, queue, tags code). ServerError when it may not."""
+    place = broker.timer.place(topic, queue_id, properties)
+    if place[0] != TIMER_TOPIC:
+        return place
+    if not broker.options.timer_wheel_enable:
+        raise ServerError(ResponseCode.SYSTEM_ERROR, "accurate timer message is not enabled, timerWheelEnable is false")
+    limit = broker.options.timer_congest_num_each_slot
+    if limit < 2**31 - 1:
+        waiting = broker.timer.congestion(int(properties["TIMER_OUT_MS"]))
+        if waiting > limit * (1 + random.random()):
+            raise ServerError(
+                ResponseCode.SYSTEM_ERROR,
+                f"timer message is under flow control, max num limit is {limit * 2} or the current value is greater "
+                f"than {limit} and less than {limit * 2}, trigger random flow control",
+            )
+    return place
 
 
 def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: int) -> int:

@@ -1,0 +1,587 @@
+"""Timed messages: delivered at the time their sender named, to a precision step; recalled while they wait.
+
+    sent        stored in rmq_sys_wheel_timer, TIMER_OUT_MS = the slot, REAL_TOPIC and REAL_QID = where it belongs
+    taken in    a unit in the timer log, chained to its slot of the wheel (timer_files.py)
+    due         the slot's step is over: the chain is moved to the real topics, oldest first, in batches
+    recalled    a message with TIMER_DEL_UNIQKEY in the same slot; what it names is not delivered
+    far away    beyond the wheel's window a message is stored anew on the way, so that the log may forget the old one
+
+The slot is the step that ends at the time asked for or holds it, and is delivered when it is over: never early, at
+most a step late. Memory holds the positions of one slot. After each batch the progress is noted (progress.py), and
+each unit names its record, so after a crash everything is where it was, but for one batch that may come twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import struct
+from array import array
+from pathlib import Path
+from typing import Final, Protocol
+
+from aerobee.broker.forward import Moving
+from aerobee.broker.progress import Progress
+from aerobee.broker.store import Receipt, Record
+from aerobee.broker.timer_files import DELETE, ROLL, SLOTS, UNIT, Check, Slot, TimerLog, TimerWheel, Unit
+from aerobee.broker.topics import RETRY_PREFIX, TIMER_TOPIC
+from aerobee.clock import Clock
+from aerobee.errors import MessageIllegal, ServerError
+from aerobee.protocol.codes import ResponseCode
+
+_log = logging.getLogger("aerobee.broker.timer")
+
+DELAY_SEC: Final = "TIMER_DELAY_SEC"
+DELAY_MS: Final = "TIMER_DELAY_MS"
+DELIVER_MS: Final = "TIMER_DELIVER_MS"
+ASKED: Final = (DELAY_SEC, DELAY_MS, DELIVER_MS)
+OUT_MS: Final = "TIMER_OUT_MS"
+RECALL_KEY: Final = "TIMER_DEL_UNIQKEY"
+
+PRECISIONS_MS: Final = (100, 200, 500, 1000)
+BATCH: Final = 256
+TAKE: Final = 2048
+LOAD: Final = 20_000
+"""Units of a chain, or empty slots, looked at in one go."""
+LOOK_S: Final = 1.0
+RETRY_S: Final = 0.5
+SPARE_SLOTS: Final = 60
+_TIME_MIN: Final = 1 << 40
+"""A tags code above is a time: what we store carries its slot there, so it need not be read to be taken in."""
+_DELAY_MS_MAX: Final = 1 << 31
+_ENTRY: Final = struct.Struct(">qiq")
+
+
+class TimerStore(Protocol):
+    """What this mechanism needs of the store."""
+
+    def append(self, records: list[Record]) -> list[Receipt]:
+        """Appends records."""
+
+    def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
+        """Smallest and next offset."""
+
+    def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
+        """Units of 20 bytes: position, size, tags code."""
+
+    def record(self, position: int) -> bytes | None:
+        """A record's bytes."""
+
+    def log_bounds(self) -> tuple[int, int, int]:
+        """Where the log begins, how far it is on the disk, where it ends."""
+
+
+class Timer:
+    """The timed messages of a store; see the head of this file."""
+
+    def __init__(
+        self,
+        store: TimerStore,
+        clock: Clock,
+        root: Path,
+        *,
+        precision_ms: int = 1000,
+        delay_max_s: int = 259_200,
+        roll_slots: int = 172_800,
+        log_file_bytes: int = 100 << 20,
+        boot: int | None = None,
+    ) -> None:
+        self.precision_ms = precision_ms = max(step for step in PRECISIONS_MS if step <= max(precision_ms, 100))
+        self.delay_max_s = delay_max_s
+        self.read_ms = 0
+        """The slot to deliver next."""
+        self.queue_offset = 0
+        """The next offset of rmq_sys_wheel_timer to take in."""
+        self.delivered = 0
+        self.recalled = 0
+        self._store = store
+        self._clock = clock
+        self._root = root
+        self._roll_slots = roll_slots if 2 <= roll_slots <= SLOTS // 2 - SPARE_SLOTS else SLOTS // 2 - SPARE_SLOTS
+        self._log = TimerLog(root / "timerlog", log_file_bytes)
+        self._wheel = TimerWheel(root / "timerwheel", precision_ms)
+        self._check_path = root / "config" / "timercheck"
+        self._progress = Progress(root / "config" / "timerProgress", 4, boot=boot)
+        self._check = Check()
+        self._wake = asyncio.Event()
+        self._rebuild_to = 0
+        """Offsets below were taken in before: only what is not delivered yet counts."""
+        self._moved_end = 0
+        """The log must reach this far for what is noted to be true."""
+        self._index = 0
+        """Units of the slot `read_ms` that are delivered."""
+        self._chain: array[int] | None = None
+        self._chain_last = -1
+        self._loading: array[int] = array("q")
+        self._loading_at = -1
+        self._recalls: set[bytes] = set()
+        self._dirty = False
+
+    # Where a message is stored.
+
+    def place(self, topic: str, queue_id: int, properties: dict[str, str]) -> tuple[str, int, int | None]:
+        """Where a message with these properties is stored: (topic, queue, tags code or None: at once).
+
+        Raises ServerError MESSAGE_ILLEGAL when the time is none or too far away.
+        """
+        if OUT_MS in properties or not any(name in properties for name in ASKED):
+            return topic, queue_id, None
+        now_ms = self._clock.now_ms()
+        try:
+            if DELAY_SEC in properties:
+                due_ms = now_ms + int(properties[DELAY_SEC]) * 1000
+            elif DELAY_MS in properties:
+                due_ms = now_ms + int(properties[DELAY_MS])
+            else:
+                due_ms = int(properties[DELIVER_MS])
+        except ValueError:
+            raise self._illegal() from None
+        if due_ms <= now_ms:
+            if RECALL_KEY in properties:
+                raise self._illegal()
+            return topic, queue_id, None
+        if due_ms - now_ms > self.delay_max_s * 1000:
+            raise self._illegal()
+        slot_ms = (due_ms - 1) // self.precision_ms * self.precision_ms
+        properties[OUT_MS] = str(slot_ms)
+        properties["REAL_TOPIC"] = topic
+        properties["REAL_QID"] = str(queue_id)
+        return TIMER_TOPIC, 0, None if RECALL_KEY in properties else slot_ms
+
+    def _illegal(self) -> ServerError:
+        return ServerError(
+            ResponseCode.MESSAGE_ILLEGAL,
+            "timer message illegal, the delay time should not be bigger than the max delay "
+            f"{self.delay_max_s * 1000}ms; or if set del msg, the delay time should be bigger than the current time",
+        )
+
+    def congestion(self, slot_ms: int) -> int:
+        """How many messages wait in a slot. Raises OSError."""
+        return self._wheel.get(slot_ms).count
+
+    def scheduled(self) -> None:
+        """A message was stored with `place`."""
+        self._wake.set()
+
+    # Start.
+
+    def load(self) -> None:
+        """Finds out where things stand, and repairs the files where they disagree with the log. Raises OSError."""
+        _, _, log_end = self._store.log_bounds()
+        self._progress.load(log_end)
+        check, values = Check.load(self._check_path), self._progress.values
+        floor_ms = self._floor(self._clock.now_ms())
+        same = False
+        start = 0
+        if values is not None and (check is None or check.ours):
+            self.read_ms, self._index, self.queue_offset, start = values
+            same = self._progress.same_boot
+            if not same:
+                start = check.log_end if check is not None else 0
+        elif check is not None:
+            self.read_ms, self.queue_offset, start = check.read_ms, check.queue_offset, check.log_end
+        self._check = check or Check()
+        self.read_ms = self._floor(self.read_ms) or floor_ms
+        low, high = self._store.bounds(TIMER_TOPIC, 0)
+        self.queue_offset = max(self.queue_offset, low)
+
+        end = max(start, self._log.base)
+        sound = same
+        while end > self._log.base and not self._is_whole(end, log_end):
+            end, sound = max(self._log.base, end - UNIT.size), False
+            if end % self._log.file_bytes == 0 or start - end > 1000 * UNIT.size:
+                end = self._log.base
+        rebuild = not self._wheel.usable or (end == self._log.base and start > end)
+        slots: dict[int, Slot] = {}
+        if not rebuild:
+            self._wheel.open()
+        last: Unit | None = None
+        for at, unit in self._log.units(self._log.base if rebuild else end, log_end):
+            end, last = at + UNIT.size, unit
+            if unit.due_ms >= self.read_ms and not rebuild:
+                slot = slots.get(unit.due_ms) or self._wheel.get(unit.due_ms)
+                if slot.last < at:
+                    _grow(slot, at, unit.magic)
+                slots[unit.due_ms] = slot
+        self._log.cut(end)
+        if not sound and not rebuild:
+            rebuild = any(slot.last >= end for ms, slot in self._wheel.filled() if ms >= self.read_ms)
+        if rebuild and end > self._log.base:
+            self._rebuild_wheel(log_end)
+        elif slots:
+            self._wheel.put(slots)
+        taken = self._taken(last or self._last_unit(end), low)
+        if sound:
+            self.queue_offset = max(self.queue_offset, taken)
+        else:
+            self._rebuild_to = max(self.queue_offset, taken)
+            self.queue_offset = max(low, taken)
+        self.queue_offset = min(self.queue_offset, high)
+        self._moved_end = log_end
+        if high > low or check is not None:
+            self._note()
+
+    def _is_whole(self, end: int, log_end: int) -> bool:
+        unit = self._last_unit(end)
+        return unit is not None and unit.position + unit.size <= log_end
+
+    def _last_unit(self, end: int) -> Unit | None:
+        try:
+            return self._log.unit(end - UNIT.size) if end > self._log.base else None
+        except (LookupError, OSError):
+            return None
+
+    def _taken(self, last: Unit | None, low: int) -> int:
+        """The queue offset behind the last unit's message."""
+        data = self._store.record(last.position) if last is not None else None
+        try:
+            return Moving(data).queue_offset + 1 if data is not None else low
+        except ValueError:
+            return low
+
+    def _rebuild_wheel(self, log_end: int) -> None:
+        _log.warning("the timer wheel is made again from the timer log")
+        slots: dict[int, Slot] = {}
+        for at, unit in self._log.units(self._log.base, log_end):
+            if unit.due_ms >= self.read_ms:
+                _grow(slots.setdefault(unit.due_ms, Slot()), at, unit.magic)
+        self._wheel.clear()
+        self._wheel.put(slots)
+
+    # Life.
+
+    async def run(self) -> None:
+        """Takes in and delivers, for ever."""
+        while True:
+            self._wake.clear()
+            try:
+                wait_s = self.turn()
+            except Exception as error:
+                _log.error("timed messages cannot be delivered now, they are tried again: %s", error)
+                wait_s = RETRY_S
+                self._forget_chain()
+            if wait_s <= 0:
+                await asyncio.sleep(0)
+                continue
+            sleeper = asyncio.ensure_future(self._clock.sleep(min(wait_s, LOOK_S)))
+            waker = asyncio.ensure_future(self._wake.wait())
+            try:
+                await asyncio.wait((sleeper, waker), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleeper.cancel()
+                waker.cancel()
+
+    def turn(self) -> float:
+        """Takes in a batch and delivers a batch; returns the seconds until there is more to do."""
+        taken = self.take_in()
+        if self.deliver() or taken:
+            return 0.0
+        now_ms = self._clock.now_ms()
+        return (self._floor(now_ms) + self.precision_ms - now_ms) / 1000
+
+    async def save(self) -> None:
+        """Makes what is noted safe, once the log is; Apache's check file included. Raises OSError."""
+        if not self._dirty or self._store.log_bounds()[1] < self._moved_end:
+            return
+        self._dirty = False
+        check = self._checkpoint()
+        try:
+            await asyncio.to_thread(self._sync, check)
+        except OSError:
+            self._dirty = True
+            raise
+
+    def close(self) -> None:
+        """Leaves the files so that Apache's broker or ours continues; the log must be flushed. Blocks.
+
+        Raises OSError.
+        """
+        try:
+            if self._check.queue_offset or self.queue_offset:
+                self._cut_current()
+                self._note()
+                self._sync(self._checkpoint())
+        finally:
+            self._log.close()
+            self._wheel.close()
+            self._progress.close()
+
+    def clean(self) -> None:
+        """Deletes timer log files whose messages are gone from the log. Raises OSError."""
+        self._log.clean(self._store.log_bounds()[0])
+
+    def _checkpoint(self) -> Check:
+        self._check = Check(self.read_ms, self._log.end, self.queue_offset, True, self._check.counter + 1)
+        return self._check
+
+    def _sync(self, check: Check) -> None:
+        self._log.sync()
+        self._wheel.sync()
+        self._progress.sync()
+        check.save(self._check_path, self._clock.now_ms())
+
+    def check_point(self) -> bytes:
+        """What GET_TIMER_CHECK_POINT answers."""
+        return Check(self.read_ms, self._log.end, self.queue_offset, True, self._check.counter).pack(
+            self._clock.now_ms()
+        )
+
+    @property
+    def behind(self) -> int:
+        """Messages that are not taken in yet."""
+        return self._store.bounds(TIMER_TOPIC, 0)[1] - self.queue_offset
+
+    # Taking in.
+
+    def take_in(self) -> bool:
+        """Takes a batch of the queue into the wheel; False when there is none. Raises StoreError, OSError."""
+        low, high = self._store.bounds(TIMER_TOPIC, 0)
+        offset = min(max(self.queue_offset, low), high)
+        now_ms = self._clock.now_ms()
+        floor_ms = self._floor(now_ms)
+        if offset >= high or floor_ms - self.read_ms > (SLOTS - self._roll_slots - SPARE_SLOTS) * self.precision_ms:
+            return False
+        slots: dict[int, Slot] = {}
+        units: list[tuple[int, bytes]] = []
+        at_once: list[Record] = []
+        earliest = self.read_ms
+        end = self._log.end
+        for position, size, code in _ENTRY.iter_unpack(self._store.entries(TIMER_TOPIC, 0, offset, TAKE)):
+            offset += 1
+            due_ms, write_ms, magic = code, floor_ms, 1
+            message: Moving | None = None
+            if code < _TIME_MIN or offset <= self._rebuild_to:
+                message = self._read(position)
+                try:
+                    due_ms = self._floor(message.number(OUT_MS.encode())) if message is not None else 0
+                except ValueError as error:
+                    _log.error(
+                        "the timed message at position %d cannot be delivered, it is skipped: %s", position, error
+                    )
+                    continue
+                if message is None:
+                    continue
+                if message.get(RECALL_KEY.encode()) is not None:
+                    magic |= DELETE
+                if offset <= self._rebuild_to:
+                    write_ms = self._floor(message.store_ms)
+            if due_ms - write_ms >= self._roll_slots * self.precision_ms:
+                magic |= ROLL
+                window = self._roll_slots * self.precision_ms
+                near = due_ms - write_ms - window < window // 3
+                due_ms = write_ms + self._floor(window // 2 if near else window)
+            if not -_DELAY_MS_MAX < due_ms - write_ms < _DELAY_MS_MAX:
+                write_ms = due_ms  # only there to be read by people; a clock has jumped
+            if due_ms < self.read_ms:
+                if offset <= self._rebuild_to:
+                    continue
+                if due_ms + self.precision_ms <= now_ms:
+                    message = message or self._read(position)
+                    if message is not None and not magic & DELETE:
+                        at_once += self._moved(message, (1 << 63) - 1, magic, now_ms)
+                    continue
+                earliest = min(earliest, due_ms)
+            slot = slots.get(due_ms)
+            if slot is None:
+                slot = slots[due_ms] = self._wheel.get(due_ms)
+            end = self._log.place(end)
+            units.append(
+                (end, UNIT.pack(UNIT.size, slot.last, magic, write_ms, due_ms - write_ms, position, size, 0, 0))
+            )
+            _grow(slot, end, magic)
+            end += UNIT.size
+            self._moved_end = max(self._moved_end, position + size)
+        self._append(at_once)
+        if units:
+            self._wheel.open()
+            self._log.write(units)
+            self._wheel.put(slots)
+        if earliest < self.read_ms:  # the clock was set back: slots that were past are to come again
+            self._cut_current()
+            self.read_ms = earliest
+        self.queue_offset = offset
+        self._note()
+        return True
+
+    def _read(self, position: int) -> Moving | None:
+        data = self._store.record(position)
+        try:
+            if data is not None:
+                return Moving(data)
+        except ValueError:
+            pass
+        _log.error("the timed message at position %d is gone or damaged, it is skipped", position)
+        return None
+
+    # Delivering.
+
+    def deliver(self) -> bool:
+        """Delivers a batch of what is due; False when nothing is. Raises StoreError, OSError."""
+        now_ms = self._clock.now_ms()
+        floor_ms = self._floor(now_ms)
+        if self._chain is None and self._loading_at < 0 and not self._next_slot(floor_ms):
+            return False
+        if self.read_ms >= floor_ms:
+            return False
+        if self._chain is None and not self._load():
+            return True
+        chain = self._chain
+        assert chain is not None
+        records: list[Record] = []
+        taken = 0
+        for at in chain[self._index : self._index + BATCH]:
+            taken += 1
+            unit = self._log.unit(at)
+            if unit.magic & DELETE and not unit.magic & ROLL:
+                continue
+            message = self._read(unit.position)
+            if message is None:
+                continue
+            if self._recalls and message.get(b"UNIQ_KEY") in self._recalls and not unit.magic & ROLL:
+                self.recalled += 1
+                continue
+            records += self._moved(message, unit.write_ms, unit.magic, now_ms)
+        self._append(records)
+        self._index += taken
+        if self._index >= len(chain):
+            if self._wheel.get(self.read_ms).last == self._chain_last:
+                done = self.read_ms
+                self.read_ms += self.precision_ms
+                self._index = 0
+                self._note()
+                self._wheel.put({done: Slot()})
+            self._forget_chain()
+            return True
+        self._note()
+        return True
+
+    def _next_slot(self, floor_ms: int) -> bool:
+        """Moves to the next slot that has something and is due."""
+        steps = 0
+        while self.read_ms < floor_ms:
+            slot = self._wheel.get(self.read_ms)
+            if slot.last >= 0:
+                self._chain_last = self._loading_at = slot.last
+                self._loading = array("q")
+                self._recalls.clear()
+                return True
+            self.read_ms += self.precision_ms
+            self._index = 0
+            steps += 1
+            if steps > LOAD:
+                later = min((ms for ms, _ in self._wheel.filled() if ms >= self.read_ms), default=floor_ms)
+                self.read_ms = min(later, floor_ms)
+                steps = 0
+        return False
+
+    def _load(self) -> bool:
+        """Reads a piece of the slot's chain; True when it is whole."""
+        at = self._loading_at
+        for _ in range(LOAD):
+            if at < 0:
+                break
+            try:
+                unit = self._log.unit(at)
+            except LookupError as error:
+                _log.error("a timer slot is broken, what is older in it is lost: %s", error)
+                at = -1
+                break
+            self._loading.append(at)
+            if unit.magic & DELETE and not unit.magic & ROLL:
+                marker = self._read(unit.position)
+                key = marker.get(RECALL_KEY.encode()) if marker is not None else None
+                if key is not None:
+                    self._recalls.add(key.rpartition(b"+")[2])
+            at = unit.previous
+        self._loading_at = at
+        if at >= 0:
+            return False
+        self._loading.reverse()
+        self._chain, self._loading = self._loading, array("q")
+        return True
+
+    def _moved(self, message: Moving, write_ms: int, magic: int, now_ms: int) -> list[Record]:
+        """The record to append for a unit; none when its message does not say where it belongs."""
+        added = b"TIMER_ENQUEUE_MS\x01%d\x02TIMER_DEQUEUE_MS\x01%d\x02" % (write_ms, now_ms)
+        try:
+            if b"TIMER_ENQUEUE_MS\x01" in message.properties:  # it was stored anew before
+                rolled = int(message.get(b"TIMER_ROLL_TIMES") or 0)
+                message.drop((b"TIMER_ENQUEUE_MS", b"TIMER_DEQUEUE_MS", b"TIMER_ROLL_TIMES"))
+            else:
+                rolled = 0
+            if magic & ROLL:
+                added += b"TIMER_ROLL_TIMES\x01%d\x02" % (rolled + 1)
+                code = None if magic & DELETE else message.number(OUT_MS.encode())
+                return [message.to(TIMER_TOPIC, 0, added, code)]
+            if rolled:
+                added += b"TIMER_ROLL_TIMES\x01%d\x02" % rolled
+            return [message.home(added)]
+        except ValueError as error:
+            _log.error("a timed message cannot be delivered, it is skipped: %s", error)
+            return []
+
+    def _append(self, records: list[Record]) -> None:
+        if not records:
+            return
+        try:
+            receipts = self._store.append(records)
+        except MessageIllegal:
+            receipts = []
+            for record in records:
+                try:
+                    receipts += self._store.append([record])
+                except MessageIllegal as error:
+                    _log.error("a timed message for %s cannot be stored, it is skipped: %s", record.topic, error)
+        if receipts:
+            self._moved_end = max(self._moved_end, receipts[-1].position + receipts[-1].size)
+        self.delivered += len(receipts)
+
+    def _forget_chain(self) -> None:
+        self._chain = None
+        self._loading_at = -1
+
+    def _cut_current(self) -> None:
+        """What is delivered of the current slot leaves its chain."""
+        chain, index = self._chain, self._index
+        if chain is not None and 0 < index < len(chain):
+            slot = self._wheel.get(self.read_ms)
+            self._log.cut_chain(chain[index])
+            self._wheel.put({self.read_ms: Slot(chain[index], slot.last, slot.count - index)})
+            self._index = 0
+        self._forget_chain()
+
+    def _note(self) -> None:
+        self._progress.write(self._moved_end, (self.read_ms, self._index, self.queue_offset, self._log.end))
+        self._dirty = True
+
+    def _floor(self, ms: int) -> int:
+        return ms // self.precision_ms * self.precision_ms
+
+
+def _grow(slot: Slot, at: int, magic: int) -> None:
+    """One more unit, at the end of the slot's chain."""
+    slot.first = at if slot.first < 0 else slot.first
+    slot.last = at
+    slot.count += -1 if magic & DELETE else 1
+
+
+# Recall: the handle a sender gets, and what it says.
+
+
+def recall_handle(topic: str, broker: str, properties: dict[str, str]) -> str | None:
+    """The handle for a message stored with `Timer.place`; None when it cannot be recalled."""
+    real = properties.get("REAL_TOPIC")
+    if OUT_MS not in properties or real is None or topic != TIMER_TOPIC or real.startswith(RETRY_PREFIX):
+        return None
+    text = f"v1 {real} {broker} {int(properties[OUT_MS]) + 1} {properties['UNIQ_KEY']}"
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def read_handle(handle: str) -> tuple[str, str, int, str]:
+    """Topic, broker name, a time within the message's slot, unique key. ValueError."""
+    padded = handle + "=" * (-len(handle) % 4)
+    words = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(" ")
+    if len(words) < 5 or words[0] != "v1":
+        raise ValueError("recall handle is invalid")
+    return words[1], words[2], int(words[3]) if words[3].lstrip("-").isdigit() else -1, words[4]

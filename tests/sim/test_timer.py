@@ -1,0 +1,286 @@
+"""Timed messages on a clock that a test moves, over the real store in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aerobee._engine import Batch, Engine, Receipt, Record
+from aerobee.broker.records import Stored, format_properties, parse_records
+from aerobee.broker.timer import Timer, read_handle, recall_handle
+from aerobee.broker.timer_files import Check
+from aerobee.clock import ManualClock
+from aerobee.errors import DiskFull, ServerError
+
+TOPIC = "orders"
+TIMER = "rmq_sys_wheel_timer"
+NOW_MS = 1_700_000_000_300
+
+
+class RealStore:
+    """The engine with what a timer needs of it. `full`: refuses appends; `dies_after`: so many appends more."""
+
+    def __init__(self, root: Path) -> None:
+        self.engine = Engine.open({"root": str(root), "log_file_bytes": 1 << 24, "background": False})
+        self.full = False
+        self.dies_after = -1
+
+    def append(self, records: list[Record]) -> list[Receipt]:
+        if self.full:
+            raise DiskFull("no room")
+        receipts, _ = self.engine.append(records)
+        if self.dies_after >= 0:
+            self.dies_after -= 1
+            if self.dies_after < 0:
+                raise Killed
+        return receipts
+
+    def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
+        return self.engine.bounds(topic, queue_id)
+
+    def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
+        return self.engine.entries(topic, queue_id, offset, count)
+
+    def record(self, position: int) -> bytes | None:
+        return self.engine.record(position)
+
+    def log_bounds(self) -> tuple[int, int, int]:
+        end = self.engine.stats()["max_position"]
+        return self.engine.stats()["min_position"], end, end
+
+    def messages(self) -> list[Stored]:
+        found: list[Stored] = []
+        offset, high = 0, self.engine.bounds(TOPIC, 0)[1]
+        while offset < high:
+            batch: Batch = self.engine.read(TOPIC, 0, offset, 1000, 1 << 22)
+            found += parse_records(batch.records)
+            offset = batch.next_offset
+        return found
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(NOW_MS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RealStore]:
+    opened = RealStore(tmp_path)
+    yield opened
+    opened.engine.close()
+
+
+def make(store: RealStore, clock: ManualClock, root: Path, *, boot: int = 1, roll_slots: int = 172_800) -> Timer:
+    timer = Timer(store, clock, root, log_file_bytes=1 << 16, boot=boot, roll_slots=roll_slots)
+    timer.load()
+    return timer
+
+
+def send(store: RealStore, timer: Timer, body: str, **asked: int) -> dict[str, str]:
+    properties = {"UNIQ_KEY": body, **{name: str(value) for name, value in asked.items()}}
+    topic, queue_id, code = timer.place(TOPIC, 0, properties)
+    store.append([Record(topic, queue_id, body.encode(), format_properties(properties), tags_code=code)])
+    timer.scheduled()
+    return properties
+
+
+@asynccontextmanager
+async def running(timer: Timer) -> AsyncIterator[None]:
+    task = asyncio.create_task(timer.run())
+    await asyncio.sleep(0)
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def bodies(store: RealStore) -> list[str]:
+    return [message.body.decode() for message in store.messages()]
+
+
+def drain(timer: Timer) -> None:
+    while timer.turn() <= 0:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "waits_ms"),
+    [
+        ({"TIMER_DELAY_SEC": 7200}, 7_200_700),
+        ({"TIMER_DELAY_MS": 1}, 700),
+        ({"TIMER_DELIVER_MS": NOW_MS + 700}, 700),  # an exact second is delivered at that second
+        ({"TIMER_DELIVER_MS": NOW_MS + 701}, 1700),
+        ({"TIMER_DELIVER_MS": NOW_MS - 5}, 0),
+    ],
+)
+async def test_delivered_when_its_step_is_over(
+    asked: dict[str, int], waits_ms: int, store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        send(store, timer, "x", **asked)
+        await clock.advance(max(0, waits_ms - 1) / 1000)
+        assert bodies(store) == ([] if waits_ms else ["x"])
+        await clock.advance(0.1)
+        assert bodies(store) == ["x"]
+
+
+async def test_too_far_away_or_no_number_is_refused(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    for asked in ({"TIMER_DELAY_SEC": "259201"}, {"TIMER_DELAY_MS": "x"}):
+        with pytest.raises(ServerError) as caught:
+            timer.place(TOPIC, 0, dict(asked))
+        assert caught.value.code == 13
+
+
+async def test_what_is_recalled_is_not_delivered(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        for body in ("a", "b", "c"):
+            properties = send(store, timer, body, TIMER_DELAY_SEC=60)
+            if body == "b":
+                handle = recall_handle(TIMER, "broker-a", properties)
+        assert handle is not None
+        topic, name, time_ms, unique = read_handle(handle)
+        assert (topic, name, unique) == (TOPIC, "broker-a", "b")
+        recall = {"UNIQ_KEY": unique, "TIMER_DEL_UNIQKEY": unique, "TIMER_DELIVER_MS": str(time_ms)}
+        place, queue_id, code = timer.place(TOPIC, 0, recall)
+        store.append([Record(place, queue_id, b"0", format_properties(recall), tags_code=code)])
+        await clock.advance(62)
+    assert bodies(store) == ["a", "c"]
+    assert timer.recalled == 1
+
+
+async def test_a_restart_in_the_middle_loses_and_repeats_nothing(
+    store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        for number in range(5000):
+            send(store, timer, str(number), TIMER_DELAY_SEC=1 + number % 100)
+        await clock.advance(50)
+    timer.close()
+    half = len(bodies(store))
+    assert 2000 < half < 3000
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        await clock.advance(60)
+    assert Counter(bodies(store)) == Counter(str(number) for number in range(5000))
+    timer.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_killed_anywhere_at_most_one_batch_comes_twice(
+    seed: int, store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    # Claim: killed after any append, before its progress is noted; each kill repeats 256 messages or fewer.
+    dice = random.Random(seed)
+    timer = make(store, clock, tmp_path)
+    due: dict[str, int] = {}
+    kills = 0
+    for step in range(40):
+        for number in range(dice.randrange(200)):
+            body = f"{step}-{number}"
+            due[body] = int(send(store, timer, body, TIMER_DELAY_MS=dice.randrange(1, 20_000))["TIMER_OUT_MS"]) + 1000
+        store.dies_after = dice.randrange(6)
+        try:
+            drain(timer)
+        except Killed:
+            kills += 1
+            timer = make(store, clock, tmp_path, boot=dice.choice((1, 1, 2)))
+        store.dies_after = -1
+        clock._start_ms += dice.randrange(3000)
+    clock._start_ms += 30_000
+    drain(timer)
+    counted = Counter(bodies(store))
+    assert set(counted) == set(due)
+    assert counted.total() - len(counted) <= kills * 256
+    for message in store.messages():
+        sent_ms = int(message.properties["TIMER_DEQUEUE_MS"])
+        assert sent_ms >= due[message.body.decode()]
+
+
+@pytest.mark.parametrize("lost", ["timerwheel", "timerlog", "both"])
+async def test_lost_files_are_made_again(lost: str, store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        for number in range(3000):
+            send(store, timer, str(number), TIMER_DELAY_SEC=1 + number % 60)
+        await clock.advance(30)
+    timer.close()
+    if lost != "timerlog":
+        os.unlink(tmp_path / "timerwheel")
+    if lost != "timerwheel":
+        for path in (tmp_path / "timerlog").iterdir():
+            path.unlink()
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        await clock.advance(60)
+    assert Counter(bodies(store)) == Counter(str(number) for number in range(3000))
+
+
+async def test_far_away_is_stored_anew_on_the_way(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path, roll_slots=100)
+    async with running(timer):
+        send(store, timer, "far", TIMER_DELAY_SEC=1000)
+        await clock.advance(990)
+        assert bodies(store) == []
+        assert store.bounds(TIMER, 0)[1] > 5
+        await clock.advance(20)
+    assert bodies(store) == ["far"]
+    assert store.messages()[0].properties["TIMER_ROLL_TIMES"].isdigit()
+
+
+async def test_a_full_disk_delays_further_but_loses_nothing(
+    store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        send(store, timer, "x", TIMER_DELAY_SEC=2)
+        store.full = True
+        await clock.advance(30)
+        store.full = False
+        await clock.advance(2)
+    assert bodies(store) == ["x"]
+
+
+async def test_clocks_that_jump(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        send(store, timer, "first", TIMER_DELAY_SEC=100)
+        await clock.advance(5)
+        clock._start_ms += 3_600_000
+        await clock.advance(2)
+        assert bodies(store) == ["first"]
+        clock._start_ms -= 7_200_000  # an hour before the beginning
+        send(store, timer, "second", TIMER_DELAY_SEC=100)
+        await clock.advance(99)
+        assert bodies(store) == ["first"]
+        await clock.advance(5)
+        assert bodies(store) == ["first", "second"]
+        clock._start_ms += 400 * 86_400_000
+        send(store, timer, "third", TIMER_DELAY_SEC=3)
+        await clock.advance(10)
+    assert bodies(store) == ["first", "second", "third"]
+
+
+async def test_the_check_file_is_what_apache_reads(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    async with running(timer):
+        for number in range(10):
+            send(store, timer, str(number), TIMER_DELAY_SEC=60)
+        await clock.advance(2)
+        await timer.save()
+    check = Check.load(tmp_path / "config" / "timercheck")
+    assert check is not None and (check.queue_offset, check.log_end, check.ours) == (10, 520, True)
+    timer.close()
