@@ -355,7 +355,7 @@ class Broker:
         self.clients.expire(self.options.channel_expired_timeout / 1000)
 
     async def _clean(self) -> None:
-        await retention.clean(self)
+        await fast_path.clean(self)
         self.timer.clean()
 
     def _every(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:
