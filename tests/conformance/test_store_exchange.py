@@ -28,7 +28,7 @@ NAMESRV, BROKER = "127.0.0.1:9876", "127.0.0.1:10911"
 LONG_GROUP = "g" * 200
 LONG_TOPIC = f"%RETRY%{LONG_GROUP}"
 LONG_GROUP_FILE = {"subscriptionGroupTable": {LONG_GROUP: {"groupName": LONG_GROUP, "retryMaxTimes": 16}}}
-OPTIONS = {"transactionTimeOut": 2000, "transactionCheckInterval": 3000, "mappedFileSizeCommitLog": 1024 * 1024}
+OPTIONS = {"transactionTimeOut": 1000, "transactionCheckInterval": 2000, "mappedFileSizeCommitLog": 1024 * 1024}
 
 Snapshot = dict[str, Any]
 
@@ -52,7 +52,9 @@ class Exchange:
     def open(self, kind: str) -> None:
         """Starts Apache's or our broker on the store."""
         start: Callable[..., apache.Process] = apache.start_broker if kind == "apache" else ours.start_broker
-        self.broker = start(self.directory, NAMESRV, 10911, OPTIONS)
+        # Without this Apache's broker forgets the keys of older messages at every unclean stop, its own ones too.
+        safe = {"messageIndexSafe": "true"} if kind == "apache" else {}
+        self.broker = start(self.directory, NAMESRV, 10911, {**OPTIONS, **safe})
         self.kind = kind
 
     def write(self) -> None:
@@ -69,7 +71,7 @@ class Exchange:
             self._raw_send(LONG_TOPIC, f"{kind} {n} {number}".encode())
         consumer = {"namesrv": NAMESRV, "name": plain, "topic": plain, "group": f"group{n}"}
         self.client.do("consume.start", fail_times=1 if n == 1 else 0, **consumer)
-        self.client.do("consume.state", name=plain, received=20, timeout_ms=30_000 if n == 1 else 10_000)
+        self.client.do("consume.state", name=plain, received=20, timeout_ms=3_000 if n == 1 else 10_000)
         self.client.do("consume.stop", name=plain)
         self._transactions("commit", f"Committed{n}")
         self._transactions("rollback", f"Rolled{n}")
@@ -161,7 +163,8 @@ def query(topic: str, key: str, kind: str) -> list[bytes]:
         fields["_UNIQUE_KEY_QUERY"] = "true"
     header, body = apache.call(BROKER, 12, fields)
     # By time of storing, then place: the order within an answer is the walk through the index, newest first.
-    return sorted(split(body)) if header["code"] == 0 else [f"code {header['code']}".encode()]
+    assert header["code"] in (0, 22), header
+    return sorted(split(body))
 
 
 def split(body: bytes) -> list[bytes]:
@@ -197,11 +200,17 @@ def test_a_store_goes_to_and_fro(exchange: Exchange) -> None:
         if number:
             now = exchange.snapshot()
             for place, records in before.items():
-                # A queue may have grown meanwhile (a delayed message came due): the front must be what it was.
-                assert now.get(place, [])[: len(records)] == records, f"{story}: {place}"
+                found = now.get(place, [])
+                if place.startswith("queue"):
+                    # It may have grown meanwhile, a delayed message came due: the front must be what it was.
+                    assert found[: len(records)] == records, f"{story}: {place}"
+                else:
+                    assert set(records) <= set(found), f"{story}: {place}"
             assert exchange.offsets() == offsets, story
             later = f"Later{exchange.round}"
-            assert reaches(later, 2) == 2, f"{story}: delayed messages"
+            # A broker notes every few seconds how far it has come with delays and halves: a kill makes it do some again.
+            exactly = steps[number - 1][1] == "stop"
+            assert reaches(later, 2) == 2 if exactly else reaches(later, 2) >= 2, f"{story}: delayed messages"
             checked = exchange.client.do(
                 "transaction",
                 namesrv=NAMESRV,
@@ -210,11 +219,11 @@ def test_a_store_goes_to_and_fro(exchange: Exchange) -> None:
                 count=1,
                 outcome="commit",
                 check="commit",
-                wait_ms=9000,
+                wait_ms=5000,
             )
             opened = f"Open{exchange.round}"
             assert checked["checks"] >= 2, f"{story}: halves without an answer are asked about"
-            assert reaches(opened, 2) == 2, f"{story}: halves committed"
+            assert reaches(opened, 2) == 2 if exactly else reaches(opened, 2) >= 2, f"{story}: halves committed"
         if number == len(steps) - 1:
             break
         exchange.write()
