@@ -8,8 +8,6 @@ never behind what policy knows.
 from __future__ import annotations
 
 import logging
-import shutil
-import time
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.clients import BROADCASTING, PULL
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("aerobee.broker.store")
 
-HOUR_MS: Final = 3_600_000
 UNIT_BYTES: Final = 20
 
 
@@ -122,22 +119,3 @@ def subscribe(broker: Broker, group: str, topic: str) -> None:
     except ValueError as error:
         _log.warning("group %s subscribes to %s with a filter that does not compile: %s", group, topic, error)
         engine.unsubscribe(group, topic)
-
-
-async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:
-    """Deletes log files that are over their time, at the hours for it, when the disk fills up, or `now`.
-
-    Returns the engine's report; empty when it was not the time.
-    """
-    options = broker.options
-    usage = shutil.disk_usage(options.store_path_root_dir)
-    used = 100 * usage.used / (usage.used + usage.free)  # as df says it: what is reserved for root is not room
-    hours = {int(hour) for hour in options.delete_when.split(";")}
-    forced = options.clean_file_forcibly_enable and used > options.disk_space_clean_forcibly_ratio
-    if not (now or forced or used > options.disk_max_used_space_ratio or time.localtime().tm_hour in hours):
-        return {}
-    before_ms = broker.clock.now_ms() - (0 if forced else options.file_reserved_time * HOUR_MS)
-    report = await broker.store.clean(before_ms)
-    if report.get("log_files"):
-        _log.info("deleted %d log files, the log begins at %d now", report["log_files"], report["min_position"])
-    return report

@@ -114,7 +114,7 @@ class BrokerOptions(Options):
     )
     disk_space_clean_forcibly_ratio = setting(
         85,
-        "Percent above which consumed files go before their time, if cleanFileForciblyEnable.",
+        "Percent above which files go before their time, if cleanFileForciblyEnable.",
         low=10,
         high=99,
         live=True,
@@ -124,6 +124,9 @@ class BrokerOptions(Options):
         False,
         "Delete files before their time when the disk fills up, consumed or not. Apache's default is true.",
         live=True,
+    )
+    delete_unconsumed_enable = setting(
+        False, "Delete files that are over their time, consumed or not, as Apache RocketMQ does.", live=True
     )
     clean_resource_interval = setting(
         10_000, "Milliseconds between looks at disk space and expired files.", low=100, high=600_000
@@ -203,9 +206,6 @@ class BrokerOptions(Options):
         -1, "Members of a popping group that share a member's queues; -1: all share all.", low=-1, live=True
     )
     server_load_balancer_enable = setting(True, "Assign queues to the members that ask for it.", live=True)
-    flush_delay_offset_interval = setting(
-        10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000
-    )
     timer_wheel_enable = setting(True, "Serve messages that are to be delivered at an exact time.", remote=False)
     timer_precision_ms = setting(
         1000,
@@ -231,6 +231,9 @@ class BrokerOptions(Options):
         100 << 20, "Bytes of a timer log file.", low=1 << 12, high=1 << 31, remote=False
     )
     recall_message_enable = setting(False, "A message that waits for its time can be recalled.", live=True)
+    flush_delay_offset_interval = setting(
+        10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000
+    )
 
     def check(self) -> list[str]:
         """Rules between settings."""
@@ -245,8 +248,6 @@ class BrokerOptions(Options):
             problems.append(f"deleteWhen must be hours of the day separated by ';', not {self.delete_when!r}")
         if self.listen_port and self.fast_port == self.listen_port:
             problems.append("fastPort must differ from listenPort")
-        if self.disk_space_warning_level_ratio < self.disk_max_used_space_ratio:
-            problems.append("diskSpaceWarningLevelRatio must not be below diskMaxUsedSpaceRatio")
         try:
             self.delay_levels_ms()
         except ValueError as error:

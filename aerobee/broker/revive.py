@@ -213,6 +213,10 @@ class ReviveLog:
         """Check points that wait for acknowledgements."""
         return len(self._open)
 
+    def points(self) -> list[CheckPoint]:
+        """Check points that are open."""
+        return list(self._open.values())
+
     def find(self, key: CheckPointKey) -> CheckPoint | None:
         """A check point that is open."""
         return self._open.get(key)

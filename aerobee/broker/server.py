@@ -18,7 +18,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aerobee.broker import fast_path
+from aerobee.broker import fast_path, retention
 from aerobee.broker.assignment import Assignment, RequestModes
 from aerobee.broker.clients import Client, ClientTable
 from aerobee.broker.data_version import DataVersion
@@ -72,11 +72,12 @@ class Broker:
         self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
         self.listeners: list[Listener] = []
         self.config_version = DataVersion()
+        self.retention_complaints = Complaints(logging.getLogger("aerobee.broker.store"))
         self.started_ms = 0
         self.store: Store
         self.delay: Delay
-        self.transactions: Transactions
         self.timer: Timer
+        self.transactions: Transactions
         self.pop: Pops
         self.stats: Stats
         self.dispatcher: Dispatcher
@@ -108,7 +109,6 @@ class Broker:
             self.request_modes.load()
             self.delay = Delay(self.store, self.clock, options.delay_levels_ms(), self._config_dir)
             self.delay.load()
-            self.transactions = Transactions(
             self.timer = Timer(
                 self.store,
                 self.clock,
@@ -119,6 +119,7 @@ class Broker:
                 log_file_bytes=options.mapped_file_size_timer_log,
             )
             await asyncio.to_thread(self.timer.load)
+            self.transactions = Transactions(
                 self.store,
                 self.clock,
                 options,
@@ -144,10 +145,10 @@ class Broker:
         self.registration.start()
         await self.registration.first(FIRST_REGISTRATION_S)
         self._tasks.append(asyncio.create_task(self.delay.run(), name="deliver delayed messages"))
-        self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
         if options.timer_wheel_enable:
             self._tasks.append(asyncio.create_task(self.timer.run(), name="deliver timed messages"))
             self._every(options.timer_flush_interval_ms / 1000, self.timer.save, "persist timers")
+        self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
         self._every(options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
         self._every(options.flush_consumer_offset_interval / 1000, self._save_offsets, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
@@ -336,14 +337,13 @@ class Broker:
             self.groups.file.save,
             self._save_offsets,
             self.delay.save,
-        ):
             self._close_timer,
+        ):
             try:
                 await save()
             except OSError as error:
                 _log.error("a configuration file could not be written: %s", error)
 
-    async def _expire_clients(self) -> None:
     async def _close_timer(self) -> None:
         try:
             await self.store.flush()
@@ -352,10 +352,11 @@ class Broker:
             return
         await asyncio.to_thread(self.timer.close)
 
+    async def _expire_clients(self) -> None:
         self.clients.expire(self.options.channel_expired_timeout / 1000)
 
     async def _clean(self) -> None:
-        await fast_path.clean(self)
+        await retention.clean(self)
         self.timer.clean()
 
     def _every(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:

@@ -220,7 +220,7 @@ class Store:
 
     def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
         """Smallest offset and the one after the largest visible one; (0, 0) for a queue that was never written."""
-        return self.engine.bounds(topic, queue_id)
+        return self.engine.bounds(topic, queue_id) if queue_id >= 0 else (0, 0)
 
     def read(
         self,
@@ -237,11 +237,11 @@ class Store:
 
     def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
         """Queue entries of 20 bytes: position, size, tags code."""
-        return self.engine.entries(topic, queue_id, offset, count)
+        return self.engine.entries(topic, queue_id, offset, count) if queue_id >= 0 else b""
 
     def record(self, position: int) -> bytes | None:
         """The record at a position of the log; None when there is none."""
-        return self.engine.record(position)
+        return self.engine.record(position) if position >= 0 else None
 
     def log_bounds(self) -> tuple[int, int, int]:
         """Where the log begins, how far it is on the disk, where it ends."""
@@ -261,16 +261,16 @@ class Store:
 
     def earliest_time(self, topic: str, queue_id: int) -> int:
         """Store time of the first message kept, ms; -1 for an empty queue."""
-        low, high = self.engine.bounds(topic, queue_id)
+        low, high = self.bounds(topic, queue_id)
         return self.engine.store_time(topic, queue_id, low) if high > low else -1
 
     def offset_by_time(self, topic: str, queue_id: int, ms: int, *, upper: bool = False) -> int:
         """First offset stored at or after `ms` (`upper`: the last one at or before)."""
-        return self.engine.offset_by_time(topic, queue_id, ms, upper)
+        return self.engine.offset_by_time(topic, queue_id, ms, upper) if queue_id >= 0 else 0
 
     def store_time(self, topic: str, queue_id: int, offset: int) -> int:
         """When a message was stored, ms; -1: there is none."""
-        return self.engine.store_time(topic, queue_id, offset) if offset >= 0 else -1
+        return self.engine.store_time(topic, queue_id, offset) if offset >= 0 <= queue_id else -1
 
     def search_index(
         self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
@@ -286,9 +286,10 @@ class Store:
         """Removes a topic's queues; its records stay in the log until their file goes."""
         self.engine.delete_topic(topic)
 
-    async def clean(self, before_ms: int) -> dict[str, int]:
-        """Deletes log files older than `before_ms` and what belongs to them, in a thread."""
-        return await asyncio.to_thread(self.engine.clean, before_ms)
+    async def clean(self, before_ms: int, consumed_position: int | None = None) -> dict[str, int]:
+        """Deletes log files older than `before_ms` that end at or before `consumed_position` (None: do not care), and
+        what belongs to them, in a thread."""
+        return await asyncio.to_thread(self.engine.clean, before_ms, consumed_position=consumed_position)
 
     def health(self) -> str | None:
         """Why writes are refused, in one sentence; None: they are not."""

@@ -8,7 +8,7 @@ import platform
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from aerobee.broker import fast_path
+from aerobee.broker import retention
 from aerobee.errors import AerobeeError, RequestTimeout, ServerError
 from aerobee.net.connection import Connection
 from aerobee.options import OptionsError, properties_dict
@@ -169,7 +169,7 @@ def view_stats(broker: Broker, _: Connection, command: RemotingCommand) -> Remot
 async def clean_queues(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
     """CLEAN_EXPIRED_CONSUMEQUEUE, DELETE_EXPIRED_COMMITLOG: what is over its time goes now, whatever the hour."""
     _log.warning("%s asks to clean the store", connection.peer)
-    await fast_path.clean(broker, now=True)
+    await retention.clean(broker, now=True)
     return command.reply()
 
 
