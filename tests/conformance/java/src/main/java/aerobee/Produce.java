@@ -28,7 +28,7 @@ import org.apache.rocketmq.common.message.MessageQueue;
  *
  * <p>Arguments: namesrv, topic, count; optional group, from (first number), size (body bytes), mode (sync, async,
  * oneway, batch, selector, queue), in_flight, batch, shards, queue, tags (list, used in turn), keys (prefix, the key
- * is prefix + number), properties, level (delay level), deliver_ms (from now), vip, timeout_ms, threads.
+ * is prefix + number), properties, level (delay level), deliver_ms (from now), delay_ms, delay_s, vip, timeout_ms, threads.
  */
 final class Produce {
     static final int MAX_LISTED = 200;
@@ -39,6 +39,20 @@ final class Produce {
         producer.start();
         try {
             return send(producer, a);
+        } finally {
+            producer.shutdown();
+        }
+    }
+
+    /** Recalls a message by its handle: namesrv, topic, handle. */
+    static JSONObject recall(JSONObject a) throws Exception {
+        DefaultMQProducer producer = new DefaultMQProducer("producers");
+        configure(producer, a);
+        producer.start();
+        try {
+            JSONObject reply = new JSONObject();
+            reply.put("msg_id", producer.recallMessage(a.getString("topic"), a.getString("handle")));
+            return reply;
         } finally {
             producer.shutdown();
         }
@@ -81,6 +95,12 @@ final class Produce {
         }
         if (a.containsKey("deliver_ms")) {
             message.setDeliverTimeMs(System.currentTimeMillis() + a.getLongValue("deliver_ms"));
+        }
+        if (a.containsKey("delay_ms")) {
+            message.setDelayTimeMs(a.getLongValue("delay_ms"));
+        }
+        if (a.containsKey("delay_s")) {
+            message.setDelayTimeSec(a.getLongValue("delay_s"));
         }
         JSONObject properties = a.getJSONObject("properties");
         if (properties != null) {

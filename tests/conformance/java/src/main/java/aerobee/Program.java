@@ -34,6 +34,7 @@ public final class Program {
         Map.entry("produce", Produce::run),
         Map.entry("transaction", Produce::transaction),
         Map.entry("request", Produce::request),
+        Map.entry("recall", Produce::recall),
         Map.entry("consume.start", Consume::start),
         Map.entry("consume.state", Consume::state),
         Map.entry("consume.stop", Consume::stop),
