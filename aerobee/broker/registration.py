@@ -19,7 +19,7 @@ from aerobee.broker.topics import TopicTable
 from aerobee.errors import AerobeeError, error_for
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
-from aerobee.protocol.bodies.route import TopicRouteData
+from aerobee.protocol.bodies.route import ClusterInfo, TopicRouteData
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 
@@ -94,6 +94,23 @@ class Registration:
                 if reply.code == ResponseCode.SUCCESS and reply.body:
                     return TopicRouteData.from_json(reply.body)
         return None
+
+    async def masters(self) -> dict[str, str]:
+        """The masters of our cluster, ourselves among them: broker name → address. Raises nothing."""
+        for server, known in self.registered.items():
+            if not known:
+                continue
+            command = RemotingCommand.request(RequestCode.GET_BROKER_CLUSTER_INFO)
+            with contextlib.suppress(AerobeeError, OSError):
+                reply = await self._pool.invoke(server, command, ROUTE_TIMEOUT_S)
+                if reply.code == ResponseCode.SUCCESS and reply.body:
+                    brokers = ClusterInfo.from_json(reply.body).broker_addr_table
+                    return {
+                        name: broker.broker_addrs[0]
+                        for name, broker in brokers.items()
+                        if broker.cluster == self._options.broker_cluster_name and 0 in broker.broker_addrs
+                    }
+        return {}
 
     async def stop(self) -> None:
         """Unregisters everywhere (all at once, at most three seconds)."""

@@ -26,6 +26,7 @@ from aerobee.broker.delay import Delay
 from aerobee.broker.dispatch import Dispatcher
 from aerobee.broker.groups import GroupTable
 from aerobee.broker.handlers import HANDLERS
+from aerobee.broker.neighbours import Neighbours
 from aerobee.broker.offsets import OffsetTable
 from aerobee.broker.options import FAST_PORT_OFFSET, LOOPBACK, BrokerOptions
 from aerobee.broker.order import OrderLocks
@@ -82,6 +83,7 @@ class Broker:
         self.stats: Stats
         self.dispatcher: Dispatcher
         self.registration: Registration
+        self.neighbours: Neighbours
         self._tasks: list[asyncio.Task[None]] = []
         self.opened = False
         self._stopped = False
@@ -142,6 +144,7 @@ class Broker:
             self.opened = False
             raise
         self.registration = Registration(options, self.topics, self.address, on_order_topics=self.topics.set_order)
+        self.neighbours = Neighbours(options, self.registration)
         self.registration.start()
         await self.registration.first(FIRST_REGISTRATION_S)
         self._tasks.append(asyncio.create_task(self.delay.run(), name="deliver delayed messages"))
@@ -167,6 +170,7 @@ class Broker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.neighbours.stop()
         await self.registration.stop()
         for listener in self.listeners:
             listener.hold()
@@ -222,6 +226,11 @@ class Broker:
     def received(self, connection: Connection, data: memoryview) -> None:
         """The listener's word: bytes; replaced by the store's own method when listening begins."""
         self.store.received(connection, data)
+
+    def topic_created(self, config: TopicConfig) -> None:
+        """A send has created a topic: the other masters get it too (but for the moment before we know of them)."""
+        if hasattr(self, "neighbours"):
+            self.neighbours.created(config)
 
     def _topic_changed(self, topic: str, _: object) -> None:
         fast_path.allow_topic(self, topic)

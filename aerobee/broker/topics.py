@@ -215,8 +215,7 @@ class TopicTable:
             return None
         count = max(0, min(queue_nums, parent.write_queue_nums))
         _log.warning(
-            "topic %s is created here with %d queues because somebody sent to it; other brokers of the cluster do not "
-            "have it before somebody sends to them",
+            "topic %s is created with %d queues because somebody sent to it; the other masters of the cluster are told",
             topic,
             count,
         )

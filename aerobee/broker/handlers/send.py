@@ -166,7 +166,9 @@ async def sendable_topic(broker: Broker, header: SendMessage | SendMessageV2) ->
         config = await broker.topics.create_for_send(
             topic, header.default_topic, header.default_topic_queue_nums, sys_flag
         )
-        if config is None and topic.startswith(RETRY_PREFIX):
+        if config is not None:
+            broker.topic_created(config)
+        elif topic.startswith(RETRY_PREFIX):
             config = await broker.topics.create_for_group(topic, 1, sys_flag=sys_flag)
     if config is None:
         raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please!{SEE_FAQ}")

@@ -1,0 +1,78 @@
+"""The other masters of the cluster: told of a topic that a send has created here, so that it does not stay here alone.
+
+A broker creates an unknown topic when somebody sends to it, and only itself; from then on every client finds the topic
+and sends to that one broker for ever (Apache's #2744, #6657). So the one that created it asks a name server for the
+masters of its cluster and creates the topic on each that does not have it. A neighbour that refuses or cannot be reached
+is named in the log; the send does not wait for any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.registration import Registration
+from aerobee.errors import AerobeeError
+from aerobee.net.remote import RemotePool
+from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.headers.topics import CreateTopic
+
+_log = logging.getLogger("aerobee.broker.neighbours")
+
+TIMEOUT_S: Final = 3.0
+
+
+class Neighbours:
+    """See the head of this file."""
+
+    def __init__(self, options: BrokerOptions, registration: Registration) -> None:
+        self._options = options
+        self._registration = registration
+        self._pool = RemotePool()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def created(self, config: TopicConfig) -> None:
+        """A send has created this topic here: tells the others, without waiting."""
+        task = asyncio.ensure_future(self._tell(config))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Tells nobody any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pool.close()
+
+    async def _tell(self, config: TopicConfig) -> None:
+        masters = await self._registration.masters()
+        masters.pop(self._options.broker_name, None)
+        await asyncio.gather(*(self._create(name, address, config) for name, address in sorted(masters.items())))
+
+    async def _create(self, name: str, address: str, config: TopicConfig) -> None:
+        topic = config.topic_name
+        question = RemotingCommand.request(RequestCode.GET_TOPIC_CONFIG)
+        question.ext_fields["topic"] = topic
+        header = CreateTopic(
+            topic=topic,
+            read_queue_nums=config.read_queue_nums,
+            write_queue_nums=config.write_queue_nums,
+            perm=config.perm,
+            topic_sys_flag=config.topic_sys_flag,
+        )
+        try:
+            if (await self._pool.invoke(address, question, TIMEOUT_S)).code == ResponseCode.SUCCESS:
+                return
+            request = RemotingCommand.request(RequestCode.UPDATE_AND_CREATE_TOPIC, header)
+            reply = await self._pool.invoke(address, request, TIMEOUT_S)
+            problem = None if reply.code == ResponseCode.SUCCESS else reply.remark
+        except (AerobeeError, OSError) as error:
+            problem = str(error)
+        if problem is None:
+            _log.warning("topic %s was created by a send: created on broker %s too", topic, name)
+        else:
+            _log.warning("topic %s was created by a send, but not on broker %s: %s", topic, name, problem)
