@@ -2,8 +2,8 @@
 
 A broker creates an unknown topic when somebody sends to it, and only itself; from then on every client finds the topic
 and sends to that one broker for ever (Apache's #2744, #6657). So the one that created it asks a name server for the
-masters of its cluster and creates the topic on each that does not have it. A neighbour that refuses or cannot be reached
-is named in the log; the send does not wait for any.
+masters of its cluster and creates the topic on each that does not have it. A neighbour that refuses or that nobody can
+reach is named in the log; the send does not wait for any.
 """
 
 from __future__ import annotations
