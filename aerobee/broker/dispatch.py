@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from aerobee.net.connection import Connection
+from aerobee.protocol.body_limits import check_body
 from aerobee.protocol.codes import ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.reply import error_reply
@@ -58,6 +59,7 @@ class Dispatcher:
             self._send(connection, command, refusal)
             return
         try:
+            check_body(command.code, command.body)
             answer = handler(self._broker, connection, command)
         except Exception as error:
             self._send(connection, command, self._failed(connection, command, error))

@@ -270,7 +270,7 @@ class Store:
 
     def store_time(self, topic: str, queue_id: int, offset: int) -> int:
         """When a message was stored, ms; -1: there is none."""
-        return self.engine.store_time(topic, queue_id, offset) if offset >= 0 <= queue_id else -1
+        return self.engine.store_time(topic, queue_id, offset) if offset >= 0 and queue_id >= 0 else -1
 
     def search_index(
         self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int

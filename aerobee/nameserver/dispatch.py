@@ -9,6 +9,7 @@ from typing import Final
 from aerobee.errors import RequestCodeNotSupported
 from aerobee.nameserver.handlers import Parts, brokers, config, kv, topics
 from aerobee.net.listener import Connection
+from aerobee.protocol.body_limits import check_body
 from aerobee.protocol.codes import RequestCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.reply import error_reply
@@ -56,6 +57,7 @@ class Dispatch:
             handler = HANDLERS.get(request.code)
             if handler is None:
                 raise RequestCodeNotSupported(f"request type {request.code} not supported")
+            check_body(request.code, request.body)
             reply = handler(self._parts, connection, request)
         except Exception as error:
             reply = error_reply(request, error)

@@ -35,6 +35,9 @@ VERSION: Final = 513
 ENCODING_JSON: Final = 0
 ENCODING_ROCKETMQ: Final = 1
 
+REMARK_CHARS_MAX: Final = 2000
+"""Remarks quote what was asked; what was asked may be long."""
+
 H = TypeVar("H", bound=Header)
 
 
@@ -139,7 +142,7 @@ class RemotingCommand:
             language=LANGUAGE_JAVA,
             opaque=self.opaque,
             flag=FLAG_RESPONSE,
-            remark=remark,
+            remark=_shortened(remark),
             ext_fields=header.to_fields() if header is not None else {},
             body=body,
             encoding=self.encoding,
@@ -156,6 +159,13 @@ class RemotingCommand:
         return isinstance(other, RemotingCommand) and self.to_tuple() == other.to_tuple()
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _shortened(remark: str | None) -> str | None:
+    """Begin and end of a remark that is too long: the end often says where to read more."""
+    if remark is None or len(remark) <= REMARK_CHARS_MAX:
+        return remark
+    return remark[: REMARK_CHARS_MAX - 501] + "…" + remark[-500:]
 
 
 class FrameDecoder:

@@ -212,7 +212,7 @@ class _References:
 
     def __init__(self, root: Any, text_chars: int) -> None:
         self.root = root
-        self.left = 10_000 + 10 * text_chars
+        self.left = 10_000 + text_chars // 4
 
     def resolve(self, value: Any, above: tuple[Any, ...]) -> Any:
         self.left -= 1

@@ -47,7 +47,7 @@ async def acknowledge_batch(broker: Broker, connection: Connection, command: Rem
     """BATCH_ACK_MESSAGE: messages of several pops."""
     body = BatchAckMessageRequestBody.from_json(command.body) if command.body else None
     if body is None or not body.acks:
-        return command.reply(ResponseCode.NO_MESSAGE)
+        return command.reply(ResponseCode.NO_MESSAGE, remark="nothing is acknowledged")
     for batch in body.acks:
         await _acknowledge_one_batch(broker, connection, batch, body.broker_name or broker.options.broker_name)
     return command.reply()
@@ -83,7 +83,9 @@ async def change_invisible_time(broker: Broker, connection: Connection, command:
     topic, group, queue_id = header.topic, header.consumer_group, header.queue_id
     low, high = broker.store.bounds(topic, queue_id)
     if not low <= header.offset < high:
-        return command.reply(ResponseCode.NO_MESSAGE)
+        return command.reply(
+            ResponseCode.NO_MESSAGE, remark=f"offset {header.offset} of {topic}@{queue_id} is not in {low}~{high}"
+        )
     handle = Handle.parse(header.extra_info)
     if handle.revive_queue == ORDER_QUEUE:
         if header.offset < broker.offsets.query(group, topic, queue_id):

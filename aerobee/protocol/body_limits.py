@@ -1,0 +1,53 @@
+"""How long a request's body may be before anybody reads it: reading JSON holds the event loop, and all else waits.
+
+A megabyte of strict JSON is read within some ten milliseconds; the spellings that only Fastjson knows (see `fastjson`)
+are read by Python and take twenty times as long, so they may be a quarter as long. Messages are not JSON and
+have limits of their own. What brokers tell a name server may be long: it carries every topic.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from aerobee.errors import MalformedRequest
+from aerobee.protocol.codes import RequestCode
+
+JSON_BYTES_MAX: Final = 1024 * 1024
+TOLERANT_BYTES_MAX: Final = 256 * 1024
+
+_UNLIMITED: Final = frozenset(
+    {
+        RequestCode.SEND_MESSAGE,
+        RequestCode.SEND_MESSAGE_V2,
+        RequestCode.SEND_BATCH_MESSAGE,
+        RequestCode.SEND_REPLY_MESSAGE,
+        RequestCode.SEND_REPLY_MESSAGE_V2,
+        RequestCode.REGISTER_BROKER,
+    }
+)
+_TEXT: Final = frozenset({RequestCode.UPDATE_BROKER_CONFIG, RequestCode.UPDATE_NAMESRV_CONFIG})
+
+
+def check_body(code: int, body: bytes) -> None:
+    """Raises MalformedRequest when a request of this code is longer than may be read at once."""
+    if len(body) <= TOLERANT_BYTES_MAX or code in _UNLIMITED:
+        return
+    if len(body) > JSON_BYTES_MAX:
+        raise MalformedRequest(f"the body has {len(body)} bytes, the limit is {JSON_BYTES_MAX}: send it in parts")
+    if code not in _TEXT and not _is_strict(body):
+        raise MalformedRequest(
+            f"the body has {len(body)} bytes and is no strict JSON; the limit for such is {TOLERANT_BYTES_MAX}"
+        )
+
+
+def _is_strict(body: bytes) -> bool:
+    if b"$ref" in body:
+        return False
+    try:
+        body.decode()
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
+    return True
