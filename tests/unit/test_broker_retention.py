@@ -1,0 +1,145 @@
+"""Files of the log go when their time is over and everybody has consumed them; never before, unless asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aerobee.broker import retention
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.server import Broker
+from aerobee.broker.store import Record
+from aerobee.clock import ManualClock
+
+FILE_BYTES = 1 << 16
+LATER_MS = 4 * 24 * 3_600_000
+
+
+async def start(tmp_path: Path, **values: Any) -> Broker:
+    settings = {
+        "broker_name": "broker-a",
+        "store_path_root_dir": str(tmp_path / "store"),
+        "listen_port": 0,
+        "fast_port": 0,
+        "mapped_file_size_commit_log": FILE_BYTES,
+        "mapped_file_size_consume_queue": 2000,
+        "max_hash_slot_num": 1000,
+        "max_index_num": 4000,
+        # The disk of the machine that tests run on may be full: only time counts here.
+        "disk_max_used_space_ratio": 95,
+        "disk_space_warning_level_ratio": 100,
+        "clean_resource_interval": 600_000,
+        **values,
+    }
+    broker = Broker(BrokerOptions(**settings))
+    await broker.start()
+    return broker
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    started = await start(tmp_path)
+    yield started
+    await started.stop()
+
+
+def fill(broker: Broker, topic: str = "orders", count: int = 400) -> None:
+    """About seven files."""
+    for _ in range(count):
+        broker.store.append([Record(topic, 0, b"x" * 1000, b"")])
+    broker.store.engine.flush()  # only what is on the disk can go
+
+
+async def days_later(broker: Broker) -> dict[str, int]:
+    broker.clock = ManualClock(int(time.time() * 1000) + LATER_MS)
+    return await retention.clean(broker, now=True)
+
+
+def held_back(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "but stay" in record.getMessage()]
+
+
+async def test_nothing_goes_before_its_time(broker: Broker) -> None:
+    fill(broker)
+    assert not await retention.clean(broker, now=True)
+    assert broker.store.bounds("orders", 0) == (0, 400)
+
+
+async def test_what_nobody_subscribed_goes_when_its_time_is_over(broker: Broker) -> None:
+    fill(broker)
+    report = await days_later(broker)
+    low, high = broker.store.bounds("orders", 0)
+    assert report["log_files"] >= 5 and 300 < low < high == 400
+
+
+async def test_disk_nearly_full_does_not_cost_a_group_what_it_has_not_consumed(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Claim: files over their time stay while a group has messages in them, and the log names the group.
+    fill(broker)
+    broker.offsets.commit("fast", "orders", 0, 400)
+    broker.offsets.commit("slow", "orders", 0, 150)
+    with caplog.at_level(logging.WARNING):
+        await days_later(broker)
+    low, _ = broker.store.bounds("orders", 0)
+    assert 0 < low <= 150, "files that all have consumed are gone, the others are not"
+    (line,) = held_back(caplog)
+    assert "group slow has not consumed orders queue 0" in line
+
+    caplog.clear()
+    broker.offsets.commit("slow", "orders", 0, 400)
+    await days_later(broker)
+    assert broker.store.bounds("orders", 0)[0] > 300 and not held_back(caplog)
+
+
+async def test_a_deleted_group_holds_nothing_back(broker: Broker) -> None:
+    fill(broker)
+    broker.offsets.commit("slow", "orders", 0, 1)
+    assert not (await days_later(broker))["log_files"]
+    broker.offsets.forget_group("slow")
+    assert (await days_later(broker))["log_files"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "used"), [("delete_unconsumed_enable", 0), ("clean_file_forcibly_enable", 99)], ids=["time", "disk"]
+)
+async def test_deletion_of_unconsumed_data_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, used: int
+) -> None:
+    broker = await start(tmp_path, **{setting: True})
+    try:
+        monkeypatch.setattr(
+            "aerobee.broker.retention.shutil.disk_usage", lambda _: SimpleNamespace(used=used, free=100 - used)
+        )
+        fill(broker)
+        broker.offsets.commit("slow", "orders", 0, 1)
+        assert (await days_later(broker))["log_files"]
+    finally:
+        await broker.stop()
+
+
+async def test_delayed_messages_and_open_transactions_hold_their_files(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    level_properties = b"DELAY\x0118\x02REAL_TOPIC\x01orders\x02REAL_QID\x010\x02"
+    deliver_ms = int(time.time() * 1000) + 7_200_000
+    broker.store.append([Record("SCHEDULE_TOPIC_XXXX", 17, b"later", level_properties, tags_code=deliver_ms)])
+    fill(broker)
+    assert not (await days_later(broker))["log_files"] and "delayed delivery" in held_back(caplog)[0]
+    broker.delay.offsets[18] = 1
+    assert (await days_later(broker))["log_files"]
+
+    caplog.clear()
+    broker.store.append([Record("RMQ_SYS_TRANS_HALF_TOPIC", 0, b"half", b"REAL_TOPIC\x01orders\x02REAL_QID\x010\x02")])
+    fill(broker)
+    await days_later(broker)
+    assert "transactions" in held_back(caplog)[0]
+    low = broker.store.stats()["min_position"]
+    broker.offsets.commit("CID_RMQ_SYS_TRANS", "RMQ_SYS_TRANS_HALF_TOPIC", 0, 1)
+    assert (await days_later(broker))["log_files"] and broker.store.stats()["min_position"] > low
