@@ -1,6 +1,6 @@
 """`make bench`: every workload against Apache RocketMQ and against ours in one run, and whether the budgets hold.
 
-    .venv/bin/python -m bench [--seconds 8] [--only PATTERN] [--no-extras] [--write]
+    .venv/bin/python -m bench [--seconds 3] [--only PATTERN] [--quick] [--alone] [--no-extras] [--write]
 
 `--write` puts the tables into bench/README.md. The exit code is 1 when a budget is missed. Stores go to
 bench/results, which is removed again; about 10 GB are needed for a moment.
@@ -19,10 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from bench import extras, load, pop, workloads
-from bench.load import Figures
+from bench.load import Figures, median
 from bench.servers import KINDS, apache, server
 from bench.workload import Workload
 
@@ -32,21 +33,35 @@ MARKS = ("<!-- figures begin -->", "<!-- figures end -->")
 
 
 def main() -> int:
+    global RESULTS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=8, help="how long each workload is measured")
+    parser.add_argument("--seconds", type=int, default=3, help="how long each of three runs is measured")
     parser.add_argument("--only", default="", help="names that match this regular expression")
     parser.add_argument("--no-extras", action="store_true", help="only the loads")
     parser.add_argument("--write", action="store_true", help="write the tables into bench/README.md")
+    parser.add_argument("--quick", action="store_true", help="one run of a second each, to see that it works")
+    parser.add_argument("--alone", action="store_true", help="aerobee without Apache RocketMQ and without budgets")
+    parser.add_argument("--results", type=Path, help="where stores are put and removed (default: bench/results)")
     options = parser.parse_args()
-    reason = apache.unavailable()
+    if options.quick:
+        options.seconds = 1
+    if options.results:
+        RESULTS = options.results
+    reason = None if options.alone else apache.unavailable()
     if reason:
         print(f"no comparison: {reason}", file=sys.stderr)
         return 2
     load.build()
     shutil.rmtree(RESULTS, ignore_errors=True)
-    RESULTS.mkdir()
+    RESULTS.mkdir(parents=True)
     try:
-        text, held = measure(options.seconds, re.compile(options.only), extras_too=not options.no_extras)
+        text, held = measure(
+            options.seconds,
+            re.compile(options.only),
+            extras_too=not options.no_extras and not options.alone,
+            alone=options.alone,
+            turns=1 if options.quick or options.alone else 3,
+        )
     finally:
         shutil.rmtree(RESULTS, ignore_errors=True)
     print(text)
@@ -55,7 +70,9 @@ def main() -> int:
     return 0 if held else 1
 
 
-def measure(seconds: int, only: re.Pattern[str], *, extras_too: bool) -> tuple[str, bool]:
+def measure(
+    seconds: int, only: re.Pattern[str], *, extras_too: bool, alone: bool = False, turns: int = 3
+) -> tuple[str, bool]:
     """Runs all that match; the tables, and whether every budget held."""
     chosen = [one for one in every_workload() if only.search(one.name)]
     figures: dict[tuple[str, str], Figures] = {}
@@ -64,13 +81,28 @@ def measure(seconds: int, only: re.Pattern[str], *, extras_too: bool) -> tuple[s
         if dict(one.options) not in groups:
             groups.append(dict(one.options))
     for settings in groups:
-        for kind in KINDS:
-            with server(kind, RESULTS / kind, settings) as running:
-                say(f"{kind}: warm-up")
-                extras.warm(running)
-                for one in (each for each in chosen if dict(each.options) == settings):
-                    figures[kind, one.name] = one.run(running, seconds)
+        these = [each for each in chosen if dict(each.options) == settings]
+        # Apache's stays up, since a JVM wants to be warm; ours starts anew for every run, so that the files of one
+        # run do not burden the next.
+        with server("apache", RESULTS / "apache", settings) if not alone else nullcontext() as theirs:
+            if theirs is not None:
+                say("apache: warm-up")
+                extras.warm(theirs)
+            for one in these:
+                found: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
+                for turn in range(turns):
+                    for kind in KINDS if turn % 2 == 0 else KINDS[::-1]:
+                        if kind == "aerobee":
+                            with server(kind, RESULTS / kind, settings) as mine:
+                                found[kind].append(one.run(mine, seconds))
+                        elif theirs is not None:
+                            found[kind].append(one.run(theirs, seconds))
+                for kind, runs in found.items():
+                    figures[kind, one.name] = median(runs) if runs else Figures(0, 0, 0, 0, 0, 0, 0)
                     say(f"{kind}: {one.name}: {figures[kind, one.name].rate:,} msg/s")
+    if alone:
+        plain = [f"{one.name}: {figures['aerobee', one.name]}" for one in chosen]
+        return "\n".join(plain), all(figures["aerobee", one.name].rate > 0 for one in chosen)
     lines, held = loads_table(chosen, figures)
     if extras_too:
         parts: list[tuple[str, Callable[[], list[extras.Row]]]] = [
@@ -153,7 +185,7 @@ def machine(seconds: int) -> list[str]:
         f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
         f"{platform.release()}; {java}; Python {platform.python_version()}; "
         f"commit {commit.stdout.strip()}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, "
-        f"{seconds} s a workload.",
+        f"medians of runs of {seconds} s in turn.",
     ]
 
 

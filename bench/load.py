@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 import subprocess
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,9 +50,12 @@ def command(mode: str, address: str, topic: str, connections: int, in_flight: in
     return [str(TARGET / "release" / "mqload"), *words]
 
 
-def run(words: list[str], *, batch: int = 1, rate: int = 0) -> Figures:
-    """One closed-loop run; `rate` limits it to so many requests a second. Raises RuntimeError with what it printed."""
+def run(words: list[str], *, batch: int = 1, rate: int = 0, warm_s: float | None = None) -> Figures:
+    """One closed-loop run; `rate` limits it to so many requests a second, `warm_s` is not counted (None: 0.3 of it,
+    at least 2 s). Raises RuntimeError with what it printed."""
     env = {**os.environ, "BATCH": str(batch)} | ({"RATE": str(rate)} if rate else {})
+    if warm_s is not None:
+        env["WARM"] = str(warm_s)
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     found = LINE.search(done.stdout)
     if found is None:
@@ -71,6 +75,12 @@ def paced(
     if found is None:
         raise RuntimeError(f"the paced generator failed: {done.stdout}{done.stderr}")
     return _figures(found, float(found["cpu"]) * 1e6 / rate, 0)
+
+
+def median(runs: list[Figures]) -> Figures:
+    """Each figure's median; refused sends are added up."""
+    middle = [statistics.median_low(column) for column in zip(*map(astuple, runs), strict=True)]
+    return replace(Figures(*middle), refused=sum(one.refused for one in runs))
 
 
 def _figures(found: re.Match[str], cpu_us: float, resident_mib: int) -> Figures:

@@ -104,7 +104,8 @@ fn main() {
             lat
         }));
     }
-    let w = (secs as f64 * 0.3).max(2.0);
+    let warm_s = std::env::var("WARM").ok().and_then(|v| v.parse().ok());
+    let w = warm_s.unwrap_or((secs as f64 * 0.3).max(2.0));
     std::thread::sleep(Duration::from_secs_f64(w));
     warm.store(false, Relaxed);
     let (d0, c0, t) = (done.load(Relaxed), cpu(pid), Instant::now());
