@@ -60,6 +60,10 @@ class ManualClock:
         """See `Clock.monotonic`."""
         return self._elapsed_s
 
+    def jump(self, seconds: float) -> None:
+        """The machine's clock is set, forwards or backwards; no time passes."""
+        self._start_ms += round(seconds * 1000)
+
     async def sleep(self, seconds: float) -> None:
         """Waits until `advance` has passed that time."""
         if seconds <= 0:

@@ -6,7 +6,8 @@
 
 All messages of a queue wait equally long, so its head is always the next one due; the queue's own tags code holds that
 time in ms. One loop looks at the heads, sleeps until the earliest is due, and moves what is due in batches. How far
-each level has come is kept in Apache's `delayOffset.json`; after a crash at most one interval is delivered again.
+each level has come is noted after every batch (progress.py), and every few seconds in Apache's `delayOffset.json`;
+after a crash at most one batch is delivered again.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any, Final, Protocol
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
-from aerobee.broker.records import parse_record
+from aerobee.broker.forward import Moving
+from aerobee.broker.progress import Progress
 from aerobee.broker.store import Receipt, Record
 from aerobee.broker.topics import SCHEDULE_TOPIC
 from aerobee.clock import Clock
+from aerobee.errors import MessageIllegal
 from aerobee.protocol import fastjson
 
 _log = logging.getLogger("aerobee.broker.delay")
@@ -32,7 +35,7 @@ REAL_TOPIC: Final = "REAL_TOPIC"
 REAL_QUEUE: Final = "REAL_QID"
 TIMER_PROPERTIES: Final = ("TIMER_DELAY_SEC", "TIMER_DELIVER_MS", "TIMER_DELAY_MS")
 
-BATCH: Final = 64
+BATCH: Final = 256
 LOOK_S: Final = 1.0
 """Longest sleep; a message that is scheduled meanwhile wakes the loop by itself."""
 RETRY_S: Final = 0.5
@@ -56,6 +59,9 @@ class DelayStore(Protocol):
     def record(self, position: int) -> bytes | None:
         """A record's bytes."""
 
+    def log_bounds(self) -> tuple[int, int, int]:
+        """Where the log begins, how far it is on the disk, where it ends."""
+
 
 class Delay:
     """The delay levels; see the head of this file."""
@@ -71,6 +77,11 @@ class Delay:
         self._levels_ms = levels_ms
         self._wake = asyncio.Event()
         self._dirty = False
+        self._progress = Progress(config_dir / "delayProgress", len(levels_ms), boot=0)
+        self._log_end = 0
+        """The log must reach this far for `offsets` to be true."""
+        self._set_back: dict[int, tuple[int, int, int]] = {}
+        """Level → offsets below this and times above that are so much too late: the clock was set back."""
 
     @property
     def level_max(self) -> int:
@@ -83,6 +94,11 @@ class Delay:
         if data:
             self.offsets = {int(level): int(offset) for level, offset in (data.get("offsetTable") or {}).items()}
             self.version = DataVersion.from_json(data.get("dataVersion"))
+        self._log_end = self._store.log_bounds()[2]
+        self._progress.load(self._log_end)
+        for level, offset in enumerate(self._progress.values or (), 1):
+            if offset > self.offsets.get(level, 0):
+                self._moved(level, offset)
 
     def place(self, topic: str, queue_id: int, properties: dict[str, str], level: int) -> tuple[str, int, int]:
         """Where a message with this level is stored: (topic, queue, tags code); `properties` note its real place."""
@@ -142,9 +158,9 @@ class Delay:
         again = now_ms if len(units) else far
         records: list[Record] = []
         taken = 0
-        for position, size, due_ms in _UNIT.iter_unpack(units):
-            # A time further away than the level's delay: the clock was set back. Apache delivers at once, so do we.
-            if now_ms < due_ms <= now_ms + self._levels_ms[queue_id]:
+        for position, size, stored_ms in _UNIT.iter_unpack(units):
+            due_ms = self._due(level, offset + taken, stored_ms, high, now_ms)
+            if due_ms > now_ms:
                 again = due_ms
                 break
             taken += 1
@@ -152,10 +168,36 @@ class Delay:
             if record is not None:
                 records.append(record)
         if records:
-            self._store.append(records)
-            self.delivered += len(records)
-        self._moved(level, offset + taken)
+            self._append(records)
+        if taken:
+            self._moved(level, offset + taken)
+            self._progress.write(self._log_end, [self.offsets.get(n + 1, 0) for n in range(self.level_max)])
         return again
+
+    def _due(self, level: int, offset: int, stored_ms: int, high: int, now_ms: int) -> int:
+        """When a message is due. One further away than its level's delay was stored before the clock was set back: it
+        and those behind it wait for one more delay and keep their distances; nobody comes early, nobody waits twice."""
+        wait_ms = self._levels_ms[level - 1]
+        mark, limit_ms, back_ms = self._set_back.get(level, (0, 0, 0))
+        due_ms = stored_ms - back_ms if offset < mark and stored_ms > limit_ms else stored_ms
+        if due_ms > now_ms + wait_ms:
+            self._set_back[level] = high, now_ms + wait_ms, stored_ms - now_ms - wait_ms
+            due_ms = now_ms + wait_ms
+        return due_ms
+
+    def _append(self, records: list[Record]) -> None:
+        try:
+            receipts = self._store.append(records)
+        except MessageIllegal:
+            receipts = []
+            for record in records:
+                try:
+                    receipts += self._store.append([record])
+                except MessageIllegal as error:
+                    _log.error("a delayed message for %s cannot be stored, it is skipped: %s", record.topic, error)
+        if receipts:
+            self._log_end = receipts[-1].position + receipts[-1].size
+        self.delivered += len(receipts)
 
     def _restore(self, position: int, size: int) -> Record | None:
         data = self._store.record(position) if size > 0 else None
@@ -163,12 +205,10 @@ class Delay:
             _log.error("the delayed message at position %d is gone or damaged, it is skipped", position)
             return None
         try:
-            stored = parse_record(data)
-            topic, queue_id = stored.properties[REAL_TOPIC], int(stored.properties[REAL_QUEUE])
-        except (ValueError, KeyError) as error:
+            return Moving(data).home()
+        except ValueError as error:
             _log.error("the delayed message at position %d cannot be delivered, it is skipped: %s", position, error)
             return None
-        return stored.to_record(topic, queue_id)
 
     def _moved(self, level: int, offset: int) -> None:
         if self.offsets.get(level) != offset:
@@ -183,8 +223,8 @@ class Delay:
         }
 
     async def save(self) -> None:
-        """Writes the file if anything moved. Raises OSError."""
-        if self._dirty:
+        """Writes the file if anything moved, once the disk has what was delivered. Raises OSError."""
+        if self._dirty and self._store.log_bounds()[1] >= self._log_end:
             self._dirty = False
             self.version.advance()
             try:

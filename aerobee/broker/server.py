@@ -345,6 +345,7 @@ class Broker:
             self.topics.file.save,
             self.groups.file.save,
             self._save_offsets,
+            self._flush_log,
             self.delay.save,
             self._close_timer,
         ):
@@ -353,12 +354,13 @@ class Broker:
             except OSError as error:
                 _log.error("a configuration file could not be written: %s", error)
 
-    async def _close_timer(self) -> None:
+    async def _flush_log(self) -> None:
         try:
             await self.store.flush()
         except StoreError as error:
             _log.error("the log could not be flushed: %s", error)
-            return
+
+    async def _close_timer(self) -> None:
         await asyncio.to_thread(self.timer.close)
 
     async def _expire_clients(self) -> None:

@@ -94,7 +94,8 @@ class TimerLog:
         base = at - at % self.file_bytes
         if at < 0 or at % self.file_bytes + UNIT.size > self.file_bytes:
             raise LookupError(f"no timer unit at {at}")
-        size, previous, magic, write_ms, delay, position, length, _, _ = UNIT.unpack_from(self._map(base), at - base)
+        found = self._maps.get(base) or self._map(base)
+        size, previous, magic, write_ms, delay, position, length, _, _ = UNIT.unpack_from(found, at - base)
         if size != UNIT.size or not 0 <= magic <= 15 or not -1 <= previous < at or length <= 0:
             raise LookupError(f"no timer unit at {at}")
         return Unit(previous, magic, write_ms, write_ms + delay, position, length)

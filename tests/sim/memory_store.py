@@ -91,5 +91,8 @@ class MemoryStore:
     def record(self, position: int) -> bytes | None:
         return None if position in self.damaged else self.by_position.get(position)
 
+    def log_bounds(self) -> tuple[int, int, int]:
+        return 0, self.end, self.end
+
     def messages(self, topic: str, queue_id: int = 0) -> list[Stored]:
         return [stored for stored, _, _ in self.queues[topic, queue_id]]

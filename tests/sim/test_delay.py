@@ -111,3 +111,51 @@ async def test_a_clock_set_back_does_not_hold_messages_for_ever(tmp_path: Path) 
     async with running(delay):
         await clock.advance(5)
     assert [message.body for message in store.messages("orders")] == [b"x"]
+
+
+async def test_killed_between_batches_nothing_comes_twice(tmp_path: Path) -> None:
+    # Claim: the progress of every batch is kept, not only that of delayOffset.json, which is written now and then.
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    first = Delay(store, clock, LEVELS_MS, tmp_path)
+    for number in range(1000):
+        schedule(store, first, "orders", b"%d" % number, 1)
+    await clock.advance(2)
+    first.deliver_due()
+    second = Delay(store, clock, LEVELS_MS, tmp_path)
+    second.load()
+    async with running(second):
+        await clock.advance(2)
+    assert [message.body for message in store.messages("orders")] == [b"%d" % number for number in range(1000)]
+
+
+async def test_progress_that_the_log_has_lost_does_not_count(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    first = Delay(store, clock, LEVELS_MS, tmp_path)
+    schedule(store, first, "orders", b"x", 1)
+    end = store.end
+    await clock.advance(2)
+    first.deliver_due()
+    assert len(store.messages("orders")) == 1
+    store.queues["orders", 0].clear()  # the power went before the log was synced
+    store.end = end
+    second = Delay(store, clock, LEVELS_MS, tmp_path)
+    second.load()
+    second.deliver_due()
+    assert [message.body for message in store.messages("orders")] == [b"x"]
+
+
+async def test_a_clock_set_back_delivers_nothing_early_and_holds_nobody_twice(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    async with running(delay):
+        for number in range(10):
+            schedule(store, delay, "orders", b"%d" % number, 4)
+            await clock.advance(1)
+        clock.jump(-3600)
+        await clock.advance(19.5)
+        assert store.messages("orders") == []
+        await clock.advance(25)
+        assert len(store.messages("orders")) == 10

@@ -199,8 +199,8 @@ def test_killed_anywhere_at_most_one_batch_comes_twice(
             kills += 1
             timer = make(store, clock, tmp_path, boot=dice.choice((1, 1, 2)))
         store.dies_after = -1
-        clock._start_ms += dice.randrange(3000)
-    clock._start_ms += 30_000
+        clock.jump(dice.randrange(3000) / 1000)
+    clock.jump(30)
     drain(timer)
     counted = Counter(bodies(store))
     assert set(counted) == set(due)
@@ -259,16 +259,16 @@ async def test_clocks_that_jump(store: RealStore, clock: ManualClock, tmp_path: 
     async with running(timer):
         send(store, timer, "first", TIMER_DELAY_SEC=100)
         await clock.advance(5)
-        clock._start_ms += 3_600_000
+        clock.jump(3600)
         await clock.advance(2)
         assert bodies(store) == ["first"]
-        clock._start_ms -= 7_200_000  # an hour before the beginning
+        clock.jump(-7200)  # an hour before the beginning
         send(store, timer, "second", TIMER_DELAY_SEC=100)
         await clock.advance(99)
         assert bodies(store) == ["first"]
         await clock.advance(5)
         assert bodies(store) == ["first", "second"]
-        clock._start_ms += 400 * 86_400_000
+        clock.jump(400 * 86_400)
         send(store, timer, "third", TIMER_DELAY_SEC=3)
         await clock.advance(10)
     assert bodies(store) == ["first", "second", "third"]
