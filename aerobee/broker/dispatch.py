@@ -33,6 +33,10 @@ UNDER_WAY_MAX: Final = 4096
 """Requests of one connection that may wait (for the disk, for another client) at a time."""
 
 
+UNDER_WAY_TOTAL_MAX: Final = 65_536
+"""The same of all connections together."""
+
+
 class Dispatcher:
     """The table of codes; see the head of this file."""
 
@@ -83,6 +87,11 @@ class Dispatcher:
             return command.reply(
                 ResponseCode.SYSTEM_BUSY,
                 remark=f"this connection has {UNDER_WAY_MAX} requests under way, which is the limit",
+            )
+        if len(self._tasks) >= UNDER_WAY_TOTAL_MAX:
+            return command.reply(
+                ResponseCode.SYSTEM_BUSY,
+                remark=f"the broker has {UNDER_WAY_TOTAL_MAX} requests under way, which is the limit",
             )
         return None
 

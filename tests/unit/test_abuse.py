@@ -1,0 +1,277 @@
+"""Broken, foreign and hostile peers, against both servers: they cost themselves a connection and others nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aerobee.broker import dispatch
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.server import Broker
+from aerobee.nameserver.options import NameServerOptions
+from aerobee.nameserver.server import NameServer
+from aerobee.net.remote import RemotePool
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import FLAG_RESPONSE, FrameDecoder, RemotingCommand
+from aerobee.testing.eventually import eventually
+
+Server = Broker | NameServer
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    made = Broker(
+        BrokerOptions(
+            broker_name="a",
+            store_path_root_dir=str(tmp_path / "store"),
+            listen_port=0,
+            mapped_file_size_commit_log=16 << 20,
+            mapped_file_size_consume_queue=20_000,
+            max_hash_slot_num=1000,
+            max_index_num=4000,
+        )
+    )
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture(params=["broker", "name server"])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
+    made: Server
+    if request.param == "broker":
+        made = Broker(
+            BrokerOptions(
+                broker_name="a",
+                store_path_root_dir=str(tmp_path / "store"),
+                listen_port=0,
+                mapped_file_size_commit_log=1 << 20,
+                mapped_file_size_consume_queue=20_000,
+                max_hash_slot_num=1000,
+                max_index_num=4000,
+            )
+        )
+    else:
+        made = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json")))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def place(server: Server) -> tuple[str, int]:
+    host, _, port = server.address.rpartition(":")
+    return host, int(port)
+
+
+async def healthy(server: Server) -> None:
+    """A well-behaved client is answered at once."""
+    pool = RemotePool()
+    code = RequestCode.GET_BROKER_RUNTIME_INFO if isinstance(server, Broker) else RequestCode.GET_BROKER_CLUSTER_INFO
+    began = time.monotonic()
+    reply = await pool.invoke(server.address, RemotingCommand.request(code), 10)
+    assert reply.code == 0 and time.monotonic() - began < 2
+    await pool.close()
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def request(code: int, body: bytes = b"", *, oneway: bool = False, opaque: int = 1, **fields: object) -> bytes:
+    command = RemotingCommand.request(code, body=body, oneway=oneway)
+    command.opaque = opaque
+    command.ext_fields.update({name: str(value) for name, value in fields.items()})
+    return command.encode()
+
+
+def send(topic: str, body: bytes, *, oneway: bool = False, opaque: int = 1) -> bytes:
+    letters = dict(a="p", b=topic, c="TBW102", d=4, e=0, f=0, g=1, h=0, i="", j=0)
+    return request(RequestCode.SEND_MESSAGE_V2, body, oneway=oneway, opaque=opaque, **letters)
+
+
+def pull(topic: str, opaque: int = 1) -> bytes:
+    fields = dict(
+        consumerGroup="g", topic=topic, queueId=0, queueOffset=0, maxMsgNums=32, sysFlag=4, commitOffset=0,
+        suspendTimeoutMillis=0, subscription="*", subVersion=0, expressionType="TAG",
+    )  # fmt: skip
+    return request(RequestCode.PULL_MESSAGE, opaque=opaque, **fields)
+
+
+GARBAGE = {
+    "an HTTP request": b"GET / HTTP/1.1\r\nHost: broker\r\n\r\n",
+    "a TLS hello": bytes.fromhex("16030100c8010000c40303") + bytes(200),
+    "a frame over 16 MiB": struct.pack(">II", (16 << 20) + 1, 100),
+    "a frame of 4 GiB": b"\xff" * 8,
+    "a frame of no bytes": struct.pack(">II", 0, 0),
+    "a header longer than its frame": struct.pack(">II", 20, 100) + bytes(16),
+    "an unknown encoding": struct.pack(">II", 20, (7 << 24) | 16) + bytes(16),
+    "a header that is no JSON": struct.pack(">II", 20, 16) + b"x" * 16,
+    "a header of deep JSON": struct.pack(">II", 60_004, 60_000) + b'{"extFields":' + b"[" * 59_987,
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+async def test_what_is_no_protocol_ends_that_connection(
+    server: Server, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Claim: foreign bytes are answered by the end of the connection and one line in the log, without a trace of ours.
+    reader, writer = await asyncio.open_connection(*place(server))
+    writer.write(GARBAGE[kind])
+    async with asyncio.timeout(5):
+        try:
+            assert await reader.read() == b""
+        except ConnectionResetError:
+            pass
+    writer.close()
+    await healthy(server)
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+
+async def test_a_thousand_half_frames_held_open(server: Server) -> None:
+    # Claim: what was announced costs nothing before it arrives: 1000 connections that owe 16 MB each are small.
+    before = resident_bytes()
+    half = struct.pack(">II", 16_000_000, 100) + b'{"code":10,"extFields":{'
+    sockets = await idle(server, 1000, half)
+    assert resident_bytes() - before < 64 << 20
+    await healthy(server)
+    for each in sockets:
+        each.close()
+    await eventually(lambda: connections(server) == 0)
+
+
+async def idle(server: Server, count: int, first: bytes = b"") -> list[socket.socket]:
+    """`count` open connections that said `first`, accepted by the server."""
+    loop = asyncio.get_running_loop()
+    sockets = []
+    for _ in range(count):
+        each = socket.socket()
+        each.setblocking(False)
+        await loop.sock_connect(each, place(server))
+        if first:
+            await loop.sock_sendall(each, first)
+        sockets.append(each)
+    await eventually(lambda: connections(server) == count)
+    return sockets
+
+
+def connections(server: Server) -> int:
+    listeners = server.listeners if isinstance(server, Broker) else [server._listener]
+    return sum(len(listener.connections) for listener in listeners)
+
+
+async def test_an_idle_connection_costs_at_most_20_kib(server: Server) -> None:
+    # Claim: ten thousand idle connections cost at most 20 KiB each (a tenth of them here, both ends in this process).
+    warm = await idle(server, 50)
+    for each in warm:
+        each.close()
+    await eventually(lambda: connections(server) == 0)
+    gc.collect()
+    before = resident_bytes()
+    sockets = await idle(server, 1000)
+    assert (resident_bytes() - before) / 1000 <= 20 * 1024
+    for each in sockets:
+        each.close()
+
+
+async def test_a_reader_that_never_reads_big_pulls(broker: Broker) -> None:
+    # Claim: a client that asks for much in one chunk and does not read it costs a few megabytes, and then reads it all.
+    reader, writer = await asyncio.open_connection(*place(broker))
+    decoder = FrameDecoder()
+    for opaque in range(32):
+        writer.write(send("big", bytes(100_000), opaque=opaque))
+    sent = 0
+    while sent < 32:
+        sent += len(decoder.feed(await reader.read(65536)))
+    slow_reader, slow_writer = await asyncio.open_connection(*place(broker), limit=4096)
+    before, count = resident_bytes(), 300
+    slow_writer.write(b"".join(pull("big", opaque) for opaque in range(count)))
+    for _ in range(20):
+        await healthy(broker)
+    assert resident_bytes() - before < 64 << 20
+    opaques: list[int] = []
+    async with asyncio.timeout(60):
+        while len(opaques) < count:
+            opaques += [command.opaque for command in decoder.feed(await slow_reader.read(1 << 20))]
+    assert opaques == list(range(count))
+    writer.close()
+    slow_writer.close()
+
+
+async def test_responses_nobody_asked_for(server: Server) -> None:
+    # Claim: unasked responses are dropped, and the connection goes on.
+    reader, writer = await asyncio.open_connection(*place(server))
+    unasked = RemotingCommand(0, flag=FLAG_RESPONSE, opaque=77, body=b"surprise")
+    writer.write(unasked.encode() * 10_000 + request(999_999, opaque=5))
+    decoder = FrameDecoder()
+    async with asyncio.timeout(10):
+        replies: list[RemotingCommand] = []
+        while not replies:
+            replies = decoder.feed(await reader.read(65536))
+    assert [reply.opaque for reply in replies] == [5]
+    assert replies[0].code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED
+    writer.close()
+
+
+async def test_a_flood_of_oneway_requests_is_answered_by_nothing(server: Server) -> None:
+    # Claim: a oneway request gets no answer, whatever it is; others are served meanwhile.
+    reader, writer = await asyncio.open_connection(*place(server))
+    codes = (RequestCode.HEART_BEAT, RequestCode.GET_ROUTEINFO_BY_TOPIC, 999_999, RequestCode.UNREGISTER_CLIENT)
+    writer.write(b"".join(request(codes[i % 4], oneway=True, opaque=i) for i in range(20_000)))
+    await healthy(server)
+    writer.write(request(999_999, opaque=1 << 20))
+    decoder = FrameDecoder()
+    async with asyncio.timeout(20):
+        replies: list[RemotingCommand] = []
+        while not replies:
+            replies = decoder.feed(await reader.read(65536))
+    assert [reply.opaque for reply in replies] == [1 << 20]
+    writer.close()
+
+
+async def test_a_flood_of_oneway_sends_is_stored(broker: Broker) -> None:
+    # Claim: oneway sends are slowed down by the connection, not dropped.
+    _, writer = await asyncio.open_connection(*place(broker))
+    writer.write(send("flood", b"x"))
+    await eventually(lambda: broker.store.bounds("flood", 0)[1] == 1)
+    for _ in range(20):
+        writer.write(send("flood", b"x" * 100, oneway=True) * 500)
+        await writer.drain()
+    await eventually(lambda: broker.store.bounds("flood", 0)[1] == 10_001)
+    writer.close()
+
+
+@pytest.mark.parametrize("limit", ["UNDER_WAY_MAX", "UNDER_WAY_TOTAL_MAX"])
+async def test_broker_busy_says_why(broker: Broker, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    # Claim: SYSTEM_BUSY names the limit that was reached, and there is one for a connection and one for all.
+    monkeypatch.setattr(dispatch, limit, 10)
+    gate = asyncio.Event()
+
+    async def wait(broker: Broker, connection: object, command: RemotingCommand) -> RemotingCommand:
+        await gate.wait()
+        return command.reply()
+
+    broker.dispatcher._handlers[4242] = wait
+    pools = [RemotePool() for _ in range(3)]
+    calls = [
+        asyncio.ensure_future(pools[0].invoke(broker.address, RemotingCommand.request(4242), 20)) for _ in range(10)
+    ]
+    await eventually(lambda: len(broker.dispatcher._tasks) == 10)
+    busy = await pools[0].invoke(broker.address, RemotingCommand.request(4242), 10)
+    assert busy.code == ResponseCode.SYSTEM_BUSY and "10 requests under way" in (busy.remark or "")
+    if limit == "UNDER_WAY_TOTAL_MAX":
+        busy = await pools[1].invoke(broker.address, RemotingCommand.request(4242), 10)
+        assert busy.code == ResponseCode.SYSTEM_BUSY and "the broker has 10 requests under way" in (busy.remark or "")
+    gate.set()
+    assert [(await call).code for call in calls] == [0] * 10
+    assert (await pools[2].invoke(broker.address, RemotingCommand.request(4242), 10)).code == 0
+    for pool in pools:
+        await pool.close()
