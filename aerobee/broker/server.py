@@ -133,6 +133,7 @@ class Broker:
             self.pop = Pops(self)
             self.pop.load()
             self.stats = Stats(self)
+                place=self._place_committed,
             self.dispatcher = Dispatcher(self, HANDLERS)
             self.store.start(self.dispatcher.serve, self._committed)
             self.store.on_arrival = self.pop.arrived
@@ -284,6 +285,15 @@ class Broker:
         await self.topics.create_for_group(topic, 1)
 
     # The inside.
+
+    def _place_committed(self, topic: str, queue_id: int, properties: dict[str, str]) -> tuple[str, int, int | None]:
+        """A committed message that names a time waits for it, as if it were sent now."""
+        self.timer.scheduled()
+        return (
+            self.timer.place(topic, queue_id, properties)
+            if self.options.timer_wheel_enable
+            else (topic, queue_id, None)
+        )
 
     async def _listen(self) -> None:
         options = self.options

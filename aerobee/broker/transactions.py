@@ -102,6 +102,7 @@ class Transactions:
         self._options = options
         self._offsets = offsets
         self._ask = ask
+        self._place = place
         self._make_topic = make_topic
         self._store_host = store_host
         self._ended: set[int] = set()
@@ -200,6 +201,7 @@ class Transactions:
             queue_id,
             properties=properties,
             sys_flag=(half.sys_flag & ~TRANSACTION_BITS) | COMMIT,
+        topic, queue_id, tags_code = self._place(topic, queue_id, properties)
             prepared_offset=half.position,
         )
 
@@ -207,6 +209,7 @@ class Transactions:
         now_ms = self._clock.now_ms()
         return Record(
             OP_HALF_TOPIC,
+            tags_code=tags_code,
             0,
             f"{half_queue_offset},".encode(),
             format_properties({"TAGS": MARK_TAG}),
