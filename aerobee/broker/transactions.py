@@ -82,6 +82,7 @@ class Transactions:
     """Half messages and what becomes of them; see the head of this file.
 
     `ask(half, real topic, real queue)` asks a producer; False when none is connected.
+    `place(topic, queue, properties)` says where a committed message waits until its time, and its tags code.
     `make_topic(name)` creates the topic for those that are given up.
     """
 
@@ -94,15 +95,20 @@ class Transactions:
         *,
         ask: Callable[[Stored], bool],
         make_topic: Callable[[str], Awaitable[object]],
+        place: Callable[[str, int, dict[str, str]], tuple[str, int, int | None]] = lambda topic, queue, _: (
+            topic,
+            queue,
+            None,
+        ),
         store_host: str = "127.0.0.1:10911",
     ) -> None:
+        self._place = place
         self.counters = {"prepared": 0, "committed": 0, "rolled_back": 0, "asked": 0, "given_up": 0, "skipped": 0}
         self._store = store
         self._clock = clock
         self._options = options
         self._offsets = offsets
         self._ask = ask
-        self._place = place
         self._make_topic = make_topic
         self._store_host = store_host
         self._ended: set[int] = set()
@@ -195,13 +201,13 @@ class Transactions:
     def _real_message(self, half: Stored) -> Record:
         properties = dict(half.properties)
         topic, queue_id = properties.pop(REAL_TOPIC), int(properties.pop(REAL_QUEUE))
+        topic, queue_id, tags_code = self._place(topic, queue_id, properties)
         # TRAN_MSG stays in the message, as it does in Apache's: consumers use it to recognise transactional messages.
         return half.to_record(
             topic,
             queue_id,
             properties=properties,
             sys_flag=(half.sys_flag & ~TRANSACTION_BITS) | COMMIT,
-        topic, queue_id, tags_code = self._place(topic, queue_id, properties)
             prepared_offset=half.position,
         )
 
