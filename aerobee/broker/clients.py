@@ -72,7 +72,7 @@ class ClientTable:
     """Producers and consumers; see the head of this file.
 
     `on_subscription(group, topic, subscription or None)` hears of every subscription in force that changes;
-    `notify(group, members)` sends the notice.
+    `notify(group, members)` sends the notice; `on_leave(group, client id)` hears of a member that is gone, before it.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class ClientTable:
         *,
         on_subscription: Callable[[str, str, SubscriptionData | None], None] = lambda group, topic, subscription: None,
         notify: Callable[[str, list[Client]], None] = lambda group, members: None,
+        on_leave: Callable[[str, str], None] = lambda group, client_id: None,
     ) -> None:
         self.consumers: dict[str, ConsumerGroup] = {}
         self.producers: dict[str, dict[int, Client]] = {}
@@ -89,6 +90,7 @@ class ClientTable:
         self._clock = clock
         self._on_subscription = on_subscription
         self._notify = notify
+        self._on_leave = on_leave
         self._of_connection: dict[int, tuple[set[str], set[str]]] = {}
         """Connection id → (consumer groups, producer groups)."""
 
@@ -232,6 +234,8 @@ class ClientTable:
         if group is None or member is None:
             return
         _log.info("consumer %s (%s) left group %s", member.client_id, member.connection.peer, name)
+        if group.find(member.client_id) is None:  # else it is here again, on another connection
+            self._on_leave(name, member.client_id)
         self._update_subscriptions(group)
         if group.members:
             self._tell(group)

@@ -1,4 +1,5 @@
-"""Locks of queues for ordered consumption: one client of a group at a time, renewed every 20 s, kept for 60 s.
+"""Locks of queues for ordered consumption: one client of a group at a time, renewed every 20 s, kept for 60 s
+or until the client leaves its group or loses its connection.
 
 locked = order.lock("group", "10.0.0.7@4711", [("topic", 0), ("topic", 1)])     # those that it now holds
 """
@@ -48,6 +49,17 @@ class OrderLocks:
         """Somebody in the group holds a lock that has not expired: it consumes in order."""
         now = self._clock.monotonic()
         return any(now - since <= LEASE_S for _, since in self._groups.get(group, {}).values())
+
+    def release(self, group: str, client_id: str) -> None:
+        """The client is gone: others take its queues over at once instead of when its lease is over."""
+        held = self._groups.get(group)
+        if held is None:
+            return
+        kept = {queue: lease for queue, lease in held.items() if lease[0] != client_id}
+        if kept:
+            self._groups[group] = kept
+        else:
+            del self._groups[group]
 
     def forget_group(self, group: str) -> None:
         """The group was deleted."""

@@ -67,8 +67,13 @@ class Broker:
         self.topics = TopicTable(options, config_dir, on_change=self._topic_changed, on_register=self._topics_changed)
         self.groups = GroupTable(options, config_dir, on_change=self._group_changed)
         self.offsets = OffsetTable(config_dir, on_reset=self._group_touched)
-        self.clients = ClientTable(self.clock, on_subscription=self._subscription_changed, notify=self._notify)
         self.order = OrderLocks(self.clock)
+        self.clients = ClientTable(
+            self.clock,
+            on_subscription=self._subscription_changed,
+            notify=self._notify,
+            on_leave=self.order.release,
+        )
         self.request_modes = RequestModes(options, config_dir)
         self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
         self.listeners: list[Listener] = []

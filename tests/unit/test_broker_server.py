@@ -207,6 +207,28 @@ async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, pee
     assert peer.asked[-1].ext_fields == {"consumerGroup": "g"}
 
 
+async def test_queues_in_order_are_free_when_their_owner_disconnects(broker: Broker, peer: Peer) -> None:
+    other, again = Peer(broker.address), Peer(broker.address)
+    queue = {"topic": "orders", "brokerName": broker.options.broker_name, "queueId": 0}
+
+    async def locked(who: Peer, client_id: str) -> int:
+        body = fastjson.dumps({"consumerGroup": "g", "clientId": client_id, "mqSet": [queue]})
+        return len(fastjson.loads((await who.call(RequestCode.LOCK_BATCH_MQ, body)).body)["lockOKMQSet"])
+
+    await peer.join("c1", "orders")
+    await other.join("c2", "orders")
+    assert (await locked(other, "c2"), await locked(peer, "c1")) == (1, 0)
+    await again.join("c2", "orders")  # the same client on a new connection, before the old one has ended
+    told = len(peer.asked)
+    await other.pool.close()
+    await eventually(lambda: len(peer.asked) > told)
+    assert await locked(peer, "c1") == 0, "its owner is still here"
+    told = len(peer.asked)
+    await again.pool.close()
+    await eventually(lambda: len(peer.asked) > told)
+    assert await locked(peer, "c1") == 1
+
+
 async def test_a_reset_is_handed_out_once_and_cannot_be_undone_meanwhile(broker: Broker, peer: Peer) -> None:
     for _ in range(5):
         await peer.send("orders")

@@ -266,6 +266,18 @@ async def test_one_owner_a_queue_until_its_lease_is_over() -> None:
     assert locks.lock("g", "a", [queue]) == [queue]
 
 
+async def test_who_is_gone_holds_no_queue() -> None:
+    locks = OrderLocks(ManualClock())
+    first, second = ("t", "broker-a", 0), ("t", "broker-a", 1)
+    locks.lock("g", "a", [first])
+    locks.lock("g", "b", [second])
+    locks.lock("other", "a", [first])
+    locks.release("g", "a")
+    locks.release("unknown", "a")
+    assert locks.lock("g", "b", [first, second]) == [first, second]
+    assert locks.lock("other", "b", [first]) == [], "of that group it is still a member"
+
+
 # Batches and options.
 
 
