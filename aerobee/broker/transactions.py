@@ -36,7 +36,7 @@ from aerobee.broker.records import (
 from aerobee.broker.store import Batch, Receipt, Record
 from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC
 from aerobee.clock import Clock
-from aerobee.errors import error_for
+from aerobee.errors import StoreError, error_for
 from aerobee.protocol.codes import ResponseCode
 
 _log = logging.getLogger("aerobee.broker.transactions")
@@ -103,7 +103,15 @@ class Transactions:
         store_host: str = "127.0.0.1:10911",
     ) -> None:
         self._place = place
-        self.counters = {"prepared": 0, "committed": 0, "rolled_back": 0, "asked": 0, "given_up": 0, "skipped": 0}
+        self.counters = {
+            "prepared": 0,
+            "committed": 0,
+            "rolled_back": 0,
+            "asked": 0,
+            "given_up": 0,
+            "skipped": 0,
+            "failed": 0,
+        }
         self._store = store
         self._clock = clock
         self._options = options
@@ -209,13 +217,13 @@ class Transactions:
             properties=properties,
             sys_flag=(half.sys_flag & ~TRANSACTION_BITS) | COMMIT,
             prepared_offset=half.position,
+            tags_code=tags_code,
         )
 
     def _mark(self, half_queue_offset: int) -> Record:
         now_ms = self._clock.now_ms()
         return Record(
             OP_HALF_TOPIC,
-            tags_code=tags_code,
             0,
             f"{half_queue_offset},".encode(),
             format_properties({"TAGS": MARK_TAG}),
@@ -245,12 +253,29 @@ class Transactions:
                 self.counters["skipped"] += 1
                 offset += 1
                 continue
-            if not await self._look_at(half, now_ms):
-                break  # it is young, and all behind it are younger
+            try:
+                if not await self._look_at(half, now_ms):
+                    break  # it is young, and all behind it are younger
+            except StoreError:
+                raise  # nothing can be written: the next round goes on from here
+            except Exception:
+                self._failed(half, offset)
             offset += 1
         if offset != start or self._offsets.query(GROUP, HALF_TOPIC, 0) < 0:
             self._offsets.overwrite(GROUP, HALF_TOPIC, 0, offset)
         self._forget_before(offset)
+
+    def _failed(self, half: Stored, offset: int) -> None:
+        """This half could not be dealt with: it makes way for the others and comes again, a bounded number of times."""
+        self.counters["failed"] += 1
+        times = half.properties.get(CHECK_TIMES, "0")
+        asked = int(times) if times.isdigit() else 0
+        if asked >= 2 * self._options.transaction_check_max:
+            _log.exception("the half message at %d cannot be dealt with, it is skipped", half.queue_offset)
+            return
+        _log.exception("the half message at %d could not be dealt with, it is tried again", half.queue_offset)
+        if half.queue_offset == offset:  # it was not put back yet
+            self._put_back(half, {CHECK_TIMES: str(asked + 1)})
 
     def _half(self, offset: int) -> Stored | None:
         batch = self._store.read(HALF_TOPIC, 0, offset, 1)

@@ -149,6 +149,28 @@ async def test_one_bad_half_does_not_hold_up_the_others(bench: Bench) -> None:
     assert [half.properties["UNIQ_KEY"] for half in bench.asked] == ["good"]
 
 
+async def test_an_error_at_one_half_does_not_stop_the_checks_of_the_others(bench: Bench) -> None:
+    """Claim: an exception while one half is checked neither ends the round nor loses that half (#544, #8158)."""
+    first, second = bench.prepare("first"), bench.prepare("second")
+    asked: list[str] = []
+
+    def ask(half: Stored) -> bool:
+        asked.append(half.body.decode())
+        if asked == ["first"]:
+            raise RuntimeError("the producer's connection broke")
+        return True
+
+    bench.ask = ask  # type: ignore[method-assign]
+    bench.restart()
+    await bench.rounds(1)
+    assert asked == ["first", "second"]
+    await bench.rounds(1)
+    assert sorted(asked) == ["first", "first", "second", "second"]
+    await bench.end(first, COMMIT)
+    await bench.end(second, COMMIT)
+    assert sorted(bench.delivered) == ["first", "second"]
+
+
 async def test_young_halves_are_left_alone(bench: Bench) -> None:
     bench.prepare("one")
     await bench.rounds(1, seconds=5)
