@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.offsets import SEPARATOR
 from aerobee.broker.records import parse_record
-from aerobee.broker.topics import HALF_TOPIC, SCHEDULE_TOPIC
+from aerobee.broker.topics import HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -42,6 +42,7 @@ def _progress(broker: Broker) -> Iterator[tuple[str, str, int, int]]:
             yield f"group {group}", topic, queue_id, offset
     for queue_id in broker.store.topics().get(SCHEDULE_TOPIC, []):
         yield "delayed delivery", SCHEDULE_TOPIC, queue_id, broker.delay.offsets.get(queue_id + 1, 0)
+    yield "timed delivery", TIMER_TOPIC, 0, broker.timer.needed_offset()
     yield "the check of unfinished transactions", HALF_TOPIC, 0, broker.transactions.half_offset
     for point in broker.pop.revive.points():
         offsets = point.offsets_left()

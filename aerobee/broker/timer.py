@@ -117,6 +117,8 @@ class Timer:
         self._loading_at = -1
         self._recalls: set[bytes] = set()
         self._dirty = False
+        self._oldest = 0
+        """Units of the timer log in front of this are delivered."""
 
     # Where a message is stored.
 
@@ -311,6 +313,28 @@ class Timer:
         """Deletes timer log files whose messages are gone from the log. Raises OSError."""
         self._log.clean(self._store.log_bounds()[0])
 
+    def needed_offset(self) -> int:
+        """The first offset of rmq_sys_wheel_timer that still waits; it may be a little below, never above."""
+        at = max(self._oldest, self._log.base)
+        for _ in range(LOAD):
+            at = self._log.place(at)
+            if at >= self._log.end:
+                self._oldest = at
+                return self.queue_offset
+            try:
+                unit = self._log.unit(at)
+            except LookupError:
+                break
+            if unit.due_ms >= self.read_ms:
+                break
+            at += UNIT.size
+        self._oldest = at
+        low = self._store.bounds(TIMER_TOPIC, 0)[0]
+        try:
+            return min(self.queue_offset, max(low, self._taken(self._log.unit(at), low) - 1))
+        except LookupError:
+            return low
+
     def _checkpoint(self) -> Check:
         self._check = Check(self.read_ms, self._log.end, self.queue_offset, True, self._check.counter + 1)
         return self._check
@@ -400,6 +424,7 @@ class Timer:
         if earliest < self.read_ms:  # the clock was set back: slots that were past are to come again
             self._cut_current()
             self.read_ms = earliest
+            self._oldest = 0
         self.queue_offset = offset
         self._note()
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -284,3 +285,69 @@ async def test_the_check_file_is_what_apache_reads(store: RealStore, clock: Manu
     check = Check.load(tmp_path / "config" / "timercheck")
     assert check is not None and (check.queue_offset, check.log_end, check.ours) == (10, 520, True)
     timer.close()
+
+
+async def test_timers_never_refer_past_a_log_that_was_cut(tmp_path: Path, clock: ManualClock) -> None:
+    # Claim: after a power cut took the end of the log, units for what is gone are gone too, and new messages that lie
+    # where the lost ones lay are delivered once.
+    root = tmp_path / "a"
+    store = RealStore(root)
+    timer = make(store, clock, root)
+    for number in range(300):
+        send(store, timer, str(number), TIMER_DELAY_SEC=20 + number % 3)
+        if number == 199:
+            drain(timer)
+            await timer.save()
+    drain(timer)
+    cut = store.engine.entries(TIMER, 0, 150, 1)
+    store.engine.close()
+    position = int.from_bytes(cut[:8], "big")
+    log = root / "commitlog" / f"{0:020d}"
+    with log.open("r+b") as file:
+        file.seek(position)
+        file.write(bytes(400_000))
+    (root / "checkpoint").unlink()
+    (root / "abort").touch()
+    store = RealStore(root)
+    assert store.bounds(TIMER, 0) == (0, 150)
+    timer = make(store, clock, root, boot=2)
+    for number in range(1000, 1100):
+        send(store, timer, str(number), TIMER_DELAY_SEC=20)
+    async with running(timer):
+        await clock.advance(30)
+    assert Counter(bodies(store)) == Counter(str(number) for number in (*range(150), *range(1000, 1100)))
+    store.engine.close()
+
+
+def test_what_waits_is_needed(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    for number in range(10):
+        send(store, timer, str(number), TIMER_DELAY_SEC=10 if number != 4 else 1000)
+    drain(timer)
+    assert timer.needed_offset() == 0
+    clock.jump(20)
+    drain(timer)
+    assert timer.needed_offset() == 4
+    clock.jump(1000)
+    drain(timer)
+    assert timer.needed_offset() == 10
+
+
+def test_a_hundred_thousand_that_wait_cost_no_memory(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    for number in range(0, 100_000, 1000):
+        records = []
+        for one in range(1000):
+            properties = {"UNIQ_KEY": str(number + one), "TIMER_DELAY_SEC": str(100 + one)}
+            topic, queue_id, code = timer.place(TOPIC, 0, properties)
+            records.append(Record(topic, queue_id, b"x", format_properties(properties), tags_code=code))
+        store.append(records)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        while timer.take_in():
+            pass
+        assert tracemalloc.get_traced_memory()[0] - before < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert timer.queue_offset == 100_000
