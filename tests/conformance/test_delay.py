@@ -126,7 +126,7 @@ def test_recall(client: Client, delays: apache.Cluster, topic: Topic) -> None:
     reply = client.do("recall", namesrv=delays.namesrv_address, topic=topic.name, handle=gone["recall_handle"])
     assert reply["msg_id"] == gone["msg_id"]
     topic.state(received=2)
-    time.sleep(1.5)
+    time.sleep(1.5)  # sleeps: what was recalled would come within this time
     received = [m["msg_id"] for m in topic.state(received=0)["messages"]]
     assert kept[0]["msg_id"] in received and gone["msg_id"] not in received
     with pytest.raises(CommandFailed, match="recall failed, timestamp invalid"):
@@ -156,7 +156,7 @@ def test_pending_messages_go_on_at_the_next_broker(
         topic.produce(40, deliver_ms=30_000)
         topic.produce(40, level=4)
         assert topic.state(received=21)["received"] == 21
-        time.sleep(2.5)  # Apache syncs its timer files every second, ours have theirs in the page cache at once
+        time.sleep(2.5)  # sleeps: Apache syncs its timer files every second, ours have theirs in the page cache at once
         topic.stop()
         if end == "kill":
             broker.kill()
@@ -165,7 +165,7 @@ def test_pending_messages_go_on_at_the_next_broker(
         broker = start[second](tmp_path, "127.0.0.1:29876", 30911)
         topic.consume()
         state = topic.state(received=141, timeout_s=60)
-        time.sleep(1.5)
+        time.sleep(1.5)  # sleeps: whatever comes twice would come within this time
         state = topic.state(received=0)
         late = [m for m in state["messages"] if int(m["properties"]["seq"]) > 20]
         assert {int(m["properties"]["seq"]) for m in late} == set(range(21, 141))

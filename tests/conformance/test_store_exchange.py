@@ -78,7 +78,7 @@ class Exchange:
         self._transactions("unknown", f"Open{n}")
         self._produce(f"Soon{n}", count=2, level=1)
         self._produce(f"Later{n}", count=2, level=3, keys=f"later{n}-")
-        time.sleep(6)  # offsets are written every 5 s
+        time.sleep(6)  # sleeps: offsets are written every 5 s
 
     def _produce(self, topic: str, **arguments: Any) -> None:
         sent = self.client.do("produce", namesrv=NAMESRV, topic=topic, queues=2, **arguments)
@@ -208,7 +208,7 @@ def test_a_store_goes_to_and_fro(exchange: Exchange) -> None:
                     assert set(records) <= set(found), f"{story}: {place}"
             assert exchange.offsets() == offsets, story
             later = f"Later{exchange.round}"
-            # A broker notes every few seconds how far it has come with delays and halves: a kill makes it do some again.
+            # A broker notes every few seconds how far it is with delays and halves: a kill makes it do some again.
             exactly = steps[number - 1][1] == "stop"
             assert reaches(later, 2) == 2 if exactly else reaches(later, 2) >= 2, f"{story}: delayed messages"
             checked = exchange.client.do(
