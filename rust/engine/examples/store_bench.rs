@@ -28,7 +28,8 @@ fn main() {
 fn run(root: &std::path::Path, flush_mode: FlushMode, body_bytes: usize, chunk: usize, messages: usize) {
     let _ = std::fs::remove_dir_all(root);
     let options = StoreOptions { flush_mode, ..StoreOptions::new(root) };
-    let mut store = Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
+    let mut store =
+        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
     let queues: Vec<_> = (0..8).map(|id| store.queue("bench-topic", id)).collect();
     let body = vec![b'x'; body_bytes];
     let mut waits = 0u64;
@@ -113,7 +114,8 @@ fn run(root: &std::path::Path, flush_mode: FlushMode, body_bytes: usize, chunk: 
     drop(store);
     let t6 = Instant::now();
     let options = StoreOptions { flush_mode, ..StoreOptions::new(root) };
-    let mut store = Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
+    let mut store =
+        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
     println!("  close {close:?}, open after close {open:?}, open after a kill {:?}", t6.elapsed());
     store.close().unwrap();
     let _ = std::fs::remove_dir_all(root);

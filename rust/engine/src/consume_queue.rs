@@ -252,7 +252,13 @@ impl QueueFiles {
 
     /// Writes units from `from` on, making files and filling the holes before a queue's first unit.
     /// `wrote` gets the number of each file written to.
-    pub fn write(&mut self, key: QueueKey<'_>, from: i64, units: &[Unit], mut wrote: impl FnMut(u64)) -> io::Result<()> {
+    pub fn write(
+        &mut self,
+        key: QueueKey<'_>,
+        from: i64,
+        units: &[Unit],
+        mut wrote: impl FnMut(u64),
+    ) -> io::Result<()> {
         let mut at = from as u64;
         let mut rest = units;
         while !rest.is_empty() {

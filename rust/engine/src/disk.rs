@@ -138,12 +138,7 @@ impl DiskFile for RealFile {
     }
 
     fn will_need(&self, offset: u64, bytes: u64) {
-        let _ = rustix::fs::fadvise(
-            &self.0,
-            offset,
-            std::num::NonZeroU64::new(bytes),
-            rustix::fs::Advice::WillNeed,
-        );
+        let _ = rustix::fs::fadvise(&self.0, offset, std::num::NonZeroU64::new(bytes), rustix::fs::Advice::WillNeed);
     }
 
     fn map(&self) -> Option<memmap2::Mmap> {

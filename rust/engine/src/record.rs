@@ -97,7 +97,8 @@ pub fn body_crc(body: &[u8]) -> u32 {
 pub(crate) fn size_of(record: &NewRecord<'_>, store_host: &SocketAddr) -> Result<usize, Error> {
     let topic = record.topic.len();
     if record.properties.len() > PROPERTIES_BYTES_MAX {
-        let text = format!("the properties are {} bytes long, {PROPERTIES_BYTES_MAX} are possible", record.properties.len());
+        let text =
+            format!("the properties are {} bytes long, {PROPERTIES_BYTES_MAX} are possible", record.properties.len());
         return Err(Error::BadRecord(text));
     }
     if topic == 0 || topic > i16::MAX as usize {

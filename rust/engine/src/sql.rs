@@ -111,8 +111,17 @@ enum Node {
     Or(Vec<Node>),
     Equal(Box<Node>, Box<Node>),
     Compare(Comparison, Box<Node>, Box<Node>),
-    Text { test: TextTest, negated: bool, value: Box<Node>, search: Vec<u8> },
-    In { negated: bool, property: Vec<u8>, list: Vec<Vec<u8>> },
+    Text {
+        test: TextTest,
+        negated: bool,
+        value: Box<Node>,
+        search: Vec<u8>,
+    },
+    In {
+        negated: bool,
+        property: Vec<u8>,
+        list: Vec<Vec<u8>>,
+    },
 }
 
 impl Node {
@@ -143,9 +152,9 @@ impl Node {
                 _ => None,
             },
             Node::Not(node) => node.truth(properties)?.map(|truth| Value::Boolean(!truth)),
-            Node::BooleanCast(node) => node
-                .evaluate(properties)?
-                .map(|value| Value::Boolean(value == Value::Boolean(true))),
+            Node::BooleanCast(node) => {
+                node.evaluate(properties)?.map(|value| Value::Boolean(value == Value::Boolean(true)))
+            }
             Node::And(nodes) => combine(nodes, properties, false)?,
             Node::Or(nodes) => combine(nodes, properties, true)?,
             Node::Equal(left, right) => match (left.evaluate(properties)?, right.evaluate(properties)?) {
@@ -358,10 +367,8 @@ impl Lexer<'_> {
             // A comment that does not end is none: the tokenizer goes on with its first character.
             let comment = if rest.starts_with("--") {
                 rest.find(['\n', '\r']).map(|end| end + 1)
-            } else if rest.starts_with("/*") {
-                rest[2..].find("*/").map(|end| end + 4)
             } else {
-                None
+                rest.strip_prefix("/*").and_then(|inner| inner.find("*/")).map(|end| end + 4)
             };
             match comment {
                 Some(length) => self.at += length,
@@ -380,9 +387,8 @@ impl Lexer<'_> {
         } else if first.is_ascii_digit() || (first == '.' && rest[1..].starts_with(|c: char| c.is_ascii_digit())) {
             self.number()
         } else if first.is_ascii_alphabetic() || first == '_' || first == '$' {
-            let length = rest
-                .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '$'))
-                .unwrap_or(rest.len());
+            let length =
+                rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '$')).unwrap_or(rest.len());
             self.at += length;
             let word = &rest[..length];
             match KEYWORDS.iter().find(|(name, _)| word.eq_ignore_ascii_case(name)) {
@@ -760,12 +766,42 @@ mod tests {
     #[test]
     fn what_matches() {
         for text in [
-            "a = 5", "a = '5'", "a <> 6", "a > 4", "a >= 5 AND a <= 5", "a BETWEEN 5 AND 6", "a NOT BETWEEN 6 AND 7",
-            "a in ('4', '5')", "text NOT IN ('x')", "b = 'it''s'", "price = 5.5", "price > 5.4", "flag = TRUE",
-            "missing IS NULL", "a IS NOT NULL", "text CONTAINS 'ell'", "text STARTSWITH 'he'", "text endswith 'lo'",
-            "text NOT CONTAINS 'x'", "a = 6 OR a = 5", "NOT (a = 6)", "NOT a", "a > -1", "a = +5", "missing = 1 OR a = 5",
-            "big = 9223372036854775807", "a = 5 /* x */ AND -- y\n a = 5", "TRUE", "missing = other", "a < price",
-            "a = 5 what follows is not read", "a = 5L", "a = 007 OR TRUE", "a > .5", "a > 1e0", "price < 1.e1",
+            "a = 5",
+            "a = '5'",
+            "a <> 6",
+            "a > 4",
+            "a >= 5 AND a <= 5",
+            "a BETWEEN 5 AND 6",
+            "a NOT BETWEEN 6 AND 7",
+            "a in ('4', '5')",
+            "text NOT IN ('x')",
+            "b = 'it''s'",
+            "price = 5.5",
+            "price > 5.4",
+            "flag = TRUE",
+            "missing IS NULL",
+            "a IS NOT NULL",
+            "text CONTAINS 'ell'",
+            "text STARTSWITH 'he'",
+            "text endswith 'lo'",
+            "text NOT CONTAINS 'x'",
+            "a = 6 OR a = 5",
+            "NOT (a = 6)",
+            "NOT a",
+            "a > -1",
+            "a = +5",
+            "missing = 1 OR a = 5",
+            "big = 9223372036854775807",
+            "a = 5 /* x */ AND -- y\n a = 5",
+            "TRUE",
+            "missing = other",
+            "a < price",
+            "a = 5 what follows is not read",
+            "a = 5L",
+            "a = 007 OR TRUE",
+            "a > .5",
+            "a > 1e0",
+            "price < 1.e1",
         ] {
             if text == "a = 007 OR TRUE" {
                 // "0" is a whole token of its own, so the expression ends there: a = 0.
@@ -779,10 +815,28 @@ mod tests {
     #[test]
     fn what_does_not_match() {
         for text in [
-            "a = 6", "a = 5.5", "missing = 1", "missing <> 1", "NOT (missing = 1)", "text > 1 OR TRUE", "a", "FALSE",
-            "NULL", "TRUE = flag", "price = 5", "empty CONTAINS ''", "text NOT CONTAINS ''", "missing NOT CONTAINS 'x'",
-            "missing IN ('x')", "missing NOT IN ('x')", "a > text", "5 = 'x' OR TRUE", "-a = 5", "1 = TRUE",
-            "a > 1 AND missing = 1", "a > 9223372036854775807",
+            "a = 6",
+            "a = 5.5",
+            "missing = 1",
+            "missing <> 1",
+            "NOT (missing = 1)",
+            "text > 1 OR TRUE",
+            "a",
+            "FALSE",
+            "NULL",
+            "TRUE = flag",
+            "price = 5",
+            "empty CONTAINS ''",
+            "text NOT CONTAINS ''",
+            "missing NOT CONTAINS 'x'",
+            "missing IN ('x')",
+            "missing NOT IN ('x')",
+            "a > text",
+            "5 = 'x' OR TRUE",
+            "-a = 5",
+            "1 = TRUE",
+            "a > 1 AND missing = 1",
+            "a > 9223372036854775807",
         ] {
             assert!(!matches(text), "{text}");
         }
@@ -791,10 +845,30 @@ mod tests {
     #[test]
     fn what_is_refused_and_where() {
         for (text, column) in [
-            ("", 1), ("a =", 4), ("a > 'x'", 3), ("a = NULL", 3), ("5", 1), ("'x'", 1), ("-a", 1), ("a IN (1)", 7),
-            ("a IN ()", 7), ("5 IN ('5')", 3), ("a BETWEEN 3 AND 2", 3), ("a NOT 5", 7), ("a IS 5", 6), ("(a = 5", 7),
-            ("a = 'x", 5), ("a = 5 # 1", 7), ("a = 9223372036854775808", 5), ("a > 0.0", 5), ("a > TRUE", 3),
-            ("a LIKE", 0), ("a AND", 6), ("TRUE = 1", 6), ("a > 1 > 2", 7), ("a CONTAINS b", 12),
+            ("", 1),
+            ("a =", 4),
+            ("a > 'x'", 3),
+            ("a = NULL", 3),
+            ("5", 1),
+            ("'x'", 1),
+            ("-a", 1),
+            ("a IN (1)", 7),
+            ("a IN ()", 7),
+            ("5 IN ('5')", 3),
+            ("a BETWEEN 3 AND 2", 3),
+            ("a NOT 5", 7),
+            ("a IS 5", 6),
+            ("(a = 5", 7),
+            ("a = 'x", 5),
+            ("a = 5 # 1", 7),
+            ("a = 9223372036854775808", 5),
+            ("a > 0.0", 5),
+            ("a > TRUE", 3),
+            ("a LIKE", 0),
+            ("a AND", 6),
+            ("TRUE = 1", 6),
+            ("a > 1 > 2", 7),
+            ("a CONTAINS b", 12),
         ] {
             match Filter::compile(text) {
                 // Without an operator the property ends the expression, as with Apache.
@@ -810,7 +884,9 @@ mod tests {
 
     #[test]
     fn doubles_are_spelt_as_in_java() {
-        for (text, value) in [(" 5 ", 5.0), ("5d", 5.0), ("0x1.8p3", 12.0), ("-Infinity", f64::NEG_INFINITY), ("1.", 1.0)] {
+        for (text, value) in
+            [(" 5 ", 5.0), ("5d", 5.0), ("0x1.8p3", 12.0), ("-Infinity", f64::NEG_INFINITY), ("1.", 1.0)]
+        {
             assert_eq!(java_double(text.as_bytes()).unwrap(), value, "{text}");
         }
         for text in ["inf", "nan", "", "1_0", "--1", "0x1", "1 2"] {

@@ -429,14 +429,14 @@ impl Store {
             _ => Error::open("locking", &lock_path, &e),
         })?;
         recovery::adopt_sizes(&mut options, disk.as_ref(), progress)?;
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
-            .map_err(|e| Error::open("making an event for", &root, &e.into()))?;
+        let event =
+            rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
+                .map_err(|e| Error::open("making an event for", &root, &e.into()))?;
         let queue_root = root.join("consumequeue");
         let files = |max| QueueFiles::new(queue_root.clone(), options.queue_file_units, disk.clone(), max);
         let geometry = Geometry { slots: options.index_slots.max(1), entries: options.index_entries.max(2) };
-        let index = options
-            .index_enable
-            .then(|| Index::new(root.join("index"), geometry, disk.clone(), options.utc_offset_ms));
+        let index =
+            options.index_enable.then(|| Index::new(root.join("index"), geometry, disk.clone(), options.utc_offset_ms));
         let shared = Arc::new(Shared {
             log: CommitLog::new(root.join("commitlog"), options.log_file_bytes, disk.clone()),
             state: Mutex::new(State {
@@ -489,7 +489,8 @@ impl Store {
         store.adopt_state();
         lock(&shared.worker).check_space(&shared);
         if options.background {
-            store.flusher = Some(Flusher::start(shared).map_err(|e| Error::open("starting the flusher of", &root, &e))?);
+            store.flusher =
+                Some(Flusher::start(shared).map_err(|e| Error::open("starting the flusher of", &root, &e))?);
         }
         Ok(store)
     }
@@ -986,7 +987,10 @@ impl Store {
             reader.forget(queue.0);
         }
         let dir = files.root.join(topic);
-        self.shared.disk.remove_tree(&dir).map_err(|e| Error::DiskFailed(format!("removing {} failed: {e}", dir.display())))
+        self.shared
+            .disk
+            .remove_tree(&dir)
+            .map_err(|e| Error::DiskFailed(format!("removing {} failed: {e}", dir.display())))
     }
 
     /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file.

@@ -31,12 +31,7 @@ impl Bench {
             background: false,
             ..StoreOptions::new("/store")
         };
-        Bench {
-            disk: SimDisk::new(),
-            clock: Arc::new(ManualClock::new(START_MS)),
-            options,
-            lines: Arc::default(),
-        }
+        Bench { disk: SimDisk::new(), clock: Arc::new(ManualClock::new(START_MS)), options, lines: Arc::default() }
     }
 
     fn try_open(&self) -> Result<Store, Error> {
@@ -255,7 +250,9 @@ fn offsets_are_found_by_time() {
     let mut store = bench.open();
     let queue = store.find_queue("t", 1).unwrap();
     // Queue 1 holds messages stored at 2 s, 4 s ... 30 s after the start.
-    for (seconds, lower, upper) in [(0, 0, 0), (2, 0, 0), (3, 1, 0), (4, 1, 1), (29, 14, 13), (30, 14, 14), (31, 15, 14)] {
+    for (seconds, lower, upper) in
+        [(0, 0, 0), (2, 0, 0), (3, 1, 0), (4, 1, 1), (29, 14, 13), (30, 14, 14), (31, 15, 14)]
+    {
         let time = START_MS + seconds * 1000;
         assert_eq!(store.offset_by_time(queue, time, false), lower, "{seconds} s");
         assert_eq!(store.offset_by_time(queue, time, true), upper, "{seconds} s, upper");
@@ -822,7 +819,10 @@ fn check(store: &mut Store, acknowledged: &[Acknowledged], seed: u64, life: u32)
                 if body(store, &topic, queue_id, offset).is_none() {
                     continue;
                 }
-                assert!(newest < Some(entry.position), "seed {seed} life {life}: {topic}/{queue_id} {offset} goes back");
+                assert!(
+                    newest < Some(entry.position),
+                    "seed {seed} life {life}: {topic}/{queue_id} {offset} goes back"
+                );
                 newest = Some(entry.position);
                 let place = format!("{topic}/{queue_id}/{offset}");
                 assert_eq!(seen.insert(entry.position, place), None, "seed {seed} life {life}");

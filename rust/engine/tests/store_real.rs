@@ -44,11 +44,8 @@ fn eventually(what: &str, mut test: impl FnMut() -> bool) {
 #[test]
 fn the_flusher_commits_a_group_and_says_so_on_the_descriptor() {
     let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions {
-        flush_mode: FlushMode::Sync,
-        log_file_bytes: 1 << 20,
-        ..StoreOptions::new(dir.path())
-    };
+    let options =
+        StoreOptions { flush_mode: FlushMode::Sync, log_file_bytes: 1 << 20, ..StoreOptions::new(dir.path()) };
     let mut store = open(&options).unwrap();
     let queue = store.queue("t", 0);
     for round in 1..=200 {
@@ -86,8 +83,12 @@ fn the_flusher_commits_a_group_and_says_so_on_the_descriptor() {
 #[test]
 fn entries_move_from_memory_to_files_while_they_are_read() {
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        StoreOptions { queue_flush_interval_ms: 1, log_flush_interval_ms: 1, queue_file_units: 1000, ..StoreOptions::new(dir.path()) };
+    let options = StoreOptions {
+        queue_flush_interval_ms: 1,
+        log_flush_interval_ms: 1,
+        queue_file_units: 1000,
+        ..StoreOptions::new(dir.path())
+    };
     let mut store = open(&options).unwrap();
     let queue = store.queue("t", 3);
     let mut staged = Vec::new();
