@@ -133,12 +133,12 @@ class Broker:
                 self.offsets,
                 ask=self._ask_producer,
                 make_topic=self._make_internal_topic,
+                place=self._place_committed,
             )
             self.transactions.load()
             self.pop = Pops(self)
             self.pop.load()
             self.stats = Stats(self)
-                place=self._place_committed,
             self.dispatcher = Dispatcher(self, HANDLERS)
             self.store.start(self.dispatcher.serve, self._committed)
             self.store.on_arrival = self.pop.arrived
@@ -286,11 +286,6 @@ class Broker:
         )
         return True
 
-    async def _make_internal_topic(self, topic: str) -> None:
-        await self.topics.create_for_group(topic, 1)
-
-    # The inside.
-
     def _place_committed(self, topic: str, queue_id: int, properties: dict[str, str]) -> tuple[str, int, int | None]:
         """A committed message that names a time waits for it, as if it were sent now."""
         self.timer.scheduled()
@@ -299,6 +294,11 @@ class Broker:
             if self.options.timer_wheel_enable
             else (topic, queue_id, None)
         )
+
+    async def _make_internal_topic(self, topic: str) -> None:
+        await self.topics.create_for_group(topic, 1)
+
+    # The inside.
 
     async def _listen(self) -> None:
         options = self.options
