@@ -5,9 +5,21 @@ Every method of Engine frees the GIL and never waits for the disk unless it says
 RuntimeError, and the engine answers nothing after it.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Self, final
 
 from typing_extensions import Buffer
+
+__all__ = [
+    "Batch",
+    "CommandTuple",
+    "Decoder",
+    "Engine",
+    "Receipt",
+    "Record",
+    "Turn",
+    "check_sql",
+    "encode_frame",
+]
 
 CommandTuple = tuple[int, int, int, int, int, str | None, dict[str, str], bytes, int]
 """code, language (number), version, opaque, flag, remark, ext fields, body, encoding (0 JSON, 1 ROCKETMQ)."""
@@ -28,10 +40,11 @@ def encode_frame(
 def check_sql(expression: str) -> str | None:
     """What is wrong with an SQL92 filter and where; None: nothing."""
 
+@final
 class Decoder:
     """Cuts a byte stream into commands, for those who have no store."""
 
-    def __init__(self, frame_bytes_max: int = 16777216) -> None: ...
+    def __new__(cls, frame_bytes_max: int = 16777216) -> Self: ...
     def feed(self, data: Buffer) -> list[CommandTuple]:
         """Commands that `data` completes. Raises ProtocolError on garbage (close the connection then);
         commands in front of the garbage are lost with it. Keeps only what really arrived."""
@@ -39,6 +52,7 @@ class Decoder:
     def kept_bytes(self) -> int:
         """Bytes of an unfinished frame that wait for the rest."""
 
+@final
 class Record:
     """What policy stores; `properties` as on the wire (name 0x01 value 0x02 …), hosts as ip:port, times in ms.
     `tags_code` None: the hash of TAGS; else what the queue entry carries instead (delayed messages: delivery time)."""
@@ -54,8 +68,8 @@ class Record:
     reconsume_times: int
     prepared_offset: int
     tags_code: int | None
-    def __init__(
-        self,
+    def __new__(
+        cls,
         topic: str,
         queue_id: int,
         body: bytes,
@@ -68,8 +82,9 @@ class Record:
         reconsume_times: int = 0,
         prepared_offset: int = 0,
         tags_code: int | None = None,
-    ) -> None: ...
+    ) -> Self: ...
 
+@final
 class Receipt:
     """Where a record went. It is acknowledged once `Engine.durable() >= position + size`."""
 
@@ -79,6 +94,7 @@ class Receipt:
     store_timestamp: Final[int]
     message_id: Final[str]
 
+@final
 class Batch:
     """What a read found. `status` is one of Apache's GetMessageStatus names, `records` raw records end to end."""
 
@@ -89,6 +105,7 @@ class Batch:
     count: Final[int]
     records: Final[bytes]
 
+@final
 class Turn:
     """What came of one call. Deliver all of it, in this order."""
 
@@ -105,6 +122,7 @@ class Turn:
     more: Final[bool]
     """The session has whole frames left because replies grew long: `feed(session, b"")` again once they are written."""
 
+@final
 class Engine:
     @staticmethod
     def open(options: dict[str, object]) -> Engine:

@@ -32,7 +32,7 @@ def stub_parameters(function: ast.FunctionDef) -> list[str]:
     plain = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
     pairs = [*zip(plain, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    out = [a.arg if d is None else f"{a.arg}={ast.literal_eval(d)!r}" for a, d in pairs if a.arg != "self"]
+    out = [a.arg if d is None else f"{a.arg}={ast.literal_eval(d)!r}" for a, d in pairs if a.arg not in ("self", "cls")]
     if arguments.kwarg is not None:
         out.append(f"**{arguments.kwarg.arg}")
     return out
@@ -54,7 +54,7 @@ def built_parameters(function: object) -> list[str]:
 
 def test_the_same_names() -> None:
     targets = [target for node in STUB.body if isinstance(node, ast.Assign) for target in node.targets]
-    aliases = {target.id for target in targets if isinstance(target, ast.Name)}
+    aliases = public([target.id for target in targets if isinstance(target, ast.Name)])
     assert public(dir(_engine)) == aliases | set(stub_classes()) | set(stub_functions(STUB.body))
 
 
@@ -72,7 +72,7 @@ def test_the_same_classes() -> None:
             if any(isinstance(d, ast.Name) and d.id == "property" for d in function.decorator_list):
                 assert inspect.isgetsetdescriptor(inspect.getattr_static(built, name)), f"{class_name}.{name}"
                 continue
-            what = built if name == "__init__" else getattr(built, name)
+            what = built if name == "__new__" else getattr(built, name)
             assert built_parameters(what) == stub_parameters(function), f"{class_name}.{name}"
 
 
