@@ -95,6 +95,8 @@ class Timer:
         """The next offset of rmq_sys_wheel_timer to take in."""
         self.delivered = 0
         self.recalled = 0
+        self.waiting = 0
+        """Messages that wait for their time; what is recalled does not count."""
         self._store = store
         self._clock = clock
         self._root = root
@@ -213,6 +215,7 @@ class Timer:
             self._rebuild_wheel(log_end)
         elif slots:
             self._wheel.put(slots)
+        self.waiting = sum(slot.count for ms, slot in self._wheel.filled() if ms >= self.read_ms)
         taken = self._taken(last or self._last_unit(end), low)
         if sound:
             self.queue_offset = max(self.queue_offset, taken)
@@ -351,6 +354,14 @@ class Timer:
             self._clock.now_ms()
         )
 
+    def runtime(self) -> dict[str, str]:
+        """What brokerStatus shows."""
+        return {
+            "timerReadBehind": str(max(0, self._clock.now_ms() - self.read_ms) // 1000),
+            "timerOffsetBehind": str(self.behind),
+            "timerCongestNum": str(self.waiting),
+        }
+
     @property
     def behind(self) -> int:
         """Messages that are not taken in yet."""
@@ -369,7 +380,7 @@ class Timer:
         slots: dict[int, Slot] = {}
         units: list[tuple[int, bytes]] = []
         at_once: list[Record] = []
-        earliest = self.read_ms
+        earliest, waiting = self.read_ms, 0
         end = self._log.end
         for position, size, code in _ENTRY.iter_unpack(self._store.entries(TIMER_TOPIC, 0, offset, TAKE)):
             offset += 1
@@ -413,7 +424,7 @@ class Timer:
             units.append(
                 (end, UNIT.pack(UNIT.size, slot.last, magic, write_ms, due_ms - write_ms, position, size, 0, 0))
             )
-            _grow(slot, end, magic)
+            waiting += _grow(slot, end, magic)
             end += UNIT.size
             self._moved_end = max(self._moved_end, position + size)
         self._append(at_once)
@@ -421,6 +432,7 @@ class Timer:
             self._wheel.open()
             self._log.write(units)
             self._wheel.put(slots)
+            self.waiting += waiting
         if earliest < self.read_ms:  # the clock was set back: slots that were past are to come again
             self._cut_current()
             self.read_ms = earliest
@@ -470,7 +482,9 @@ class Timer:
         self._append(records)
         self._index += taken
         if self._index >= len(chain):
-            if self._wheel.get(self.read_ms).last == self._chain_last:
+            slot = self._wheel.get(self.read_ms)
+            if slot.last == self._chain_last:
+                self.waiting = max(0, self.waiting - slot.count)
                 done = self.read_ms
                 self.read_ms += self.precision_ms
                 self._index = 0
@@ -573,6 +587,7 @@ class Timer:
             slot = self._wheel.get(self.read_ms)
             self._log.cut_chain(chain[index])
             self._wheel.put({self.read_ms: Slot(chain[index], slot.last, slot.count - index)})
+            self.waiting = max(0, self.waiting - index)
             self._index = 0
         self._forget_chain()
 
@@ -584,11 +599,13 @@ class Timer:
         return ms // self.precision_ms * self.precision_ms
 
 
-def _grow(slot: Slot, at: int, magic: int) -> None:
-    """One more unit, at the end of the slot's chain."""
+def _grow(slot: Slot, at: int, magic: int) -> int:
+    """One more unit, at the end of the slot's chain. Returns what it counts: a recall takes one away."""
     slot.first = at if slot.first < 0 else slot.first
     slot.last = at
-    slot.count += -1 if magic & DELETE else 1
+    counts = -1 if magic & DELETE else 1
+    slot.count += counts
+    return counts
 
 
 # Recall: the handle a sender gets, and what it says.

@@ -253,7 +253,7 @@ class TimerWheel:
             return
         for start in range(0, SLOTS, 16384):
             data = os.pread(self._file, 16384 * SLOT.size, start * SLOT.size)
-            if not any(data):
+            if not data.strip(b"\0"):
                 continue
             for step, first, last, count, _ in SLOT.iter_unpack(data):
                 if step > 0 and last >= 0:

@@ -351,3 +351,16 @@ def test_a_hundred_thousand_that_wait_cost_no_memory(store: RealStore, clock: Ma
     finally:
         tracemalloc.stop()
     assert timer.queue_offset == 100_000
+
+
+def test_counts_what_waits_across_a_restart(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
+    timer = make(store, clock, tmp_path)
+    for number in range(100):
+        send(store, timer, str(number), TIMER_DELAY_SEC=10 + number % 2 * 50)
+    drain(timer)
+    assert timer.runtime()["timerCongestNum"] == "100"
+    clock.jump(20)
+    drain(timer)
+    assert timer.runtime()["timerCongestNum"] == "50"
+    timer = make(store, clock, tmp_path)
+    assert timer.runtime()["timerCongestNum"] == "50"

@@ -94,6 +94,7 @@ def _runtime(broker: Broker) -> dict[str, str]:
         table[f"{pool}ThreadPoolQueueHeadWaitTimeMills"] = "0"
     for level, (done, end) in broker.delay.behind().items():
         table[f"scheduleMessageOffset_{level}"] = f"{done},{end}"
+    table.update(broker.timer.runtime())
     table.update(broker.stats.runtime())
     return table
 
