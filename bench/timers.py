@@ -24,6 +24,8 @@ from bench.servers import KINDS, Server, server
 SEND, PULL, MAX_OFFSET = 310, 11, 30
 TOPIC = "timers"
 PIPELINE = 500
+PATIENT = {"waitTimeMillsInSendQueue": 60_000}
+"""Apache's broker refuses what waits 200 ms; a shared machine makes it wait."""
 
 
 @dataclass
@@ -117,8 +119,11 @@ def main() -> None:
     """Both brokers, one after the other."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     slots = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    for kind in KINDS:
-        with tempfile.TemporaryDirectory(prefix="timers-") as directory, server(kind, Path(directory) / kind) as broker:
+    for kind in reversed(KINDS):
+        with (
+            tempfile.TemporaryDirectory(prefix="timers-") as directory,
+            server(kind, Path(directory) / kind, PATIENT) as broker,
+        ):
             print(kind, measure(broker, count, slots), flush=True)
 
 
