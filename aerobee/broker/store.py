@@ -111,28 +111,47 @@ class Store:
         if commits:
             for commit in commits:
                 self._on_commit(*commit)
-        commands = turn.commands
-        if commands:
-            on_command = self._on_command
-            for command in commands:
-                on_command(connection, command)
         if turn.arrivals:
             self.on_arrival(turn.arrivals)
-        if turn.error is not None:
+        commands = turn.commands
+        if commands and not self._dispatch(connection, commands):
+            self._later(connection, turn)
+        elif turn.error is not None:
             connection.close(turn.error)
         elif turn.more:
-            # Its replies have grown long: the rest of what it asked is served when it has read them.
-            connection.hold_reading(True)
-            task = asyncio.ensure_future(self._resume(connection))
-            self._resuming.add(task)
-            task.add_done_callback(self._resuming.discard)
+            self._later(connection)
 
-    async def _resume(self, connection: Connection) -> None:
+    def _dispatch(self, connection: Connection, commands: list[CommandTuple]) -> bool:
+        """Hands out `commands` from the front until all are gone, or the peer does not read its replies (False)."""
+        on_command = self._on_command
+        for count, command in enumerate(commands):
+            if connection.blocked:
+                del commands[:count]
+                return False
+            on_command(connection, command)
+        commands.clear()
+        return True
+
+    def _later(self, connection: Connection, turn: Turn | None = None) -> None:
+        """Its replies have grown long: the rest of what it asked (in `turn`, or still in the engine) is served when it
+        has read them."""
+        connection.hold_reading(True)
+        task = asyncio.ensure_future(self._resume(connection, turn))
+        self._resuming.add(task)
+        task.add_done_callback(self._resuming.discard)
+
+    async def _resume(self, connection: Connection, turn: Turn | None) -> None:
         await asyncio.sleep(0)
         await connection.writable()
-        if not connection.closed and connection.session in self._connections:
-            connection.hold_reading(self._released)
-            self.received(connection, memoryview(b""))
+        while turn is not None and not connection.closed and not self._dispatch(connection, turn.commands):
+            await connection.writable()
+        if connection.closed or connection.session not in self._connections:
+            return
+        if turn is not None and turn.error is not None:
+            connection.close(turn.error)
+            return
+        connection.hold_reading(self._released)
+        self.received(connection, memoryview(b""))
 
     def disconnected(self, connection: Connection) -> None:
         """The connection ended: its session and the pulls it parked go with it."""

@@ -196,7 +196,7 @@ async def test_a_reader_that_never_reads_big_pulls(broker: Broker) -> None:
     slow_writer.write(b"".join(pull("big", opaque) for opaque in range(count)))
     for _ in range(20):
         await healthy(broker)
-    assert resident_bytes() - before < 64 << 20
+    assert resident_bytes() - before < 16 << 20
     opaques: list[int] = []
     async with asyncio.timeout(60):
         while len(opaques) < count:
