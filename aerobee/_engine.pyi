@@ -19,6 +19,7 @@ __all__ = [
     "Turn",
     "check_sql",
     "encode_frame",
+    "strict_json",
 ]
 
 CommandTuple = tuple[int, int, int, int, int, str | None, dict[str, str], bytes, int]
@@ -36,6 +37,10 @@ def encode_frame(
     encoding: int,
 ) -> bytes:
     """One whole frame with its length in front. Ext values are strings; None values are left out."""
+
+def strict_json(text: str) -> tuple[str, bool]:
+    """`text` as Fastjson spells it, as JSON that every reader takes; and whether objects were keys in it: such a key is
+    "\\0" and the object's JSON. Raises MalformedRequest."""
 
 def check_sql(expression: str) -> str | None:
     """What is wrong with an SQL92 filter and where; None: nothing."""
@@ -113,10 +118,10 @@ class Turn:
     """Whole frames by session; a session can come more than once, and may be closed by now."""
     commits: Final[list[tuple[str, str, int, int]]]
     """Offsets that came with pulls: group, topic, queue id, offset."""
-    commands: Final[list[CommandTuple]]
-    """What the engine did not serve, in order; all of the session that was fed."""
     arrivals: Final[list[tuple[str, int]]]
     """Queues of `Engine.watch` that have news: topic, queue id."""
+    commands: Final[list[CommandTuple]]
+    """What the engine did not serve, in order; all of the session that was fed."""
     error: Final[str | None]
     """The peer broke the protocol: write the replies, then close the connection with this reason."""
     more: Final[bool]

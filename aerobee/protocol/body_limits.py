@@ -1,8 +1,8 @@
 """How long a request's body may be before anybody reads it: reading JSON holds the event loop, and all else waits.
 
-A megabyte of strict JSON is read within some ten milliseconds; the spellings that only Fastjson knows (see `fastjson`)
-are read by Python and take twenty times as long, so they may be a quarter as long. Messages are not JSON and
-have limits of their own. What brokers tell a name server may be long: it carries every topic.
+A megabyte of strict JSON is read within some ten milliseconds; what only Fastjson knows (see `fastjson`: references,
+objects as keys) is finished by Python and takes up to twenty times as long, so it may be a quarter as long.
+Messages are not JSON and have limits of their own. What brokers tell a name server may be long: it carries every topic.
 """
 
 from __future__ import annotations

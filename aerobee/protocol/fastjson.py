@@ -2,8 +2,8 @@
 
 What its writer does and strict readers refuse: numbers as keys (`{0:"10.0.0.1:10911"}`), objects as keys
 (`{{"brokerName":"a","queueId":0,"topic":"t"}:{…}}`), references to what was already said (`{"$ref":"$.a[0]"}`). What
-its reader also takes: bare and single-quoted names, trailing commas. `loads` reads all of it, `dumps` writes the first
-two where Java does. Strict JSON takes the fast way through msgspec.
+its reader also takes: bare and single-quoted names, trailing commas. `loads` reads all of it (the engine rewrites what
+is not JSON, msgspec reads it), `dumps` writes the first two where Java does.
 
 Object keys become `MessageQueue`, the only such key there is; other keys are text (a bare number too).
 """
@@ -16,10 +16,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import structs
 
+from aerobee._engine import strict_json
 from aerobee.errors import MalformedRequest
 
 DEPTH_MAX: Final = 128
-"""Deeper nesting is refused: no real body has more than ten levels."""
+"""Deeper nesting is refused (by the engine as well): no real body has more than ten levels."""
 
 
 class MessageQueue(msgspec.Struct, frozen=True, order=True, rename="camel", gc=False):
@@ -36,168 +37,38 @@ class MessageQueue(msgspec.Struct, frozen=True, order=True, rename="camel", gc=F
 def loads(data: bytes | str) -> Any:
     """The value that `data` spells. Raises MalformedRequest."""
     if ("$ref" in data) if isinstance(data, str) else (b"$ref" in data):
-        return _loads_slowly(data)
+        return _loads_tolerantly(data)
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return _loads_slowly(data)
+        return _loads_tolerantly(data)
 
 
-def _loads_slowly(data: bytes | str) -> Any:
-    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-    reader = _Reader(text)
-    value = reader.value(0)
-    reader.blanks()
-    if reader.at != len(text):
-        raise reader.wrong("the end")
-    return _References(value, len(text)).resolve(value, ()) if reader.references else value
+def _loads_tolerantly(data: bytes | str) -> Any:
+    text = (data.encode("utf-8", "replace") if isinstance(data, str) else data).decode("utf-8", "replace")
+    strict, queue_keys = strict_json(text)
+    try:
+        value = msgspec.json.decode(strict)
+    except msgspec.DecodeError as error:  # a number that no reader can hold
+        raise MalformedRequest(f"not JSON: {error}") from None
+    if queue_keys:
+        value = _with_queue_keys(value)
+    return _References(value, len(text)).resolve(value, ()) if "$ref" in strict else value
 
 
-_BLANKS: Final = re.compile(r"[ \t\r\n\f\b]*")
-_NUMBER: Final = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_WORD: Final = re.compile(r"[A-Za-z_$][\w$.\-]*")
-_PLAIN: Final = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
-_ESCAPES: Final = {
-    "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": "\0", '"': '"', "'": "'", "\\": "\\",
-    "/": "/",
-}  # fmt: skip
-_WORDS: Final = {"true": True, "false": False, "null": None, "undefined": None, "NaN": float("nan")}
-_COLLECTIONS: Final = ("Set", "TreeSet")
+def _with_queue_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_queue_key(key): _with_queue_keys(item) for key, item in value.items()}
+    return [_with_queue_keys(item) for item in value] if isinstance(value, list) else value
 
 
-class _Reader:
-    """A recursive descent through one text."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-        self.references = False
-
-    def wrong(self, expected: str) -> MalformedRequest:
-        found = self.text[self.at : self.at + 20]
-        return MalformedRequest(f"not JSON at character {self.at}: {expected} expected, found {found!r}")
-
-    def blanks(self) -> str:
-        """Skips blanks; the character that follows, "" at the end."""
-        match = _BLANKS.match(self.text, self.at)
-        assert match is not None
-        self.at = match.end()
-        return self.text[self.at : self.at + 1]
-
-    def value(self, depth: int) -> Any:
-        if depth > DEPTH_MAX:
-            raise MalformedRequest(f"JSON nested deeper than {DEPTH_MAX}")
-        first = self.blanks()
-        if first == "{":
-            return self.object(depth)
-        if first == "[":
-            return self.array(depth)
-        if first in ('"', "'") and first:
-            return self.string(first)
-        number = _NUMBER.match(self.text, self.at)
-        if number is not None:
-            self.at = number.end()
-            if self.text[self.at : self.at + 1] in ("L", "D", "F", "B", "S"):
-                self.at += 1  # Fastjson marks Java's types this way when asked to
-            digits = number.group()
-            try:
-                return int(digits) if digits.lstrip("-+").isdigit() else float(digits)
-            except ValueError:
-                raise self.wrong("a number") from None
-        word = _WORD.match(self.text, self.at)
-        if word is not None and word.group() in _WORDS:
-            self.at = word.end()
-            return _WORDS[word.group()]
-        if word is not None and word.group() in _COLLECTIONS:
-            self.at = word.end()
-            if self.blanks() == "[":
-                return self.array(depth)
-        raise self.wrong("a value")
-
-    def array(self, depth: int) -> list[Any]:
-        self.at += 1
-        out: list[Any] = []
-        while True:
-            if self.blanks() == "]":
-                self.at += 1
-                return out
-            out.append(self.value(depth + 1))
-            following = self.blanks()
-            if following == ",":
-                self.at += 1
-            elif following != "]":
-                raise self.wrong("',' or ']'")
-
-    def object(self, depth: int) -> dict[Any, Any]:
-        self.at += 1
-        out: dict[Any, Any] = {}
-        while True:
-            if self.blanks() == "}":
-                self.at += 1
-                return out
-            key = self.key(depth)
-            if self.blanks() != ":":
-                raise self.wrong("':'")
-            self.at += 1
-            out[key] = self.value(depth + 1)
-            if key == "$ref":
-                self.references = True
-            following = self.blanks()
-            if following == ",":
-                self.at += 1
-            elif following != "}":
-                raise self.wrong("',' or '}'")
-
-    def key(self, depth: int) -> str | MessageQueue:
-        first = self.blanks()
-        if first in ('"', "'") and first:
-            return self.string(first)
-        if first == "{":
-            if depth > DEPTH_MAX:
-                raise MalformedRequest(f"JSON nested deeper than {DEPTH_MAX}")
-            self_described = self.object(depth + 1)
-            try:
-                return msgspec.convert(self_described, MessageQueue, strict=False)
-            except (msgspec.ValidationError, TypeError):
-                raise MalformedRequest("an object that is a key is not a message queue") from None
-        bare = _NUMBER.match(self.text, self.at) or _WORD.match(self.text, self.at)
-        if bare is None:
-            raise self.wrong("a name")
-        self.at = bare.end()
-        return bare.group()
-
-    def string(self, quote: str) -> str:
-        text, plain = self.text, _PLAIN[quote]
-        self.at += 1
-        parts: list[str] = []
-        pairs = False
-        while True:
-            match = plain.match(text, self.at)
-            assert match is not None
-            parts.append(match.group())
-            self.at = match.end()
-            mark = text[self.at : self.at + 1]
-            if mark == quote:
-                self.at += 1
-                out = "".join(parts)
-                # Two escapes may stand for one character beyond the first 65536.
-                return out.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if pairs else out
-            if not mark:
-                raise self.wrong(quote)
-            escape = text[self.at + 1 : self.at + 2]
-            if escape in ("u", "x"):
-                pairs = True
-                digits = text[self.at + 2 : self.at + (6 if escape == "u" else 4)]
-                try:
-                    parts.append(chr(int(digits, 16)))
-                except ValueError:
-                    raise self.wrong("a character in hex") from None
-                self.at += 2 + len(digits)
-            elif escape in _ESCAPES:
-                parts.append(_ESCAPES[escape])
-                self.at += 2
-            else:
-                raise self.wrong("an escape")
+def _queue_key(key: str) -> str | MessageQueue:
+    if not key.startswith("\0"):
+        return key
+    try:
+        return msgspec.json.decode(key[1:], type=MessageQueue, strict=False)
+    except msgspec.DecodeError:
+        raise MalformedRequest("an object that is a key is not a message queue") from None
 
 
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\['([^']*)'\]|\[\"([^\"]*)\"\]")

@@ -28,7 +28,7 @@ from aerobee.protocol.fastjson import field_keys
 HELD_MS_MAX: Final = 100
 """No request holds the loop longer. Counted by the process's own CPU time: a busy machine must not decide."""
 
-LONGER: Final = {RequestCode.REGISTER_BROKER: 400}
+LONGER: Final = {RequestCode.REGISTER_BROKER: 200}
 """A broker tells of all its topics at once, in whatever spelling; name servers trust brokers that far."""
 
 BY_THE_ENGINE: Final = {

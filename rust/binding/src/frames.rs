@@ -1,11 +1,12 @@
-//! Commands as Python tuples, and back: for the name server and the client, which have no store.
+//! Commands as Python tuples, and back, and Fastjson's spellings: for the name server and the client, which have no store.
 use aerobee_engine::frame::{Cutter, Flow, ProtocolError};
 use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
+use aerobee_engine::json;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::enter::{protocol_error, Bytes};
+use crate::enter::{protocol_error, python_error, Bytes};
 
 /// `CommandTuple` of the stub.
 pub fn command_tuple<'py>(
@@ -70,6 +71,16 @@ pub fn encode_frame<'py>(
     writer.out.extend_from_slice(body);
     writer.finish();
     Ok(PyBytes::new(py, &out))
+}
+
+#[pyfunction]
+pub fn strict_json(py: Python<'_>, text: &str) -> PyResult<(String, bool)> {
+    json::strict(text).map(|strict| (strict.text, strict.queue_keys)).map_err(|wrong| {
+        let found: String = text[wrong.at..].chars().take(20).collect();
+        let at = text[..wrong.at].chars().count();
+        let reason = format!("not JSON at character {at}: {} expected, found {found:?}", wrong.expected);
+        python_error(py, "MalformedRequest", &reason)
+    })
 }
 
 #[pyclass(module = "aerobee._engine")]

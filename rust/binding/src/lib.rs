@@ -9,6 +9,7 @@ mod store;
 #[pymodule]
 fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(frames::encode_frame, m)?)?;
+    m.add_function(wrap_pyfunction!(frames::strict_json, m)?)?;
     m.add_class::<frames::Decoder>()?;
     store::register(m)
 }

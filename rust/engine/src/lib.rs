@@ -9,6 +9,7 @@ pub mod flush;
 pub mod frame;
 pub mod header;
 pub mod index;
+pub mod json;
 pub mod parked;
 pub mod property;
 pub mod pull;
