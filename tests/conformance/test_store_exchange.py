@@ -28,7 +28,14 @@ NAMESRV, BROKER = "127.0.0.1:9876", "127.0.0.1:10911"
 LONG_GROUP = "g" * 200
 LONG_TOPIC = f"%RETRY%{LONG_GROUP}"
 LONG_GROUP_FILE = {"subscriptionGroupTable": {LONG_GROUP: {"groupName": LONG_GROUP, "retryMaxTimes": 16}}}
-OPTIONS = {"transactionTimeOut": 1000, "transactionCheckInterval": 2000, "mappedFileSizeCommitLog": 1024 * 1024}
+# Apache's broker notes ends of transactions every `transactionOpBatchInterval` only (3 s); a round of questions in
+# between asks about an ended half once more, and delivers it twice. So its rounds must be further apart than that.
+OPTIONS = {
+    "transactionTimeOut": 1000,
+    "transactionCheckInterval": 2000,
+    "transactionOpBatchInterval": 100,
+    "mappedFileSizeCommitLog": 1024 * 1024,
+}
 
 Snapshot = dict[str, Any]
 
@@ -224,9 +231,7 @@ def test_a_store_goes_to_and_fro(exchange: Exchange) -> None:
             opened = f"Open{exchange.round}"
             assert checked["checks"] >= 2, f"{story}: halves without an answer are asked about"
             committed = reaches(opened, 2)
-            if (kind, exactly, number) == ("apache", True, 4) and committed != 2:
-                pytest.xfail(f"{story}: {committed} messages came of 2 open halves; why is not understood yet")
-            assert committed == 2 if exactly else committed >= 2, f"{story}: halves committed"
+            assert committed == 2 if exactly else committed >= 2, f"{story}: {committed} of 2 open halves"
         if number == len(steps) - 1:
             break
         exchange.write()
