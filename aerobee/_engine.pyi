@@ -162,6 +162,8 @@ class Engine:
     ) -> None:
         """Adds a topic or changes its row. `fast` False: its sends and pulls come out as commands. When it became
         narrower, pulls that wait on it are answered at the next `expire`."""
+    def allow_sends(self, topic: str, plain: bool, keyed: bool) -> None:
+        """Which sends of a known topic are served: without and with a sharding key; at first both."""
     def forget_topic(self, topic: str) -> None: ...
     def allow_group(self, group: str, consume: bool, fast: bool, sys_flag: int = 0) -> None:
         """Adds a consumer group or changes its row; as `allow_topic`."""

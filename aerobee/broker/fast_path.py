@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from aerobee.broker import message_types
 from aerobee.broker.clients import BROADCASTING, PULL
 from aerobee.broker.filters import is_tag_kind
 from aerobee.broker.options import BrokerOptions
@@ -82,6 +83,10 @@ def allow_topic(broker: Broker, topic: str) -> None:
     broker.store.engine.allow_topic(
         topic, config.perm, config.read_queue_nums, config.write_queue_nums, fast, sys_flag=config.topic_sys_flag
     )
+    kind = "MIXED"
+    if broker.options.enable_topic_message_type_check and message_types.is_checked(config):
+        kind = message_types.type_of_topic(config)
+    broker.store.engine.allow_sends(topic, plain=kind in ("NORMAL", "MIXED"), keyed=kind in ("FIFO", "MIXED"))
 
 
 def allow_group(broker: Broker, group: str) -> None:

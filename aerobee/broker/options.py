@@ -153,6 +153,9 @@ class BrokerOptions(Options):
     reject_pull_consumer_enable = setting(False, "Ignore pull consumers in heartbeats.", live=True)
     trace_on = setting(True, "Ask clients to trace.", live=True)
     validate_system_topic_when_update_topic = setting(True, "System topics cannot be changed by tools.", live=True)
+    enable_topic_message_type_check = setting(
+        False, "Refuse messages that are not of their topic's message.type.", live=True
+    )
     enable_mixed_message_type = setting(False, "Topics of message type MIXED may be made.", live=True)
     channel_expired_timeout = setting(
         120_000, "Milliseconds without a heartbeat after which a client is forgotten.", low=1000, live=True

@@ -209,6 +209,9 @@ class Broker:
         fast_path.allow_settings(self)
         for group in self.groups.table:
             fast_path.allow_group(self, group)
+        if "enableTopicMessageTypeCheck" in names:
+            for topic in self.topics.table:
+                fast_path.allow_topic(self, topic)
         if "brokerPermission" in names:
             self.topics.version.advance()
             self.registration.changed(())

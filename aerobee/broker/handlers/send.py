@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from aerobee.broker import retry
+from aerobee.broker import message_types, retry
 from aerobee.broker.records import PREPARED, format_properties, parse_properties
 from aerobee.broker.store import Record
 from aerobee.broker.timer import recall_handle
@@ -60,6 +60,8 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
     topic = header.topic
     check_body(broker, command.body)
     properties = sender_properties(broker, header)
+    if broker.options.enable_topic_message_type_check:
+        message_types.check(config, properties)
     reconsume_times = header.reconsume_times
     if topic.startswith(RETRY_PREFIX):
         topic, queue_id = await retry.place_retry(broker, command.version, header, queue_id, properties)
@@ -119,6 +121,8 @@ async def _send_batch(
     sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
     records = []
     for flag, body, properties in unpack_batch(command.body):
+        if broker.options.enable_topic_message_type_check:
+            message_types.check(config, parse_properties(properties.decode("utf-8", "replace")))
         records.append(
             Record(
                 header.topic,

@@ -386,6 +386,10 @@ impl Engine {
         self.enter(py, |engine| engine.allow_topic(topic, perm, read_queues, write_queues, sys_flag, fast))
     }
 
+    fn allow_sends(&self, py: Python<'_>, topic: &str, plain: bool, keyed: bool) -> PyResult<()> {
+        self.enter(py, |engine| engine.allow_sends(topic, plain, keyed))
+    }
+
     fn forget_topic(&self, py: Python<'_>, topic: &str) -> PyResult<()> {
         self.enter(py, |engine| engine.forget_topic(topic))
     }

@@ -42,6 +42,8 @@ pub mod flag {
     pub const PRIORITY: u32 = 1 << 14;
     /// `INNER_NUM`: several messages in one record.
     pub const INNER_BATCH: u32 = 1 << 15;
+    /// `__SHARDINGKEY`: an ordered message.
+    pub const SHARDING_KEY: u32 = 1 << 16;
 }
 
 /// Where a value lies inside the property string.
@@ -112,6 +114,7 @@ pub fn scan(properties: &[u8]) -> Known {
                 b"__CRC32#" => known.flags |= flag::CRC32,
                 b"_SYS_MSG_PRIORITY_" => known.flags |= flag::PRIORITY,
                 b"INNER_NUM" => known.flags |= flag::INNER_BATCH,
+                b"__SHARDINGKEY" => known.flags |= flag::SHARDING_KEY,
                 b"MSG_TYPE" | b"REPLY_TO_CLIENT" | b"CORRELATION_ID" => known.flags |= flag::REQUEST_REPLY,
                 _ => {}
             }

@@ -242,7 +242,7 @@ impl Sender {
         body: &[u8],
     ) -> Result<Option<(Staged, UniqueKey)>, Error> {
         let mut known = property::scan(fields.properties);
-        if known.any(POLICY_FLAGS) {
+        if known.any(POLICY_FLAGS) || !topic.admits(&known) {
             return Ok(None);
         }
         let out = &mut self.properties;
@@ -309,7 +309,7 @@ impl Sender {
         // All or nothing: what only policy can serve is found before anything is staged.
         for inner in &mut self.inner {
             inner.known = property::scan(&body[inner.properties.0..inner.properties.1]);
-            if inner.known.any(POLICY_FLAGS) {
+            if inner.known.any(POLICY_FLAGS) || !topic.admits(&inner.known) {
                 return Ok(None);
             }
         }

@@ -198,6 +198,11 @@ impl Engine {
         }
     }
 
+    /// Which sends of a known topic may be served: those without a sharding key (`plain`), those with one (`keyed`).
+    pub fn allow_sends(&mut self, topic: &str, plain: bool, keyed: bool) {
+        self.tables.allow_sends(topic, plain, keyed);
+    }
+
     pub fn forget_topic(&mut self, topic: &str) {
         self.tables.topics.remove(topic);
         self.parked.end(|pull| &*pull.topic == topic);

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::property::{flag, Known};
 use crate::sql;
 use crate::store::QueueRef;
 
@@ -102,9 +103,24 @@ pub struct Topic {
     pub write_queues: u32,
     pub sys_flag: i32,
     pub fast: bool,
+    /// Sends without (`plain`) and with a sharding key (`keyed`) may be served; both unless policy says otherwise.
+    pub plain: bool,
+    pub keyed: bool,
     /// Handles of queues already used, by queue id.
     pub queues: Vec<Option<QueueRef>>,
     pub puts: Traffic,
+}
+
+impl Topic {
+    /// The topic's row allows a send with these properties.
+    #[inline]
+    pub fn admits(&self, known: &Known) -> bool {
+        if known.any(flag::SHARDING_KEY) {
+            self.keyed
+        } else {
+            self.plain
+        }
+    }
 }
 
 /// Which messages a pull wants.
@@ -207,11 +223,20 @@ impl Tables {
                     write_queues,
                     sys_flag,
                     fast,
+                    plain: true,
+                    keyed: true,
                     queues: Vec::new(),
                     puts: Traffic::default(),
                 };
                 self.topics.insert(name, topic);
             }
+        }
+    }
+
+    /// Which sends of a known topic may be served; see [`Topic::plain`].
+    pub fn allow_sends(&mut self, name: &str, plain: bool, keyed: bool) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            (topic.plain, topic.keyed) = (plain, keyed);
         }
     }
 

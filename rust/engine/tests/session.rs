@@ -449,6 +449,20 @@ fn what_only_policy_may_decide_comes_out() {
 }
 
 #[test]
+fn a_topic_that_takes_only_messages_with_or_without_a_sharding_key_leaves_the_others_to_policy() {
+    let mut bench = Bench::new();
+    let keyed = [("properties", "__SHARDINGKEY\u{1}a\u{2}")];
+    for (plain, key, served) in
+        [(true, false, [1, 0]), (false, true, [0, 1]), (false, false, [0, 0]), (true, true, [1, 1])]
+    {
+        bench.engine.allow_sends("T", plain, key);
+        let turns = [bench.send("x", &[]), bench.send("x", &keyed)];
+        assert_eq!(turns.each_ref().map(|turn| turn.replies.len()), served, "{plain} {key}");
+        assert_eq!(turns.each_ref().map(|turn| 1 - turn.commands.len()), served, "{plain} {key}");
+    }
+}
+
+#[test]
 fn a_negative_queue_id_means_any_write_queue() {
     let mut bench = Bench::new();
     let mut seen = [0; 4];
