@@ -34,8 +34,10 @@ _SYSTEM: Final = (
     "CID_RMQ_SYS_TRANS",
 )
 SYSTEM_GROUP_PREFIX: Final = "CID_RMQ_SYS_"
-_ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
-    "priority.factor": (),
+PRIORITY_FACTOR: Final = "priority.factor"
+PRIORITY_FACTOR_MAX: Final = 100
+_ATTRIBUTES: Final[dict[str, tuple[str, ...] | range]] = {
+    PRIORITY_FACTOR: range(PRIORITY_FACTOR_MAX + 1),
     "lite.bind.topic": (),
     "lite.sub.model": (),
     "lite.sub.reset.offset.exclusive": (),
@@ -50,6 +52,12 @@ FORBIDDEN_READ: Final = 1 << 2
 def is_system_group(group: str) -> bool:
     """A group of the broker's or of its tools."""
     return group in _SYSTEM or group.startswith(SYSTEM_GROUP_PREFIX)
+
+
+def priority_factor(group: SubscriptionGroupConfig | None) -> int:
+    """How many of 100 pops of a priority topic take the highest priority first."""
+    text = group.attributes.get(PRIORITY_FACTOR, "") if group is not None else ""
+    return int(text) if text.isdigit() else PRIORITY_FACTOR_MAX
 
 
 class GroupTable:

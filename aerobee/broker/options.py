@@ -182,6 +182,13 @@ class BrokerOptions(Options):
     pop_from_retry_probability = setting(
         20, "Of 100 pops, how many look into the retry topic first.", low=0, high=100, live=True
     )
+    pop_from_retry_probability_for_priority = setting(0, "The same for pops by priority.", low=0, high=100, live=True)
+    priority_order_asc = setting(True, "The last queue has the highest priority; false: the first.", live=True)
+    use_separate_retry_queue = setting(
+        False,
+        "Popped messages come again in the queue of their number, the retry topic has as many queues as the topic.",
+        live=True,
+    )
     enable_retry_topic_v2 = setting(
         False, "Popped messages come again in `%RETRY%group+topic` instead of `%RETRY%group_topic`.", live=True
     )

@@ -1,7 +1,7 @@
 """Pop: the broker chooses queues, gives messages out, and hides them until they are acknowledged or their time is over.
 
     pop ─ which topics: 20 of 100 begin with the retry topic, the others end with it if they are not full
-        ─ which queues: one, or all of them from a random one on
+        ─ which queues: one, or all of them from a random one on; by priority: all, the highest first
         ─ from where:   the group's offset, which moves on at once; `revive` remembers what is not acknowledged
         ─ nothing:      waits until its poll time is over; the first message that reaches one of its queues wakes it
 
@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from aerobee.broker.filters import is_tag_kind, tag_codes
+from aerobee.broker.groups import priority_factor
+from aerobee.broker.message_types import type_of_topic
 from aerobee.broker.pop_names import ORDER_QUEUE, format_handle, normal_topic, retry_flag, retry_topic
 from aerobee.broker.pop_order import OrderInfo, OrderTable, plain
 from aerobee.broker.records import encode_record, parse_records
@@ -34,6 +36,7 @@ from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import ServerError, StoreError
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import ResponseCode
 
 if TYPE_CHECKING:
@@ -213,17 +216,21 @@ class Pops:
         options = self._broker.options
         lot = self._dice.randrange(100)
         popped = Popped(self._clock.now_ms(), ORDER_QUEUE if wanted.order else self.revive.next_queue())
-        retry_first = lot < options.pop_from_retry_probability
-        if retry_first and not wanted.order:
-            self._pop_retries(wanted, popped, lot)
         config = self._broker.topics.get(wanted.topic)
+        by_priority = config is not None and self._is_by_priority(wanted, config, lot)
+        start = 0 if by_priority else lot
+        retry_first = lot < (
+            options.pop_from_retry_probability_for_priority if by_priority else options.pop_from_retry_probability
+        )
+        retries = None if wanted.order else self.retry_topic_to_read(wanted.topic, wanted.group, lot)
+        if retry_first and retries is not None:
+            self._pop_topic(wanted, popped, retries, start)
         if wanted.queue_id >= 0:
             self._pop_queue(wanted, popped, wanted.topic, wanted.queue_id)
-        elif config is not None:
-            for step in range(config.read_queue_nums):
-                self._pop_queue(wanted, popped, wanted.topic, (lot + step) % config.read_queue_nums)
-        if not retry_first and not wanted.order and popped.count < wanted.count:
-            self._pop_retries(wanted, popped, lot)
+        else:
+            self._pop_topic(wanted, popped, wanted.topic, start)
+        if not retry_first and retries is not None and popped.count < wanted.count:
+            self._pop_topic(wanted, popped, retries, start)
         if popped.points:
             popped.receipts += self.revive.give_out(popped.points)
         for key, offset in popped.moves:
@@ -242,12 +249,18 @@ class Pops:
                     del self._taken[key]
                 self._broker.offsets.commit(group, topic, queue_id, offset, peer="pop")
 
-    def _pop_retries(self, wanted: Wanted, popped: Popped, lot: int) -> None:
-        topic = self.retry_topic_to_read(wanted.topic, wanted.group, lot)
+    def _is_by_priority(self, wanted: Wanted, config: TopicConfig, lot: int) -> bool:
+        """The topic's queues are its priorities, and this is one of the pops (priority.factor of 100) that care."""
+        group = self._broker.groups.find(wanted.group)
+        return type_of_topic(config) == "PRIORITY" and not wanted.order and lot < priority_factor(group)
+
+    def _pop_topic(self, wanted: Wanted, popped: Popped, topic: str, start: int) -> None:
+        """All queues of a topic, one after the other, beginning `start` behind the first in the order of priority."""
         config = self._broker.topics.get(topic)
-        if config is not None:
-            for step in range(config.read_queue_nums):
-                self._pop_queue(wanted, popped, topic, (lot + step) % config.read_queue_nums)
+        count = config.read_queue_nums if config is not None else 0
+        for step in range(count):
+            place = count - 1 - step if self._broker.options.priority_order_asc else step
+            self._pop_queue(wanted, popped, topic, (place + start) % count)
 
     def retry_topic_to_read(self, topic: str, group: str, lot: int) -> str:
         """One form of the retry topic: the configured one; every second time the other, if it is there."""
@@ -614,20 +627,30 @@ class Pops:
     def _exists(self, topic: str, group: str) -> bool:
         return self._broker.topics.get(topic) is not None and group in self._broker.groups.table
 
-    async def _place(self, topic: str, group: str) -> str | None:
-        """The retry topic for messages of `topic`, made if need be; None: topic or group are gone."""
+    async def _place(self, topic: str, group: str) -> tuple[str, int] | None:
+        """The retry topic for messages of `topic`, made if need be, and how many of its queues they may use.
+
+        None: topic or group are gone.
+        """
         broker = self._broker
-        if not self._exists(normal_topic(topic, group), group):
+        source = normal_topic(topic, group)
+        if not self._exists(source, group):
             return None
         name = topic
         if not topic.startswith(RETRY_PREFIX):
             name = retry_topic(topic, group, second_form=broker.options.enable_retry_topic_v2)
-        if broker.topics.get(name) is None:
-            await broker.topics.create_for_group(name, RETRY_QUEUES)
-            broker.offsets.commit(group, name, 0, 0, peer="pop")
-            for key in [key for key in self._waiting if key[:2] == (normal_topic(topic, group), group)]:
+        queues = RETRY_QUEUES
+        if broker.options.use_separate_retry_queue:
+            queues = broker.topics.table[source].write_queue_nums
+        config = broker.topics.get(name)
+        if config is None or config.write_queue_nums < queues:
+            await broker.topics.make_or_widen(name, queues)
+            for queue_id in range(queues):
+                if broker.offsets.query(group, name, queue_id) < 0:
+                    broker.offsets.commit(group, name, queue_id, 0, peer="pop")
+            for key in [key for key in self._waiting if key[:2] == (source, group)]:
                 self._watch(key)
-        return name
+        return name, queues
 
 
 def _queue_offsets(records: bytes) -> list[int]:

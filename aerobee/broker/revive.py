@@ -171,7 +171,8 @@ def _entries(records: bytes) -> Iterator[Entry]:
 class ReviveLog:
     """See the head of this file.
 
-    `place(topic, group)` makes the retry topic if need be and names it, or returns None when topic or group are gone.
+    `place(topic, group)` makes the retry topic if need be and returns it with the number of queues to use: a message
+    stays in the queue of its number if that is one of them. None: topic or group are gone.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class ReviveLog:
         *,
         cluster: str,
         broker_name: str,
-        place: Callable[[str, str], Awaitable[str | None]],
+        place: Callable[[str, str], Awaitable[tuple[str, int] | None]],
         on_order_state: Callable[[OrderState], None] = lambda state: None,
     ) -> None:
         self.topic = f"{SYSTEM_PREFIX}REVIVE_LOG_{cluster}"
@@ -401,12 +402,12 @@ class ReviveLog:
         return self._due[0][0] if self._due else None
 
     async def _revive(self, point: CheckPoint) -> int:
-        topic = await self._place(point.topic, point.group)
+        place = await self._place(point.topic, point.group)
         if self._open.get(point.key) is not point:
             return 0  # acknowledged while the retry topic was made
         offsets = point.offsets_left()
         records = []
-        if topic is None:
+        if place is None:
             _log.warning("topic or group of %d messages of %s for %s is gone", len(offsets), point.topic, point.group)
         else:
             for offset in offsets:
@@ -417,7 +418,7 @@ class ReviveLog:
                         "message %d of %s queue %d is gone and cannot come again", offset, point.topic, point.queue_id
                     )
                 else:
-                    records.append(_again(stored, point, topic))
+                    records.append(_again(stored, point, *place))
         came = len(records)
         self._append([*records, self._ack_record(point, offsets, point.broker_name)])
         self._settle(point.key, offsets)
@@ -540,7 +541,7 @@ class ReviveLog:
         return Record(self.topic, queue, body, format_properties(properties), born_timestamp=self._clock.now_ms())
 
 
-def _again(stored: Stored, point: CheckPoint, topic: str) -> Record:
+def _again(stored: Stored, point: CheckPoint, topic: str, queues: int) -> Record:
     """The message as it comes again."""
     properties = dict(stored.properties)
     if stored.reconsume_times == 0 or FIRST_POP_TIME not in properties:
@@ -548,7 +549,11 @@ def _again(stored: Stored, point: CheckPoint, topic: str) -> Record:
     properties[ORIGIN_GROUP] = point.group
     times = stored.reconsume_times if point.suspend else stored.reconsume_times + 1
     return stored.to_record(
-        topic, 0, properties=properties, reconsume_times=times, prepared_offset=stored.prepared_offset
+        topic,
+        stored.queue_id if stored.queue_id < queues else 0,
+        properties=properties,
+        reconsume_times=times,
+        prepared_offset=stored.prepared_offset,
     )
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
@@ -122,7 +124,7 @@ def validate_group(group: str) -> str | None:
 
 
 def alter_attributes(
-    current: Mapping[str, str], changes: Mapping[str, str], known: Mapping[str, tuple[str, ...]]
+    current: Mapping[str, str], changes: Mapping[str, str], known: Mapping[str, tuple[str, ...] | range]
 ) -> dict[str, str]:
     """Applies `+key` → value and `-key` changes. ValueError for an unknown key or value, or a key without its sign."""
     result = dict(current)
@@ -138,7 +140,10 @@ def alter_attributes(
             result.pop(key, None)
             continue
         allowed = known[key]
-        if allowed and value not in allowed:
+        if isinstance(allowed, range):
+            if not value.isdigit() or int(value) not in allowed:
+                raise ValueError(f"value is not in range({allowed.start}, {allowed.stop - 1})")
+        elif allowed and value not in allowed:
             raise ValueError(f"value is not in set: {sorted(allowed)}")
         result[key] = value
     return result
@@ -247,6 +252,12 @@ class TopicTable:
         )
         await self._put(config)
         return config
+
+    async def make_or_widen(self, topic: str, queue_nums: int) -> None:
+        """A retry topic of at least so many queues."""
+        found = await self.create_for_group(topic, queue_nums)
+        if found.write_queue_nums < queue_nums:
+            await self._put(msgspec.structs.replace(found, read_queue_nums=queue_nums, write_queue_nums=queue_nums))
 
     async def update(self, configs: Iterable[TopicConfig]) -> None:
         """Creates or changes topics as an operator says. `attributes` holds `+key`/`-key` changes.

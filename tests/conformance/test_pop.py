@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,9 +31,12 @@ class Room:
         }
         self.consumers: list[str] = []
 
-    def create(self, queues: int) -> None:
+    def create(self, queues: int, attributes: str = "") -> None:
         number = str(queues)
-        self.admin("updateTopic", "-b", self.cluster.broker_address, "-t", self.topic, "-r", number, "-w", number)
+        more = ("-a", attributes) if attributes else ()
+        self.admin(
+            "updateTopic", "-b", self.cluster.broker_address, "-t", self.topic, "-r", number, "-w", number, *more
+        )
         self.admin("updateSubGroup", "-b", self.cluster.broker_address, "-g", self.group)
         route = {"topic": self.topic}
         eventually(lambda: apache.call(self.cluster.namesrv_address, 105, route)[0]["code"] == 0)
@@ -94,6 +98,11 @@ class Room:
             timeout_ms=int(timeout_s * 1000),
             **arguments,
         )
+
+    def configure(self, **settings: str) -> None:
+        """Changes settings of the running broker; the module's other tests need them as they were."""
+        for key, value in settings.items():
+            self.admin("updateBrokerConfig", "-b", self.cluster.broker_address, "-k", key, "-v", value)
 
     def close(self) -> None:
         for future in [self.client.start("consume.stop", name=name) for name in self.consumers]:
@@ -301,6 +310,74 @@ def test_a_push_consumer_that_fails(room: Room) -> None:
     state = room.state("one", received=2, timeout_s=60)
     assert (state["received"], state["duplicates"]) == (2, 0)
     assert sorted(message["reconsume_times"] for message in state["messages"]) == [0, 0, 1, 1]
+
+
+def test_the_highest_priority_first(room: Room) -> None:
+    room.create(4, "+message.type=PRIORITY")
+    room.produce(7, priorities=[1, 0, 2, 9, 1, 3, 0])
+    seen = [room.pop_all(1, max=1)[0] for _ in range(7)]
+    assert [(message["properties"]["seq"], message["queue"]) for message in seen] == [
+        ("3", 3), ("5", 3), ("2", 2), ("0", 1), ("4", 1), ("1", 0), ("6", 0),
+    ]  # fmt: skip
+    assert seen[0]["properties"]["_SYS_MSG_PRIORITY_"] == "9"
+
+
+def test_retry_topics_as_the_settings_say(room: Room) -> None:
+    room.create(3)
+    room.produce(3, mode="queue", queue=2, broker="broker-a")
+    assert len(room.pop_all(3, invisible_ms=3_000)) == 3
+    try:
+        room.configure(useSeparateRetryQueue="true", enableRetryTopicV2="false")
+        once = room.pop_all(3, AGAIN_S, invisible_ms=3_000)
+        assert {(message["handle"].split(" ")[4], message["queue"]) for message in once} == {("1", 2)}
+        room.configure(enableRetryTopicV2="true")
+        room.produce(2, mode="queue", queue=1, broker="broker-a")
+        fresh = [message for message in room.pop_all(2, invisible_ms=3_000) if message["reconsume_times"] == 0]
+        assert len(fresh) == 2
+        again = room.pop_all(5, AGAIN_S, invisible_ms=60_000)
+        places = {(message["handle"].split(" ")[4], message["queue"], message["reconsume_times"]) for message in again}
+        assert places == {("1", 2, 2), ("2", 1, 1)}, "a retry topic keeps its form, and both are read"
+        assert set(room.ack(*again)) == {"OK"}
+    finally:
+        room.configure(useSeparateRetryQueue="false", enableRetryTopicV2="false")
+
+
+def test_modes_and_assignments(room: Room) -> None:
+    room.create(4)
+
+    def ask(code: int, **body: Any) -> tuple[int, str, Any]:
+        full = {"topic": room.topic, "consumerGroup": room.group, **body}
+        header, answer = apache.call(room.cluster.broker_address, code, body=json.dumps(full).encode())
+        return header["code"], header.get("remark") or "", json.loads(answer) if answer else None
+
+    assert ask(401, topic="%RETRY%x", mode="POP") == (16, "retry topic is not allowed to set mode", None)
+    assert ask(401, topic="pop_no_such", mode="POP") == (17, "topic[pop_no_such] not exist", None)
+    assert ask(401, mode="POP", popShareQueueNum=2) == (0, "", None)
+    table = ask(402)[2]["messageRequestModeMap"]
+    assert table[room.topic][room.group] == {
+        "consumerGroup": room.group, "mode": "POP", "popShareQueueNum": 2, "topic": room.topic,
+    }  # fmt: skip
+    query: dict[str, Any] = {"clientId": "c1", "strategyName": "AVG", "messageModel": "CLUSTERING"}
+    nobody = ask(400, **query)
+    assert (nobody[0], nobody[2].get("messageQueueAssignments")) == (0, None), "a group without members"
+    code, _, body = ask(400, **{**query, "messageModel": "BROADCASTING"})
+    assert code == 0
+    places = sorted(
+        (place["messageQueue"]["brokerName"], place["messageQueue"]["queueId"], place["mode"])
+        for place in body["messageQueueAssignments"]
+    )
+    assert places == [("broker-a", queue, "POP") for queue in range(4)]
+
+
+def test_what_is_popped_is_exported_for_an_older_release(room: Room) -> None:
+    room.create(1)
+    room.produce(1)
+    (message,) = room.pop_all(1, invisible_ms=6_000)
+    told = room.admin("exportPopRecord", "-b", room.cluster.broker_address)
+    assert told.startswith("Export broker records, brokerName=broker-a"), told
+    (again,) = room.pop_all(1, AGAIN_S)
+    assert sequence([again]) == sequence([message])
+    room.ack(again)
 
 
 def test_kill_9(room: Room) -> None:

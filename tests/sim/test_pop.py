@@ -554,6 +554,101 @@ async def test_retry_topics_of_both_forms(tmp_path: Path) -> None:
     await bench.stop()
 
 
+async def _make_priority_topic(bench: Bench, factor: int | None = None) -> None:
+    made = await bench.call(
+        RequestCode.UPDATE_AND_CREATE_TOPIC, topic=TOPIC, defaultTopic="TBW102", readQueueNums=4, writeQueueNums=4,
+        perm=6, topicFilterType="SINGLE_TAG", topicSysFlag=0, order=False, attributes="+message.type=PRIORITY",
+    )  # fmt: skip
+    assert made.code == 0, made.remark
+    group: dict[str, object] = {"groupName": "g"}
+    if factor is not None:
+        group["attributes"] = {"+priority.factor": str(factor)}
+    made = await bench.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, fastjson.dumps(group))
+    assert made.code == 0, made.remark
+
+
+async def _send_priorities(bench: Bench, *priorities: int) -> None:
+    for priority in priorities:
+        await bench.send(str(priority), queue=-1, properties=f"_SYS_MSG_PRIORITY_\x01{priority}\x02")
+
+
+@pytest.mark.parametrize(("highest_last", "expected"), [(True, "9321100"), (False, "0011293")])
+async def test_the_highest_priority_first(tmp_path: Path, highest_last: bool, expected: str) -> None:
+    # Claim: whatever was sent when, each pop takes from the highest priority that has messages; what comes again
+    # waits behind everything new.
+    bench = await Bench(tmp_path, priority_order_asc=highest_last).start()
+    await _make_priority_topic(bench)
+    await _send_priorities(bench, 1, 0, 2, 9, 1, 3, 0)  # 9 is the last queue's, as 3
+    first = (await bench.pop(maxMsgNums=1, invisibleTime=1_000))[0].body.decode()
+    seen = [first]
+    await bench.later(2)
+    for _ in range(7):
+        (message,) = await bench.pop(maxMsgNums=1)
+        seen.append(message.body.decode())
+        await bench.ack(message)
+    assert seen[-1] == first, "it came again, last of all"
+    assert "".join(seen[:-1]) == expected
+    await bench.stop()
+
+
+async def test_a_group_without_priority_factor_takes_any_queue_first(bench: Bench) -> None:
+    await _make_priority_topic(bench, factor=0)
+    await _send_priorities(bench, *([0, 1, 2, 3] * 20))
+    seen = [(await bench.pop(maxMsgNums=1))[0].queue for _ in range(40)]
+    assert seen != sorted(seen, reverse=True)
+    refused = await bench.call(
+        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP,
+        fastjson.dumps({"groupName": "g", "attributes": {"+priority.factor": "101"}}),
+    )
+    assert refused.code != 0 and "range(0, 100)" in (refused.remark or "")
+
+
+async def test_retries_in_queues_of_their_own(tmp_path: Path) -> None:
+    # Claim: with useSeparateRetryQueue a message comes again in the queue of its number, also after a crash and when
+    # the topic has grown meanwhile; without, all come again in queue 0.
+    bench = await Bench(tmp_path, use_separate_retry_queue=True).start()
+    for queue in range(4):
+        await bench.send(str(queue), queue=queue)
+    popped = await bench.pop_all(invisibleTime=1_000)
+    assert len(popped) == 4
+    await bench.crash()
+    await bench.later(2)
+    again = await bench.pop_all(invisibleTime=1_000)
+    assert sorted((message.body.decode(), message.queue) for message in again) == [(str(q), q) for q in range(4)]
+    assert bench.broker.topics.table["%RETRY%g_orders"].write_queue_nums == 4
+    wider = await bench.call(
+        RequestCode.UPDATE_AND_CREATE_TOPIC, topic=TOPIC, defaultTopic="TBW102", readQueueNums=6, writeQueueNums=6,
+        perm=6, topicFilterType="SINGLE_TAG", topicSysFlag=0, order=False,
+    )  # fmt: skip
+    assert wider.code == 0
+    await bench.send("5", queue=5)
+    assert bodies(await bench.pop(invisibleTime=1_000)) == ["5"]
+    await bench.later(2)
+    again = await bench.pop_all(invisibleTime=1_000)
+    assert sorted((message.body.decode(), message.queue, message.times) for message in again) == [
+        *((str(q), q, 2) for q in range(4)),
+        ("5", 5, 1),
+    ]
+    bench.broker.options.use_separate_retry_queue = False
+    await bench.later(2)
+    assert {message.queue for message in await bench.pop_all()} == {0}
+    await bench.stop()
+
+
+async def test_rollback_leaves_everything_where_an_older_broker_looks(bench: Bench) -> None:
+    # Claim: after POP_ROLLBACK the disk knows what is popped and not acknowledged, in order and not.
+    await bench.send("a", "b")
+    await bench.pop(maxMsgNums=1, queueId=0)
+    await bench.pop(maxMsgNums=1, queueId=0, consumerGroup="ordered", order=True)
+    assert (await bench.call(RequestCode.POP_ROLLBACK)).code == 0
+    config = bench.store / "config"
+    assert fastjson.loads((config / "consumerOffset.json").read_bytes())["offsetTable"]["orders@g"] == {"0": 1}
+    assert "orders@ordered" in (config / "consumerOrderInfo.json").read_text()
+    assert bench.broker.pop.revive.open == 1
+    low, durable, high = bench.broker.store.log_bounds()
+    assert low <= durable == high
+
+
 async def test_first_offset(bench: Bench) -> None:
     await bench.send("a", "b")
     assert bodies(await bench.pop(initMode=1)) == ["a", "b"], "the beginning is in memory"

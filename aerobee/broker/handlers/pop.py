@@ -208,6 +208,17 @@ def polling_info(broker: Broker, connection: Connection, command: RemotingComman
     return command.reply(header=PollingInfoReply(polling_num=waiting))
 
 
+async def rollback(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+    """POP_ROLLBACK: what is popped lies where every release of Apache's broker finds it, on the disk.
+
+    Apache's moves it there from a database; here it is always in the revive log and `consumerOrderInfo.json`.
+    """
+    await broker.pop.save()
+    await broker.offsets.save()
+    await broker.store.flush()
+    return command.reply()
+
+
 def _check_readable(broker: Broker, header: PeekMessage | Notification | PollingInfo) -> None:
     if not broker.options.broker_permission & PERM_READ:
         raise ServerError(ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] peeking message is forbidden")
@@ -245,4 +256,5 @@ HANDLERS = {
     RequestCode.PEEK_MESSAGE: peek,
     RequestCode.NOTIFICATION: notification,
     RequestCode.POLLING_INFO: polling_info,
+    RequestCode.POP_ROLLBACK: rollback,
 }

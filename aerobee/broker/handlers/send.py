@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aerobee.broker.server import Broker
 
 DELAY: Final = "DELAY"
-TIMERS: Final = ("TIMER_DELIVER_MS", "TIMER_DELAY_SEC", "TIMER_DELAY_MS")
+INT_MAX: Final = 2**31 - 1
 PRIORITY: Final = "_SYS_MSG_PRIORITY_"
 UNIQUE_KEY: Final = "UNIQ_KEY"
 MULTI_TAGS: Final = 1 << 1
@@ -267,9 +267,9 @@ def place_timer(broker: Broker, topic: str, queue_id: int, properties: dict[str,
 def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: int) -> int:
     """The queue for a message with a priority; of a message that is more than that, the property is taken away."""
     value = properties.get(PRIORITY, "")
-    if not value.isdigit():
+    if not value.isdigit() or int(value) > INT_MAX:
         return queue_id
-    if any(name in properties for name in (PREPARED_PROPERTY, DELAY, *TIMERS, "__SHARDINGKEY")):
+    if message_types.type_of_message(properties) != "PRIORITY":
         del properties[PRIORITY]
         return queue_id
     return min(int(value), config.write_queue_nums - 1)

@@ -28,7 +28,7 @@ import org.apache.rocketmq.common.message.MessageQueue;
  *
  * <p>Arguments: namesrv, topic, count; optional group, from (first number), size (body bytes), mode (sync, async,
  * oneway, batch, selector, queue), in_flight, batch, shards, queue, tags (list, used in turn), keys (prefix, the key
- * is prefix + number), properties, level (delay level), deliver_ms (from now), delay_ms, delay_s, vip, timeout_ms, threads.
+ * is prefix + number), priorities (list, used in turn), properties, level (delay level), deliver_ms (from now), delay_ms, delay_s, vip, timeout_ms, threads.
  */
 final class Produce {
     static final int MAX_LISTED = 200;
@@ -89,6 +89,10 @@ final class Produce {
         }
         if (a.getString("keys") != null) {
             message.setKeys(a.getString("keys") + number);
+        }
+        JSONArray priorities = a.getJSONArray("priorities");
+        if (priorities != null) {
+            message.setPriority(priorities.getIntValue(number % priorities.size()));
         }
         if (a.getIntValue("level", 0) > 0) {
             message.setDelayTimeLevel(a.getIntValue("level"));
