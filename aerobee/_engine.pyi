@@ -126,6 +126,8 @@ class Turn:
     """The peer broke the protocol: write the replies, then close the connection with this reason."""
     more: Final[bool]
     """The session has whole frames left because replies grew long: `feed(session, b"")` again once they are written."""
+    behind: Final[bool]
+    """A message of the session's waits because the disk is behind: `feed(session, b"")` again when it is not."""
 
 @final
 class Engine:
@@ -134,8 +136,8 @@ class Engine:
         """Opens and recovers the store; blocks, so call it in a thread. `root` (directory), and optionally sync_flush
         (bool), log_file_bytes, queue_file_units, index_slots, index_entries, index_enable, store_host (ip:port),
         log_flush_interval_ms, log_flush_bytes_min, log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms,
-        checkpoint_bytes, disk_used_ratio_max, delay_levels_ms (list), utc_offset_ms (for the names of index files),
-        background (False: no flusher). Unknown keys raise TypeError."""
+        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list), utc_offset_ms (for the names
+        of index files), background (False: no flusher). Unknown keys raise TypeError."""
     def session(self, peer: str) -> int:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
@@ -146,7 +148,7 @@ class Engine:
     def settle(self) -> Turn:
         """Call it when `fileno()` is readable: flushed messages become visible, replies that waited go out."""
     def fileno(self) -> int:
-        """Readable when the flush has moved on (synchronous flush)."""
+        """Readable when the flush has moved on (synchronous flush, or the disk was behind)."""
     def expire(self, now_ms: int) -> Turn:
         """Answers waiting pulls whose time is over, and sends whose flush takes too long (FLUSH_DISK_TIMEOUT)."""
     def next_expiry_ms(self) -> int | None:
@@ -178,6 +180,9 @@ class Engine:
         """The next message that becomes visible in the queue is told in a turn's `arrivals`; once, then watch again."""
     def append(self, records: list[Record]) -> tuple[list[Receipt], Turn]:
         """Writes records in one write, all or none, and wakes the pulls that wait for them."""
+    def is_behind(self) -> bool:
+        """More is written and not flushed (unflushed_bytes_max), or held in memory for the disk, than there should be:
+        requests that store messages wait. `fileno()` becomes readable when it is worth asking again."""
     def durable(self) -> int:
         """Positions up to here are acknowledged: written, or flushed with synchronous flush."""
     def pull(

@@ -8,6 +8,7 @@ never behind what policy knows.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker import message_types
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("aerobee.broker.store")
 
 UNIT_BYTES: Final = 20
+UNFLUSHED_BYTES_MAX: Final = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10
+"""Log written and not flushed, from which senders wait: less than the kernel allows before a write of its own accord
+waits for the disk (15 of 100), which would hold up everybody."""
+UNFLUSHED_BYTES_MAX_SYNC: Final = 32 << 20
+"""The same with synchronous flush, where a reply in memory waits for every message."""
 
 
 def store_settings(options: BrokerOptions) -> dict[str, object]:
@@ -36,6 +42,7 @@ def store_settings(options: BrokerOptions) -> dict[str, object]:
         "index_enable": options.message_index_enable,
         "log_flush_interval_ms": options.flush_interval_commit_log,
         "queue_flush_interval_ms": options.flush_interval_consume_queue,
+        "unflushed_bytes_max": UNFLUSHED_BYTES_MAX_SYNC if options.sync_flush else UNFLUSHED_BYTES_MAX,
         "disk_used_ratio_max": options.disk_space_warning_level_ratio / 100,
         "delay_levels_ms": options.delay_levels_ms(),
     }

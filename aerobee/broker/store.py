@@ -21,6 +21,7 @@ from typing import Any, Final
 from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql
 from aerobee.clock import Clock
 from aerobee.errors import error_for
+from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import ResponseCode
 
@@ -54,6 +55,9 @@ class Store:
         self._unflushed: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._resuming: set[asyncio.Task[None]] = set()
+        self._held_back: dict[int, Connection] = {}
+        """Senders that wait for the disk, by session."""
+        self._complaints = Complaints(_log)
         self._released = False
 
     @classmethod
@@ -120,6 +124,8 @@ class Store:
             connection.close(turn.error)
         elif turn.more:
             self._later(connection)
+        elif turn.behind:
+            self._hold_back(connection)
 
     def _dispatch(self, connection: Connection, commands: list[CommandTuple]) -> bool:
         """Hands out `commands` from the front until all are gone, or the peer does not read its replies (False)."""
@@ -153,8 +159,22 @@ class Store:
         connection.hold_reading(self._released)
         self.received(connection, memoryview(b""))
 
+    def _hold_back(self, connection: Connection) -> None:
+        """The disk is behind: a sender is not read until it has caught up. Others are served."""
+        connection.hold_reading(True)
+        self._held_back[connection.session] = connection
+        self._complaints.warn("behind", "the disk does not keep up: %s has to wait with what it sends", connection.peer)
+
+    def _let_go(self) -> None:
+        held_back, self._held_back = self._held_back, {}
+        for session, connection in held_back.items():
+            if session in self._connections and not connection.closed:
+                connection.hold_reading(self._released)
+                self.received(connection, memoryview(b""))
+
     def disconnected(self, connection: Connection) -> None:
         """The connection ended: its session and the pulls it parked go with it."""
+        self._held_back.pop(connection.session, None)
         if self._connections.pop(connection.session, None) is not None:
             self.engine.close_session(connection.session)
 
@@ -182,6 +202,8 @@ class Store:
             _, _, waiter = heapq.heappop(self._unflushed)
             if not waiter.done():
                 waiter.set_result(None)
+        if self._held_back and not self.engine.is_behind():
+            self._let_go()
 
     def _expire(self) -> None:
         assert self._loop is not None

@@ -8,6 +8,8 @@ The transport counts bytes it could not hand to the kernel. Above `UNREAD_BYTES_
 * a client's connection goes on reading (the server may be waiting for exactly that), and whoever wants to send
   awaits `writable()`.
 
+A server whose disk is behind does not read its senders either (`broker/store.py`); what they sent stays with them.
+
 A peer that lets more than `UNREAD_BYTES_MAX` pile up, by long replies or by notices it did not ask for, is cut off.
 """
 

@@ -136,6 +136,7 @@ pub struct Turn {
     arrivals: Py<PyList>,
     error: Option<String>,
     more: bool,
+    behind: bool,
 }
 
 impl Turn {
@@ -163,6 +164,7 @@ impl Turn {
             arrivals: arrivals.unbind(),
             error: turn.error.map(|error| error.reason),
             more: turn.more,
+            behind: turn.behind,
         })
     }
 }
@@ -172,12 +174,13 @@ impl Turn {
     fn __repr__(&self, py: Python<'_>) -> String {
         let count = |list: &Py<PyList>| list.bind(py).len();
         format!(
-            "Turn({} replies, {} commands, {} commits, error={:?}, more={})",
+            "Turn({} replies, {} commands, {} commits, error={:?}, more={}, behind={})",
             count(&self.replies),
             count(&self.commands),
             count(&self.commits),
             self.error,
-            self.more
+            self.more,
+            self.behind
         )
     }
 }
@@ -260,6 +263,7 @@ fn store_options(options: &Bound<'_, PyDict>) -> PyResult<StoreOptions> {
             "queue_flush_interval_ms" => out.queue_flush_interval_ms = value.extract()?,
             "queue_flush_forced_ms" => out.queue_flush_forced_ms = value.extract()?,
             "disk_used_ratio_max" => out.disk_used_ratio_max = value.extract()?,
+            "unflushed_bytes_max" => out.unflushed_bytes_max = value.extract()?,
             "checkpoint_bytes" => out.checkpoint_bytes = value.extract()?,
             "utc_offset_ms" => out.utc_offset_ms = value.extract()?,
             "delay_levels_ms" => out.delay_levels_ms = value.extract()?,
@@ -465,6 +469,10 @@ impl Engine {
             Ok((receipts, turn))
         })?;
         Ok((receipts, Turn::of(py, turn)?))
+    }
+
+    fn is_behind(&self, py: Python<'_>) -> PyResult<bool> {
+        self.enter(py, |engine| engine.is_behind())
     }
 
     fn durable(&self, py: Python<'_>) -> PyResult<u64> {

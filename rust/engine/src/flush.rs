@@ -159,12 +159,13 @@ impl Worker {
 
     /// Does what is due by the clock.
     pub fn round(&mut self, shared: &Shared) -> Result<(), Error> {
+        let waited_for = shared.held_back.swap(false, Ordering::AcqRel);
         let result = self.round_parts(shared);
         if let Err(error) = &result {
             shared.report(error);
-            if shared.options.flush_mode == FlushMode::Sync {
-                shared.notify();
-            }
+        }
+        if waited_for || (result.is_err() && shared.options.flush_mode == FlushMode::Sync) {
+            shared.notify();
         }
         result
     }
@@ -229,9 +230,13 @@ impl Worker {
         if shared.has_failed() {
             return shared.health().map_or(Ok(()), Err);
         }
+        let waited_for = shared.held_back.swap(false, Ordering::AcqRel);
         let result = self.write_checkpoint(shared, last);
         if let Err(error) = &result {
             shared.report(error);
+        }
+        if waited_for {
+            shared.notify();
         }
         result
     }
@@ -248,7 +253,9 @@ impl Worker {
             FlushMode::Async => {
                 let enough = behind >= options.log_flush_bytes_min
                     && due(now, self.log_flushed_at, options.log_flush_interval_ms);
-                enough || due(now, self.log_flushed_at, options.log_flush_forced_ms)
+                enough
+                    || due(now, self.log_flushed_at, options.log_flush_forced_ms)
+                    || behind > options.unflushed_bytes_max / 2
             }
         };
         if !is_due {

@@ -149,7 +149,8 @@ impl Cutter {
     }
 
     /// Hands every frame that `data` completes to `take`, in order; keeps what is left over. When `take` answers
-    /// [`Flow::Stop`] the frames behind are kept as well, for a later call (with no data, if there is none).
+    /// [`Flow::Stop`] the frames behind are kept as well, for a later call (with no data, if there is none); with
+    /// [`Flow::Wait`] that frame too.
     /// After an error the stream is lost: nothing is kept.
     pub fn feed(
         &mut self,
@@ -160,21 +161,19 @@ impl Cutter {
         let mut at = 0;
         while at < self.tail.len() {
             match front(&self.tail[at..], frame_bytes_max) {
-                Ok(Front::Whole(frame, used)) => {
-                    at += used;
-                    match take(frame) {
-                        Ok(Flow::Go) => {}
-                        Ok(Flow::Stop) => {
-                            self.tail.drain(..at);
-                            self.tail.extend_from_slice(data);
-                            return Ok(Flow::Stop);
-                        }
-                        Err(error) => {
-                            self.tail = Vec::new();
-                            return Err(error);
-                        }
+                Ok(Front::Whole(frame, used)) => match take(frame) {
+                    Ok(Flow::Go) => at += used,
+                    Ok(flow) => {
+                        let done = if flow == Flow::Stop { at + used } else { at };
+                        self.tail.drain(..done);
+                        self.tail.extend_from_slice(data);
+                        return Ok(flow);
                     }
-                }
+                    Err(error) => {
+                        self.tail = Vec::new();
+                        return Err(error);
+                    }
+                },
                 Ok(Front::Partial(want)) => {
                     let have = self.tail.len() - at;
                     // Until the first 8 bytes are there only they are fetched; then the frame's own end is known.
@@ -200,10 +199,13 @@ impl Cutter {
         while !data.is_empty() {
             match front(data, frame_bytes_max)? {
                 Front::Whole(frame, used) => {
-                    data = &data[used..];
-                    if let Flow::Stop = take(frame)? {
+                    let flow = take(frame)?;
+                    if flow != Flow::Wait {
+                        data = &data[used..];
+                    }
+                    if flow != Flow::Go {
                         self.tail.extend_from_slice(data);
-                        return Ok(Flow::Stop);
+                        return Ok(flow);
                     }
                 }
                 Front::Partial(_) => {
@@ -221,6 +223,8 @@ impl Cutter {
 pub enum Flow {
     Go,
     Stop,
+    /// Not this one either: it was not taken.
+    Wait,
 }
 
 /// A tail that grew for one large frame is given back; up to this size it is kept for the next one.

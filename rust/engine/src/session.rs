@@ -67,6 +67,18 @@ pub struct Turn {
     pub error: Option<ProtocolError>,
     /// The session has frames left, because the replies grew long: `feed` again with no data once they are written.
     pub more: bool,
+    /// A send waits in the session because the disk is behind ([`Store::is_behind`]): feed it again, with nothing, when
+    /// it is not any more.
+    pub behind: bool,
+}
+
+/// SEND_MESSAGE, CONSUMER_SEND_MSG_BACK, END_TRANSACTION, SEND_MESSAGE_V2, SEND_BATCH_MESSAGE, SEND_REPLY_MESSAGE and
+/// its V2.
+const STORING: [i32; 7] = [SEND_MESSAGE, 36, 37, SEND_MESSAGE_V2, SEND_BATCH_MESSAGE, 324, 325];
+
+/// Requests that store a message of the client's, here or by policy.
+fn stores(header: &Header) -> bool {
+    !header.is_response() && STORING.contains(&header.code)
 }
 
 impl Turn {
@@ -297,6 +309,11 @@ impl Engine {
         [self.parked.next_deadline_ms(), flush].into_iter().flatten().min()
     }
 
+    /// The disk is behind: what would store messages waits; see [`Store::is_behind`].
+    pub fn is_behind(&mut self) -> bool {
+        self.store.is_behind()
+    }
+
     /// A chunk from a connection. Bytes of an unfinished frame are kept.
     pub fn feed(&mut self, session: u64, data: &[u8]) -> Turn {
         let mut turn = Turn::default();
@@ -309,12 +326,18 @@ impl Engine {
         let turn_bytes_max = self.tables.settings.turn_bytes_max;
         let fed = cutter.feed(data, frame_bytes_max, |frame| {
             header.read(frame.encoding, frame.header)?;
+            if stores(&header) && self.store.is_behind() {
+                return Ok(Flow::Wait);
+            }
             self.take(session, peer, &mut header, &frame, &mut out, &mut turn);
             Ok(if out.len() + self.send_replies.len() >= turn_bytes_max { Flow::Stop } else { Flow::Go })
         });
         self.header = header;
         match fed {
-            Ok(flow) => turn.more = flow == Flow::Stop && cutter.kept() > 0,
+            Ok(flow) => {
+                turn.more = flow == Flow::Stop && cutter.kept() > 0;
+                turn.behind = flow == Flow::Wait;
+            }
             Err(error) => {
                 self.counters.faults[error.fault as usize] += 1;
                 turn.error = Some(error);

@@ -42,6 +42,8 @@ const WRITE_FILES_MAX: usize = 128;
 const DENSE_QUEUES: u32 = 1024;
 /// When so many bytes of entries wait in memory, the flusher is woken early.
 const PENDING_BYTES_WAKE: usize = 4 << 20;
+/// With so many the disk is behind, see [`Store::is_behind`].
+const PENDING_BYTES_MAX: usize = 64 << 20;
 
 /// When a message counts as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct StoreOptions {
     pub queue_flush_forced_ms: i64,
     /// After so much log the checkpoint is written earlier: what a recovery has to read stays bounded.
     pub checkpoint_bytes: u64,
+    /// With more log than this written and not flushed the disk is behind, see [`Store::is_behind`].
+    pub unflushed_bytes_max: u64,
     /// Share of the disk in use from which writes are refused.
     pub disk_used_ratio_max: f64,
     /// Delay of each level of SCHEDULE_TOPIC_XXXX; level 1 first. Used when queue entries are rebuilt.
@@ -108,6 +112,7 @@ impl StoreOptions {
             queue_flush_interval_ms: 1000,
             queue_flush_forced_ms: MINUTE,
             checkpoint_bytes: 256 << 20,
+            unflushed_bytes_max: 1 << 30,
             disk_used_ratio_max: 0.90,
             delay_levels_ms: [1, 5, 10, 30]
                 .map(|s| s * 1000)
@@ -250,6 +255,8 @@ pub(crate) struct Shared {
     pub worker: Mutex<Worker>,
     pub wake: Wake,
     pub event: OwnedFd,
+    /// Somebody waits for the disk to catch up: the flusher says after each round that it has been at work.
+    pub held_back: AtomicBool,
     pub counters: Counters,
     health: Mutex<Health>,
     refusing: AtomicBool,
@@ -400,6 +407,9 @@ pub struct Store {
     now_ms: i64,
     staged_records: u64,
     commit_number: u32,
+    /// Bytes of entries that waited in memory after the last commit.
+    waiting: usize,
+    behind: bool,
     scratch: Vec<u8>,
     flusher: Option<Flusher>,
     lock: Option<Box<dyn Any + Send>>,
@@ -453,6 +463,7 @@ impl Store {
             worker: Mutex::new(Worker::new(clock.now_ms())),
             wake: Wake::default(),
             event,
+            held_back: AtomicBool::new(false),
             counters: Counters::default(),
             health: Mutex::default(),
             refusing: AtomicBool::new(false),
@@ -479,6 +490,8 @@ impl Store {
             now_ms: 0,
             staged_records: 0,
             commit_number: 0,
+            waiting: 0,
+            behind: false,
             scratch: Vec::new(),
             flusher: None,
             lock: Some(held),
@@ -642,6 +655,7 @@ impl Store {
         if self.sync {
             touched.clear();
         }
+        self.waiting = waiting;
         if self.sync || waiting > PENDING_BYTES_WAKE {
             self.shared.wake.wake();
         }
@@ -734,6 +748,36 @@ impl Store {
         } else {
             self.shared.log.written()
         }
+    }
+
+    /// The disk does not keep up: more is written and not flushed, or held in memory for it, than there should be. Who
+    /// sends is to wait; [`Store::notify_fd`] tells when it is worth asking again. It ends at half the limits, and
+    /// when writes are refused: that is to be said, not waited for.
+    #[inline]
+    pub fn is_behind(&mut self) -> bool {
+        let written = self.shared.log.written() + self.chunk.len() as u64;
+        let unflushed = written.saturating_sub(self.shared.log.flushed());
+        if !self.behind && unflushed <= self.shared.options.unflushed_bytes_max && self.waiting <= PENDING_BYTES_MAX {
+            return false;
+        }
+        self.still_behind(unflushed)
+    }
+
+    #[cold]
+    fn still_behind(&mut self, unflushed: u64) -> bool {
+        self.waiting = {
+            let state = lock(&self.shared.state);
+            let index = state.index.as_ref().map_or(0, |i| i.pending_bytes());
+            state.tail_units * crate::consume_queue::UNIT_BYTES + index
+        };
+        self.behind = (unflushed > self.shared.options.unflushed_bytes_max / 2 || self.waiting > PENDING_BYTES_MAX / 2)
+            && self.health().is_none()
+            && !self.closed;
+        if self.behind {
+            self.shared.held_back.store(true, Ordering::Release);
+            self.shared.wake.wake();
+        }
+        self.behind
     }
 
     /// Synchronous flush: makes flushed entries visible and returns the queues whose visible maximum moved.

@@ -166,6 +166,10 @@ impl Bench {
     }
 
     fn with(flush_mode: FlushMode) -> Bench {
+        Bench::with_options(flush_mode, |_| {})
+    }
+
+    fn with_options(flush_mode: FlushMode, change: impl FnOnce(&mut StoreOptions)) -> Bench {
         let disk = SimDisk::new();
         let clock = Arc::new(ManualClock::new(NOW_MS));
         let mut options = StoreOptions::new("/store");
@@ -175,6 +179,7 @@ impl Bench {
         options.index_slots = 1000;
         options.index_entries = 4000;
         options.background = false;
+        change(&mut options);
         let settings = Settings { store_host: options.store_host, ..Settings::default() };
         let store = Store::open(options, Arc::new(disk.clone()), clock.clone(), &|_| {}).unwrap();
         let mut engine = Engine::new(store, clock.clone(), settings);
@@ -470,6 +475,63 @@ fn a_negative_queue_id_means_any_write_queue() {
         seen[one(&bench.send("x", &[("queueId", "-1")])).number("queueId") as usize] += 1;
     }
     assert!(seen.iter().all(|count| *count > 20), "{seen:?}");
+}
+
+/// A flood of sends without a look at the replies, 100 bytes of body each.
+fn flood(bench: &mut Bench, count: usize) -> Vec<u8> {
+    (0..count).flat_map(|number| bench.send_frame(&format!("{number:0100}"), &[])).collect()
+}
+
+#[test]
+fn a_sender_in_front_of_a_slow_disk_waits_and_loses_nothing() {
+    const MAX: u64 = 20_000;
+    for mode in [FlushMode::Async, FlushMode::Sync] {
+        let mut bench = Bench::with_options(mode, |options| options.unflushed_bytes_max = MAX);
+        let other = bench.engine.session("10.9.9.9:1".parse().unwrap());
+        let bytes = flood(&mut bench, 1000);
+        let chunk = 5000;
+        let mut turns: Vec<Turn> = Vec::new();
+        for part in bytes.chunks(chunk) {
+            turns.push(bench.feed(part));
+            let mut rounds = 0;
+            while turns.last().unwrap().behind {
+                rounds += 1;
+                assert!(rounds < 100, "{mode:?}: the disk never catches up");
+                let stats = bench.engine.store.stats();
+                assert!(stats.max_position - stats.flushed_position <= MAX + 2 * chunk as u64, "{mode:?}: no bound");
+                // Another connection's pull is served meanwhile, its send waits like all others.
+                let pull = bench.request(11, 0, &Bench::pull_fields(&[("maxMsgNums", "1")]), b"");
+                let pulled = bench.engine.feed(other, &pull);
+                assert!(!pulled.behind && pulled.replies.len() == 1, "{mode:?}: a reader waits for the disk");
+                assert!(bench.engine.is_behind());
+                bench.engine.store.tick().unwrap();
+                turns.push(bench.engine.settle());
+                assert!(!bench.engine.is_behind());
+                turns.push(bench.feed(b""));
+            }
+        }
+        bench.engine.store.tick().unwrap();
+        turns.push(bench.engine.settle());
+        assert!(turns.iter().filter(|turn| turn.behind).count() > 5, "{mode:?}: the sender was never slowed down");
+        let offsets: Vec<i64> = turns.iter().flat_map(replies).map(|reply| reply.number("queueOffset")).collect();
+        assert_eq!(offsets, (0..1000).collect::<Vec<i64>>(), "{mode:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_fails_is_no_reason_to_wait() {
+    let mut bench = Bench::with_options(FlushMode::Sync, |options| options.unflushed_bytes_max = 20_000);
+    let bytes = flood(&mut bench, 300);
+    assert!(bench.feed(&bytes).behind);
+    bench.disk.fail_syncs(true);
+    assert!(bench.engine.store.tick().is_err());
+    let mut refused: Vec<Reply> = replies(&bench.engine.settle());
+    assert!(!bench.engine.is_behind());
+    let turn = bench.feed(b"");
+    assert!(!turn.behind);
+    refused.extend(replies(&turn));
+    assert_eq!(refused.len(), 300, "all are answered, those that were held and those that waited");
+    assert!(refused.iter().all(|reply| reply.code != 0));
 }
 
 #[test]
