@@ -100,6 +100,8 @@ def measure(
                 for kind, runs in found.items():
                     figures[kind, one.name] = median(runs) if runs else Figures(0, 0, 0, 0, 0, 0, 0)
                     say(f"{kind}: {one.name}: {figures[kind, one.name].rate:,} msg/s")
+                    if figures[kind, one.name].why_refused:
+                        say(f"{kind}: {one.name}: refused: {figures[kind, one.name].why_refused}")
     if alone:
         plain = [f"{one.name}: {figures['aerobee', one.name]}" for one in chosen]
         return "\n".join(plain), all(figures["aerobee", one.name].rate > 0 for one in chosen)
@@ -145,7 +147,7 @@ def loads_table(chosen: list[Workload], figures: dict[tuple[str, str], Figures])
         cpu, cpu_ok = ratio(mine.cpu_us, theirs.cpu_us, budget.cpu)
         p50, p50_ok = ratio(mine.p50_us, theirs.p50_us, budget.p50)
         p99, p99_ok = ratio(mine.p99_us, theirs.p99_us, budget.p99)
-        holds = rate_ok and cpu_ok and p50_ok and p99_ok
+        holds = rate_ok and cpu_ok and p50_ok and p99_ok and mine.refused == 0
         all_hold = all_hold and holds
         refused = f", refused {theirs.refused:,} → {mine.refused:,}" if theirs.refused or mine.refused else ""
         cells = [

@@ -36,6 +36,8 @@ class Figures:
     max_us: int
     refused: int
     resident_mib: int = 0
+    why_refused: str = ""
+    """The first refusal as the generator saw it."""
 
 
 def build() -> None:
@@ -60,7 +62,9 @@ def run(words: list[str], *, batch: int = 1, rate: int = 0, warm_s: float | None
     found = LINE.search(done.stdout)
     if found is None:
         raise RuntimeError(f"the load generator failed: {done.stdout}{done.stderr}")
-    return _figures(found, float(found["cpu"]), int(found["rss"]))
+    refusal = re.search(r"first bad: (.*)", done.stderr)
+    figures = _figures(found, float(found["cpu"]), int(found["rss"]))
+    return replace(figures, why_refused=refusal[1] if refusal else "")
 
 
 def paced(
@@ -78,9 +82,10 @@ def paced(
 
 
 def median(runs: list[Figures]) -> Figures:
-    """Each figure's median; refused sends are added up."""
+    """Each figure's median; refused sends are added up, and the first reason is kept."""
     middle = [statistics.median_low(column) for column in zip(*map(astuple, runs), strict=True)]
-    return replace(Figures(*middle), refused=sum(one.refused for one in runs))
+    why = next((one.why_refused for one in runs if one.why_refused), "")
+    return replace(Figures(*middle), refused=sum(one.refused for one in runs), why_refused=why)
 
 
 def _figures(found: re.Match[str], cpu_us: float, resident_mib: int) -> Figures:
