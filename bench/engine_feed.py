@@ -2,11 +2,12 @@
 
     .venv/bin/python bench/engine_feed.py [--messages 300000]
 
-CPU time of this process a message, the flusher's thread included; chunks of 64 sends, pulls of 32 records.
+CPU time of this process a message, the flusher's thread included; chunks of 64 sends, batches of 32, pulls of 32 records.
 """
 
 import argparse
 import shutil
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +36,21 @@ def send_frame(opaque: int, body: bytes, encoding: int) -> bytes:
         "n": "broker-a",
     }
     return encode_frame(310, 0, 453, opaque, 0, None, fields, body, encoding)
+
+
+def batch_frame(opaque: int, body: bytes, encoding: int) -> bytes:
+    """A batch of 32 as the Java client writes it."""
+    inner = []
+    for at in range(32):
+        properties = PROPERTIES.format(opaque=opaque * 32 + at).encode()
+        size = 22 + len(body) + len(properties)
+        inner.append(struct.pack(">iiiii", size, 0, 0, 0, len(body)) + body)
+        inner.append(struct.pack(">h", len(properties)) + properties)
+    fields = {
+        "a": "load_g", "b": "load", "c": "TBW102", "d": "8", "e": str(opaque % QUEUES), "f": "0", "g": "1700000000000",
+        "h": "0", "i": "", "j": "0", "k": "false", "m": "true", "n": "broker-a",
+    }  # fmt: skip
+    return encode_frame(320, 0, 453, opaque, 0, None, fields, b"".join(inner), encoding)
 
 
 def pull_frame(opaque: int, queue: int, offset: int, encoding: int) -> bytes:
@@ -79,6 +95,12 @@ def run(messages: int, body_bytes: int, encoding: int) -> None:
             for at in range(messages // 64):
                 assert len(engine.feed(session, chunks[at % 64]).replies) == 1
 
+        batches = [batch_frame(at, bytes(body_bytes), encoding) for at in range(64)]
+
+        def send_batches() -> None:
+            for at in range(messages // 32):
+                assert len(engine.feed(session, batches[at % 64]).replies) == 1
+
         def pull() -> None:
             each = messages // QUEUES
             for queue in range(QUEUES):
@@ -88,6 +110,7 @@ def run(messages: int, body_bytes: int, encoding: int) -> None:
         messages -= messages % (64 * 32)
         send()
         timed(f"send {kind}", messages, send)
+        timed(f"batch {kind}", messages, send_batches)
         timed(f"pull {kind}", messages, pull)
     finally:
         engine.close()
