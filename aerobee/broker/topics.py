@@ -169,7 +169,7 @@ class TopicTable:
         self._own_system: set[str] = set()
 
     def load(self) -> None:
-        """Reads the file and adds the system topics. Raises OSError."""
+        """Reads the file and adds the system topics; nobody is told of them one by one. Raises OSError."""
         for config in self._system_topics():
             self._own_system.add(config.topic_name)
             self.table[config.topic_name] = config
@@ -180,8 +180,6 @@ class TopicTable:
             self.version = DataVersion.from_json(data.get("dataVersion"))
         if not self._options.auto_create_topic_enable:
             self.table.pop(AUTO_CREATE_TOPIC, None)
-        for name, config in self.table.items():
-            self._on_change(name, config)
 
     def get(self, topic: str) -> TopicConfig | None:
         """A topic, if it exists here."""

@@ -31,6 +31,10 @@ class Body(msgspec.Struct, rename="camel", kw_only=True):
     def from_dict(cls, tree: Any) -> Self:
         """Reads what `fastjson.loads` gives; nulls count as left out. Raises MalformedRequest."""
         try:
+            return msgspec.convert(tree, cls, strict=False)
+        except msgspec.ValidationError:
+            pass  # maybe a null is in the way
+        try:
             return msgspec.convert(_without_nulls(tree), cls, strict=False)
         except msgspec.ValidationError as error:
             raise MalformedRequest(f"{cls.__name__}: {error}") from None
