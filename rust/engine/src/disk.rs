@@ -58,6 +58,10 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// First offset at or after `offset` that may hold something else than zeros; `None`: only zeros up to the end.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+    /// Takes blocks for a range that will be written soon; its bytes stay zeros and the size stays. Maybe not supported.
+    fn reserve(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// Tells the system that this range will be read soon.
     fn will_need(&self, _offset: u64, _bytes: u64) {}
     /// A read-only map of the whole file, where the disk can; otherwise callers use `read_at`.
@@ -135,6 +139,10 @@ impl DiskFile for RealFile {
             Err(rustix::io::Errno::INVAL) => Ok((offset < self.len()?).then_some(offset)),
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn reserve(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::KEEP_SIZE, offset, bytes)?)
     }
 
     fn will_need(&self, offset: u64, bytes: u64) {

@@ -118,6 +118,7 @@ pub(crate) struct Worker {
     checkpoint_at: i64,
     slots_written_at: i64,
     space_checked_at: i64,
+    free_bytes: u64,
     /// End of the log at the last checkpoint, and when it last moved.
     checkpointed: u64,
     seen_end: u64,
@@ -137,6 +138,7 @@ impl Worker {
             checkpoint_at: now_ms,
             slots_written_at: now_ms,
             space_checked_at: 0,
+            free_bytes: 0,
             checkpointed: 0,
             seen_end: 0,
             seen_end_at: now_ms,
@@ -180,6 +182,9 @@ impl Worker {
         if shared.has_failed() {
             // After a failed write or sync nothing may be written that claims more than the device has.
             return Ok(());
+        }
+        if shared.log.wants_reserve() {
+            shared.log.reserve(self.free_bytes);
         }
         self.sync_log_if_due(shared, now)?;
         if shared.log.wants_next() {
@@ -483,6 +488,7 @@ impl Worker {
                 return;
             }
         };
+        self.free_bytes = space.free;
         let used = 1.0 - space.free as f64 / space.total.max(1) as f64;
         shared.counters.used_ppm.store((used * 1e6) as u64, Ordering::Relaxed);
         let too_much = used > shared.options.disk_used_ratio_max;

@@ -656,7 +656,7 @@ impl Store {
             touched.clear();
         }
         self.waiting = waiting;
-        if self.sync || waiting > PENDING_BYTES_WAKE {
+        if self.sync || waiting > PENDING_BYTES_WAKE || self.shared.log.wants_reserve() {
             self.shared.wake.wake();
         }
         let took = started.elapsed().as_micros() as u64;

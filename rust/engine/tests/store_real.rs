@@ -151,3 +151,34 @@ fn the_lock_keeps_a_second_store_out_and_goes_with_the_first() {
     assert!(matches!(store.flush(), Err(Error::Closed)));
     open(&options).unwrap();
 }
+
+#[test]
+fn blocks_are_reserved_ahead_of_a_busy_log_and_not_of_an_idle_one() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { log_file_bytes: 64 << 20, ..StoreOptions::new(dir.path()) };
+    let mut store = open(&options).unwrap();
+    let taken = |name: &str| {
+        let found = std::fs::metadata(dir.path().join("commitlog").join(name)).unwrap();
+        assert_eq!(found.len(), 64 << 20, "reserving changes no size");
+        found.blocks() * 512
+    };
+    stage(&mut store, "t", 0, &[7; 1000]);
+    store.commit().unwrap();
+    eventually("the next file is prepared", || dir.path().join("commitlog/00000000000067108864").exists());
+    assert!(taken("00000000000000000000") <= 64 << 10);
+    let mut written = 0;
+    while written < 40 << 20 {
+        for _ in 0..1000 {
+            written = stage(&mut store, "t", 0, &[7; 4000]).position;
+        }
+        store.commit().unwrap();
+    }
+    // The flusher reserves as much again: the rest of this file and a part of the next.
+    eventually("reserved", || taken("00000000000000000000") >= 63 << 20 && taken("00000000000067108864") >= 8 << 20);
+    let kept = stage(&mut store, "t", 0, b"last");
+    store.commit().unwrap();
+    store.close().unwrap();
+    let mut store = open(&options).unwrap();
+    assert_eq!(store.stats().max_position, kept.position + u64::from(kept.size));
+}
