@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/engine_feed.py [--messages 300000]
 
-CPU time of this process a message, the flusher's thread included; chunks of 64 sends, batches of 32, pulls of 32 records.
+CPU time of this process a message, the flusher's thread included; chunks of 64 sends, batches of 32, pulls of 32.
 """
 
 import argparse
