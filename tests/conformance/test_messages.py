@@ -111,6 +111,32 @@ def test_produce_and_consume(room: Room) -> None:
     assert not by_id
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("cluster", ["aerobee"], indirect=True)
+def test_a_million_messages_nothing_lost_nothing_twice(room: Room) -> None:
+    # Claim: what one group consumes while it is sent is all of it, once. (Apache's broker would only cost time here.)
+    room.create(8)
+    room.consume(batch=32, threads=4)
+    sending = [
+        room.client.start(
+            "produce",
+            namesrv=room.cluster.namesrv_address,
+            topic=room.topic,
+            group=f"million_{part}",
+            mode="batch",
+            batch=250,
+            count=500_000,
+            **{"from": part * 500_000},
+        )
+        for part in range(2)
+    ]
+    for future in sending:
+        sent = future.result(240)
+        assert sent["errors"] == {} and sent["statuses"] == {"SEND_OK": 2_000}
+    state = room.state(received=1_000_000, timeout_s=60)
+    assert (state["received"], state["distinct"], state["duplicates"]) == (1_000_000, 1_000_000, 0)
+
+
 BY_CLIENT = {"seq", "WAIT", "UNIQ_KEY", "MIN_OFFSET", "MAX_OFFSET", "CONSUME_START_TIME"}
 BY_BROKER = {"CLUSTER", "MSG_REGION", "TRACE_ON"}
 
