@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -186,7 +187,8 @@ class Broker:
         await self._close_listeners(GRACE_S)
         await self._persist()
         await self.store.close()
-        _log.info("broker %s stopped", self.options.broker_name)
+        counts = ", ".join(f"{what} {count}" for what, count in self.counters.items())
+        _log.info("broker %s stopped; connections: %s", self.options.broker_name, counts)
 
     @property
     def addresses(self) -> list[str]:
@@ -198,6 +200,14 @@ class Broker:
         """What clients are told to dial."""
         host, _, port = self.listeners[0].address.rpartition(":")
         return f"{self.options.broker_ip1 or self._reachable(host)}:{port}"
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Connections: opened, refused, closed by reason."""
+        total: Counter[str] = Counter()
+        for listener in self.listeners:
+            total.update(listener.counters)
+        return dict(total)
 
     @property
     def host(self) -> str:

@@ -104,7 +104,7 @@ class Store:
         self._connections[session] = connection
 
     def received(self, connection: Connection, data: memoryview) -> None:
-        """A chunk arrived. ProtocolError leaves through the caller, who closes the connection."""
+        """A chunk arrived; what is no protocol closes the connection."""
         turn = self._feed(connection.session, data)
         replies = turn.replies
         if len(replies) == 1 and replies[0][0] == connection.session:
@@ -121,7 +121,7 @@ class Store:
         if commands and not self._dispatch(connection, commands):
             self._later(connection, turn)
         elif turn.error is not None:
-            connection.close(turn.error)
+            connection.reject(turn.error)
         elif turn.more:
             self._later(connection)
         elif turn.behind:
@@ -154,7 +154,7 @@ class Store:
         if connection.closed or connection.session not in self._connections:
             return
         if turn is not None and turn.error is not None:
-            connection.close(turn.error)
+            connection.reject(turn.error)
             return
         connection.hold_reading(self._released)
         self.received(connection, memoryview(b""))

@@ -75,6 +75,8 @@ class NameServer:
 
     async def stop(self) -> None:
         """Answers what was accepted, then closes."""
+        if not self.address:
+            return
         self._listener.hold()
         await self._dispatch.drain()
         await self._listener.stop()
@@ -82,7 +84,7 @@ class NameServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._brokers.close()
-        _log.info("stopped")
+        _log.info("stopped; connections: %s", ", ".join(f"{what} {count}" for what, count in self.counters.items()))
 
     # What the listener calls.
 

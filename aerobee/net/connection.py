@@ -101,8 +101,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             if not self._reason:
                 self._service.received(self, chunk)
         except ProtocolError as error:
-            fault, _, detail = error.reason.partition(": ")
-            self.close(fault, detail)
+            self.reject(error.reason)
         except Exception:
             _log.exception("connection %s: internal error while handling what it sent; it is closed", self.peer)
             self.close("internal error")
@@ -230,6 +229,11 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         self._say(reason, detail)
         self._reason = reason
         self.transport.close()
+
+    def reject(self, error: str) -> None:
+        """Closes because of what the peer sent: `error` is `kind: detail`; only the kind is counted and told apart."""
+        kind, _, detail = error.partition(": ")
+        self.close(kind, detail)
 
     def abort(self, reason: str) -> None:
         """Closes at once; what is queued is lost."""

@@ -19,6 +19,7 @@ from aerobee.broker.server import Broker
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
 from aerobee.net.remote import RemotePool
+from aerobee.protocol.bodies.admin import KVTable
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import FLAG_RESPONSE, FrameDecoder, RemotingCommand
 from aerobee.testing.eventually import eventually
@@ -134,6 +135,24 @@ async def test_what_is_no_protocol_ends_that_connection(
     writer.close()
     await healthy(server)
     assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+
+async def test_a_kind_of_garbage_is_one_line_and_one_counter(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    # Claim: whoever varies what he sends fills neither the log nor the table of counters; an operator sees how often.
+    for size in range(17 << 20, (17 << 20) + 20):
+        reader, writer = await asyncio.open_connection(*place(server))
+        writer.write(struct.pack(">II", size, 100))
+        assert await reader.read() == b""
+        writer.close()
+    closed = {name: count for name, count in server.counters.items() if name.startswith("closed: ")}
+    assert closed.pop("closed: frame_too_large") == 20
+    assert set(closed) <= {"closed: peer closed", "closed: connection reset"}
+    assert len([record for record in caplog.records if "frame_too_large" in record.getMessage()]) == 1
+    if isinstance(server, Broker):
+        pool = RemotePool()
+        reply = await pool.invoke(server.address, RemotingCommand.request(RequestCode.GET_BROKER_RUNTIME_INFO), 10)
+        await pool.close()
+        assert KVTable.from_json(reply.body).table["connections closed: frame_too_large"] == "20"
 
 
 async def test_a_thousand_half_frames_held_open(server: Server) -> None:

@@ -86,7 +86,10 @@ def _runtime(broker: Broker) -> dict[str, str]:
         "consumerGroupsMismatched": str(sum(bool(group.mismatch) for group in broker.clients.consumers.values())),
         "storeHealth": broker.store.health() or "",
         "pythonVersion": platform.python_version(),
+        "connections": str(sum(len(listener.connections) for listener in broker.listeners)),
     }
+    for what, count in broker.counters.items():
+        table[f"connections {what}"] = str(count)
     for pool, capacity in (("send", 10000), ("pull", 100000), ("litePull", 100000), ("query", 20000), ("ack", 100000)):
         # There are no thread pools; tools print these, and zero is the truth: nothing waits in a queue.
         table[f"{pool}ThreadPoolQueueSize"] = "0"
