@@ -52,6 +52,7 @@ class Row:
     `name` is Apache's key; `attribute` the Python name. `low` and `high` are inclusive. `live`: a change takes effect
     at once, otherwise at the next start. `remote`: may be changed over the wire; never for anything that names a
     path, a command, a class or a credential. `variable`: a further environment variable, weaker than the prefixed one.
+    `why` explains the bounds where Apache RocketMQ has wider ones.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Row:
     live: bool = False
     remote: bool = True
     variable: str = ""
+    why: str = ""
 
     def value(self) -> Value:
         """The default, computed now if it depends on the machine."""
@@ -73,7 +75,12 @@ class Row:
 
     def parse(self, text: str) -> Value:
         """Turns text into a checked value; ValueError says in a few words what was expected."""
-        text = text.strip()
+        try:
+            return self._parse(text.strip())
+        except ValueError as error:
+            raise ValueError(f"{error}{self.why and ': ' + self.why}") from None
+
+    def _parse(self, text: str) -> Value:
         if self.kind is bool:
             if text.lower() not in ("true", "false"):
                 raise ValueError(f"must be true or false, not {text!r}")
@@ -114,6 +121,7 @@ def setting(
     live: bool = False,
     remote: bool = True,
     variable: str = "",
+    why: str = "",
 ) -> T:
     """Declares one row in the body of an `Options` class; the type is the default's.
 
@@ -123,7 +131,7 @@ def setting(
     """
     arguments = dict(
         kind=type(default), default=default, about=about, factory=factory, low=low, high=high, choices=choices,
-        live=live, remote=remote, variable=variable,
+        live=live, remote=remote, variable=variable, why=why,
     )  # fmt: skip
     return cast(T, _Declared(name, arguments))
 
@@ -181,7 +189,7 @@ class Options:
         for attribute, value in values.items():
             row_ = by_attribute.get(attribute)
             if row_ is None:
-                problems.append(f"unknown setting {attribute!r}{_nearest(attribute, by_attribute)}")
+                problems.append(f"unknown setting {attribute!r}{nearest(attribute, by_attribute)}")
                 continue
             try:
                 setattr(self, attribute, row_.parse(to_text(value)))
@@ -224,7 +232,7 @@ class Options:
                     if variable in variables:
                         raw.append((variables[variable], environ[variable], f"environment variable {variable}: "))
                     else:
-                        problems.append(f"unknown environment variable {variable}{_nearest(variable, variables)}")
+                        problems.append(f"unknown environment variable {variable}{nearest(variable, variables)}")
         for key, value in (flags or {}).items():
             raw.append((key, to_text(value), ""))
 
@@ -261,7 +269,7 @@ class Options:
             return ""
         if key in cls.IGNORED:
             return f"{key} has no effect: {cls.IGNORED[key]}"
-        raise ValueError(f"unknown key {key!r}{_nearest(key, [*cls.ROWS, *cls.IGNORED, *cls.REFUSED])}")
+        raise ValueError(f"unknown key {key!r}{nearest(key, [*cls.ROWS, *cls.IGNORED, *cls.REFUSED])}")
 
     def check(self) -> list[str]:
         """Rules between settings; returns one sentence a problem. Subclasses override it."""
@@ -344,13 +352,13 @@ def to_text(value: Value) -> str:
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
-    """`; the nearest known key is 'listenPort'`, or nothing when none is near."""
+def nearest(key: str, known: Iterable[str], what: str = "key") -> str:
+    """`; the nearest known key is 'listenPort'`: the likeliest slip, however far it is."""
     import difflib  # only an error needs it
 
     by_folded = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(key.lower(), by_folded, n=1, cutoff=0.6)
-    return f"; the nearest known key is {by_folded[near[0]]!r}" if near else ""
+    near = difflib.get_close_matches(key.lower(), by_folded, n=1, cutoff=0.0)
+    return f"; the nearest known {what} is {by_folded[near[0]]!r}" if near else ""
 
 
 # Java's .properties text.

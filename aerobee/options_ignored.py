@@ -136,6 +136,10 @@ BROKER: Final = _by_key(
         maxReconnectIntervalTimeSeconds serverChannelMaxIdleTimeSeconds serverSocketBacklog shutdownWaitTimeSeconds
         socksProxyConfig
     """,
+        "Apache RocketMQ 5 reads it no more either, though its manuals and old files have it": """
+        abortFile checkTransactionMessageEnable mapedFileSizeCommitLog mapedFileSizeConsumeQueue storeCheckpoint
+        storePathConsumeQueue storePathConsumerQueue storePathIndex
+    """,
         "there is no such setting, the built-in behaviour applies": """
         allowRecallWhenBrokerNotWriteable appendTopicForTimerDeleteKey autoCreateSubscriptionGroup
         autoCreateTopicEnable autoMessageVersionOnTopicLen broadcastOffsetExpireMaxSecond broadcastOffsetExpireSecond

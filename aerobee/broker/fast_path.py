@@ -65,7 +65,7 @@ def allow_settings(broker: Broker) -> None:
         fast=True,
         broker_perm=options.broker_permission,
         body_bytes_max=options.max_message_size,
-        store_host=broker.address,
+        store_host=broker.listeners.store_host,
         region=options.region_id,
         trace_on=options.trace_on,
         cluster=options.broker_cluster_name,

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from aerobee import options_ignored
+from aerobee.net.addresses import MAIN, check_listeners, is_address, named_addresses, split_list
 from aerobee.options import Options, setting
 
 LOOPBACK: Final = "127.0.0.1"
 FAST_PORT_OFFSET: Final = 2
 """Clients with the VIP channel switched on dial `listenPort - 2` for sends; a second listener serves it."""
 
+_NO_REPLICATION: Final = "there is no replication, every broker is a master of its own"
 _DELAY_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DELAY_LEVELS: Final = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
 _HOURS: Final = re.compile(r"\d{1,2}(;\d{1,2})*")
@@ -42,12 +44,13 @@ class BrokerOptions(Options):
         "", "Name of this broker; masters and slaves of one set share it.", factory=_host_name, remote=False
     )
     broker_cluster_name = setting("DefaultCluster", "Cluster the broker belongs to.", remote=False)
-    broker_id = setting(0, "0 for a master.", low=0, high=0, remote=False)
+    broker_id = setting(0, "0 for a master.", low=0, high=0, remote=False, why=_NO_REPLICATION)
     broker_role = setting(
         "ASYNC_MASTER",
         "Role in its set; replication is not served, a synchronous master would wait for nobody.",
         choices=("ASYNC_MASTER",),
         remote=False,
+        why=_NO_REPLICATION,
     )
     region_id = setting("DefaultRegion", "Region written into messages for tracing.", live=True)
 
@@ -65,6 +68,17 @@ class BrokerOptions(Options):
         "", "Address that clients are told to dial; empty: the one listened on.", name="brokerIP1", remote=False
     )
     broker_ip2 = setting("", "Address for replication, as Apache's files name it.", name="brokerIP2", remote=False)
+    listeners = setting(
+        "",
+        "Further places to listen, `NAME://HOST:PORT` separated by `;`; each also serves the port two below.",
+        remote=False,
+    )
+    advertised_listeners = setting(
+        "",
+        "What clients of a listener are told to dial instead, `NAME://HOST:PORT` separated by `;`; the listener of "
+        "listenPort is called `main`.",
+        remote=False,
+    )
     namesrv_addr = setting(
         "",
         "Name servers, separated by `;`. Empty: the broker registers nowhere.",
@@ -77,6 +91,11 @@ class BrokerOptions(Options):
     )
     register_name_server_period = setting(
         30_000, "Milliseconds between registrations.", low=1000, high=60_000, live=True
+    )
+    name_server_wait_seconds = setting(
+        10,
+        "Seconds after which a broker without a message that has reached no name server gives up; 0: never.",
+        low=0,
     )
     register_broker_timeout_mills = setting(24_000, "Milliseconds a registration may take.", low=100, live=True)
 
@@ -258,6 +277,23 @@ class BrokerOptions(Options):
             problems.append(f"deleteWhen must be hours of the day separated by ';', not {self.delete_when!r}")
         if self.listen_port and self.fast_port == self.listen_port:
             problems.append("fastPort must differ from listenPort")
+        if 0 < self.listen_port <= FAST_PORT_OFFSET and self.fast_port < 0:
+            problems.append(
+                f"listenPort must be above {FAST_PORT_OFFSET}, the second port is below: {self.listen_port}"
+            )
+        if not self.bind_address:
+            problems.append("bindAddress must not be empty; 0.0.0.0 stands for all addresses")
+        wrong = check_listeners(self.listeners)
+        problems += wrong
+        try:
+            unknown = named_addresses(self.advertised_listeners).keys() - {MAIN}
+            if not wrong and (unknown := unknown - named_addresses(self.listeners).keys()):
+                problems.append(f"advertisedListeners names {min(unknown)!r}, which listeners does not have")
+        except ValueError as error:
+            problems.append(f"advertisedListeners {error}")
+        for address in self.name_servers:
+            if not is_address(address):
+                problems.append(f"namesrvAddr must be host:port, several joined by ';', not {address!r}")
         try:
             self.delay_levels_ms()
         except ValueError as error:
@@ -289,4 +325,4 @@ class BrokerOptions(Options):
     @property
     def name_servers(self) -> list[str]:
         """Addresses of the name servers."""
-        return [address.strip() for address in self.namesrv_addr.split(";") if address.strip()]
+        return split_list(self.namesrv_addr)

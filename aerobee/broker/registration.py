@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
+from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.topics import TopicTable
 from aerobee.errors import AerobeeError, error_for
@@ -34,20 +35,22 @@ HEARTBEAT_TIMEOUT_MS: Final = 120_000
 
 
 class Registration:
-    """Keeps every name server informed; see the head of this file. `address` is what clients are told to dial."""
+    """Keeps every name server informed of us and of what clients are told to dial; see the head of this file."""
 
     def __init__(
         self,
         options: BrokerOptions,
         topics: TopicTable,
-        address: str,
+        listeners: Listeners,
         *,
         on_order_topics: Callable[[Iterable[str]], Awaitable[None]] | None = None,
     ) -> None:
-        self.address = address
         self.registered: dict[str, bool] = {server: False for server in options.name_servers}
         """Name server → it knows us."""
+        self.failures: dict[str, str] = {}
+        """Name server → why the last attempt failed."""
         self._options = options
+        self._listeners = listeners
         self._topics = topics
         self._on_order_topics = on_order_topics
         self._pool = RemotePool(idle_s=0, on_disconnected=self._disconnected)
@@ -65,12 +68,17 @@ class Registration:
             asyncio.create_task(self._keep(server), name=f"register at {server}") for server in self.registered
         ]
 
-    async def first(self, timeout_s: float) -> None:
-        """Returns when every name server knows us, or after that time."""
-        waiting = [event.wait() for event in self._known.values()]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*waiting)
+    async def first(self, timeout_s: float, *, any_will_do: bool = False) -> bool:
+        """Returns when every name server (or any) has heard of us once, or after that time; whether one has."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in self._known.values()]
+        if waiting:
+            when = asyncio.FIRST_COMPLETED if any_will_do else asyncio.ALL_COMPLETED
+            try:
+                await asyncio.wait(waiting, timeout=timeout_s, return_when=when)
+            finally:
+                for task in waiting:
+                    task.cancel()
+        return any(event.is_set() for event in self._known.values())
 
     def changed(self, topics: Iterable[str]) -> None:
         """These topics changed: tell everybody soon. No topics: tell everybody everything."""
@@ -136,12 +144,12 @@ class Registration:
                 if complained:
                     _log.info("name server %s is back, registered", server)
                 elif not self.registered[server]:
-                    _log.info(
-                        "registered at name server %s as %s (%s)", server, self.address, self._options.broker_name
-                    )
+                    ours = self._listeners.address
+                    _log.info("registered at name server %s as %s (%s)", server, ours, self._options.broker_name)
                 self.registered[server], complained, delay_s = True, False, 0.0
                 self._known[server].set()
             except (AerobeeError, OSError) as error:
+                self.failures[server] = str(error)
                 if not complained:
                     _log.warning("cannot register at name server %s: %s; trying again until it works", server, error)
                 self.registered[server], complained, self._everything[server] = False, True, True
@@ -164,7 +172,7 @@ class Registration:
         command = RemotingCommand.request(RequestCode.REGISTER_BROKER, body=body)
         command.ext_fields.update(
             brokerName=self._options.broker_name,
-            brokerAddr=self.address,
+            brokerAddr=self._listeners.address,
             clusterName=self._options.broker_cluster_name,
             brokerId=str(self._options.broker_id),
             haServerAddr=self._ha_address(),
@@ -173,6 +181,9 @@ class Registration:
             compressed="false",
             bodyCrc32=str(zlib.crc32(body) & 0x7FFFFFFF),
         )
+        if len(self._listeners.advertised) > 1:
+            named = ";".join(f"{name}://{address}" for name, address in self._listeners.advertised.items())
+            command.ext_fields["advertisedListeners"] = named
         reply = await self._pool.invoke(server, command, self._options.register_broker_timeout_mills / 1000)
         if reply.code != ResponseCode.SUCCESS:
             raise error_for(reply.code, reply.remark or "")
@@ -185,7 +196,7 @@ class Registration:
         command = RemotingCommand.request(RequestCode.UNREGISTER_BROKER)
         command.ext_fields.update(
             brokerName=self._options.broker_name,
-            brokerAddr=self.address,
+            brokerAddr=self._listeners.address,
             clusterName=self._options.broker_cluster_name,
             brokerId=str(self._options.broker_id),
         )
@@ -210,7 +221,7 @@ class Registration:
         }
 
     def _ha_address(self) -> str:
-        host, _, port = self.address.rpartition(":")
+        host, _, port = self._listeners.address.rpartition(":")
         return f"{self._options.broker_ip2 or host}:{min(int(port) + 1, 65535)}"
 
     def _disconnected(self, server: str) -> None:

@@ -49,7 +49,7 @@ async def push(
             born_timestamp=header.born_timestamp,
             flag=header.flag,
             born_host=connection.peer,
-            store_host=broker.address,
+            store_host=broker.listeners.store_host,
             store_timestamp=broker.clock.now_ms(),
             properties=format_properties(properties).decode(),
             reconsume_times=header.reconsume_times,

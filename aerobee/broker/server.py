@@ -12,10 +12,7 @@ and groups are on disk before they are answered, offsets are at most one interva
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -27,9 +24,10 @@ from aerobee.broker.delay import Delay
 from aerobee.broker.dispatch import Dispatcher
 from aerobee.broker.groups import GroupTable
 from aerobee.broker.handlers import HANDLERS
+from aerobee.broker.listeners import Listeners
 from aerobee.broker.neighbours import Neighbours
 from aerobee.broker.offsets import OffsetTable
-from aerobee.broker.options import FAST_PORT_OFFSET, LOOPBACK, BrokerOptions
+from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import OrderLocks
 from aerobee.broker.pop import Pops
 from aerobee.broker.records import Stored, encode_record
@@ -43,7 +41,6 @@ from aerobee.clock import Clock, SystemClock
 from aerobee.errors import StoreError
 from aerobee.log import Complaints
 from aerobee.net.connection import Connection
-from aerobee.net.listener import Limits, Listener
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode
 from aerobee.protocol.command import RemotingCommand
@@ -55,7 +52,6 @@ _log = logging.getLogger("aerobee.broker")
 CLIENT_SCAN_S: Final = 10.0
 GRACE_S: Final = 5.0
 FIRST_REGISTRATION_S: Final = 1.0
-FREE_PORT_TRIES: Final = 50
 
 
 class Broker:
@@ -77,7 +73,9 @@ class Broker:
         )
         self.request_modes = RequestModes(options, config_dir)
         self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
-        self.listeners: list[Listener] = []
+        self.listeners = Listeners(options)
+        self.registration = Registration(options, self.topics, self.listeners, on_order_topics=self.topics.set_order)
+        self.neighbours = Neighbours(options, self.registration)
         self.config_version = DataVersion()
         self.retention_complaints = Complaints(logging.getLogger("aerobee.broker.store"))
         self.started_ms = 0
@@ -88,8 +86,6 @@ class Broker:
         self.pop: Pops
         self.stats: Stats
         self.dispatcher: Dispatcher
-        self.registration: Registration
-        self.neighbours: Neighbours
         self._tasks: list[asyncio.Task[None]] = []
         self.opened = False
         self._stopped = False
@@ -143,15 +139,13 @@ class Broker:
             self.dispatcher = Dispatcher(self, HANDLERS)
             self.store.start(self.dispatcher.serve, self._committed)
             self.store.on_arrival = self.pop.arrived
-            await self._listen()
+            await self.listeners.start(self)
             fast_path.announce(self)
         except BaseException:
-            await self._close_listeners(0.0)
+            await self.listeners.stop(0.0)
             await self.store.close()
             self.opened = False
             raise
-        self.registration = Registration(options, self.topics, self.address, on_order_topics=self.topics.set_order)
-        self.neighbours = Neighbours(options, self.registration)
         self.registration.start()
         await self.registration.first(FIRST_REGISTRATION_S)
         self._tasks.append(asyncio.create_task(self.delay.run(), name="deliver delayed messages"))
@@ -179,35 +173,44 @@ class Broker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.neighbours.stop()
         await self.registration.stop()
-        for listener in self.listeners:
-            listener.hold()
+        self.listeners.hold()
         self.pop.release()
         await self.dispatcher.drain(GRACE_S)
         self.store.release()
-        await self._close_listeners(GRACE_S)
+        await self.listeners.stop(GRACE_S)
         await self._persist()
         await self.store.close()
         counts = ", ".join(f"{what} {count}" for what, count in self.counters.items())
         _log.info("broker %s stopped; connections: %s", self.options.broker_name, counts)
 
+    async def failed(self) -> str:
+        """Returns when nobody will find this broker: it is new, without a message, and has reached no name server.
+
+        One that holds messages goes on trying: clients that know its address are served meanwhile.
+        """
+        wait_s = self.options.name_server_wait_seconds
+        if wait_s > 0 and self.registration.registered:
+            reached = await self.registration.first(wait_s, any_will_do=True)
+            if not reached and self.store.log_bounds()[2] == 0:
+                reasons = "; ".join(self.registration.failures.values())
+                return f"no name server can be reached: {reasons}. Start one, or correct namesrvAddr (-n)"
+        forever: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await forever
+
     @property
     def addresses(self) -> list[str]:
-        """Addresses listened on: the main one, then the second one."""
-        return [listener.address for listener in self.listeners]
+        """Addresses listened on: the main one, then its second one, then further ones."""
+        return self.listeners.addresses
 
     @property
     def address(self) -> str:
         """What clients are told to dial."""
-        host, _, port = self.listeners[0].address.rpartition(":")
-        return f"{self.options.broker_ip1 or self._reachable(host)}:{port}"
+        return self.listeners.address
 
     @property
     def counters(self) -> dict[str, int]:
         """Connections: opened, refused, closed by reason."""
-        total: Counter[str] = Counter()
-        for listener in self.listeners:
-            total.update(listener.counters)
-        return dict(total)
+        return self.listeners.counters
 
     @property
     def host(self) -> str:
@@ -248,15 +251,13 @@ class Broker:
 
     def topic_created(self, config: TopicConfig) -> None:
         """A send has created a topic: the other masters get it too (but for the moment before we know of them)."""
-        if hasattr(self, "neighbours"):
-            self.neighbours.created(config)
+        self.neighbours.created(config)
 
     def _topic_changed(self, topic: str, _: object) -> None:
         fast_path.allow_topic(self, topic)
 
     def _topics_changed(self, configs: list[TopicConfig]) -> None:
-        if hasattr(self, "registration"):
-            self.registration.changed(config.topic_name for config in configs)
+        self.registration.changed(config.topic_name for config in configs)
 
     def _group_changed(self, group: str, _: object) -> None:
         fast_path.allow_group(self, group)
@@ -312,41 +313,6 @@ class Broker:
         await self.topics.create_for_group(topic, 1)
 
     # The inside.
-
-    async def _listen(self) -> None:
-        options = self.options
-        limits = Limits(connections_max=options.connections_max, idle_s=float(options.idle_s))
-        for attempt in range(FREE_PORT_TRIES):
-            main, second = Listener(), Listener()
-            await main.start(self, options.bind_address, options.listen_port, limits=limits)
-            self.listeners = [main]
-            port = int(main.address.rpartition(":")[2])
-            fast = options.fast_port if options.fast_port >= 0 else port - FAST_PORT_OFFSET
-            try:
-                await second.start(self, options.bind_address, fast, limits=limits)
-            except OSError:
-                if options.listen_port != 0 or attempt == FREE_PORT_TRIES - 1:
-                    raise
-                await main.stop(0.0)
-                continue
-            self.listeners = [main, second]
-            return
-
-    async def _close_listeners(self, grace_s: float) -> None:
-        await asyncio.gather(*(listener.stop(grace_s) for listener in self.listeners))
-
-    def _reachable(self, host: str) -> str:
-        """The address to advertise for a listening one: itself, or for "all addresses" the one that leads out."""
-        if host not in ("0.0.0.0", "[::]", "::"):
-            return host
-        for server in [*self.options.name_servers, "192.0.2.1:9"]:
-            name, _, port = server.rpartition(":")
-            with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((name, int(port)))  # sends nothing; only asks the routing table
-                found: str = probe.getsockname()[0]
-                if not found.startswith("127.") or server in self.options.name_servers:
-                    return found
-        return LOOPBACK
 
     async def _save_offsets(self) -> None:
         await self.pop.save()

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from aerobee import log
 from aerobee.errors import AerobeeError
-from aerobee.options import Options, OptionsError, Value, format_properties, to_text
+from aerobee.options import Options, OptionsError, Value, format_properties, nearest, to_text
 
 _log = logging.getLogger("aerobee.cli")
 
@@ -33,6 +33,9 @@ class Server(Protocol):
     """What runs: started once, stopped once."""
 
     async def start(self) -> None: ...
+    async def failed(self) -> str:
+        """Returns, with a sentence, when there is no use in going on; as a rule never."""
+
     async def stop(self) -> None: ...
 
 
@@ -72,7 +75,9 @@ def parse(arguments: list[str], rows: type[Options]) -> CommandLine:
         else:
             key = names.get(flag) or (flag.removeprefix("--") if flag.startswith("--") else "")
             if key not in ("configFile", "log-level") and key not in by_flag:
-                raise UsageError(f"unknown argument {word!r}; -h lists them")
+                known = ["--" + name for name in ("configFile", "log-level", "help", *by_flag)]
+                near = nearest(flag, known, "argument") if flag.startswith("--") else ""
+                raise UsageError(f"unknown argument {word!r}{near}; -h lists them all")
             if not equals:
                 if not rest:
                     raise UsageError(f"{flag} needs a value")
@@ -201,9 +206,14 @@ async def _serve(
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
     print(f"{describe(server, options)}, pid {os.getpid()}, after {_age_ms()} ms", flush=True)
-    await stopping
+    failing = asyncio.ensure_future(server.failed())
+    await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
     _log.info("%s is stopping", program)
     await server.stop()
+    if not stopping.done() and failing.done():
+        stopping.cancel()
+        return _say(program, failing.result(), 1)
+    failing.cancel()
     return 0
 
 

@@ -1,7 +1,7 @@
 """`aerobee doctor`: does what a client would do, from where it stands, and explains what is in its way.
 
     name servers  → does each answer, do they agree on who is there
-    brokers       → can every advertised address be dialled, does the right broker answer there, at both ports
+    brokers       → can the advertised address of each listener be dialled, does the right broker answer, at both ports
     each broker   → disk against its own limits, its clock against ours, whether it takes messages
     this machine  → room, open files, memory maps (for brokers that run here)
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from aerobee.client.client import parse_name_servers
 from aerobee.errors import AerobeeError
+from aerobee.net.addresses import named_addresses
 from aerobee.net.remote import RemotePool
 from aerobee.options import properties_dict
 from aerobee.protocol.bodies.admin import KVTable
@@ -33,6 +34,7 @@ from aerobee.protocol.command import RemotingCommand
 DIAL_S = 3.0
 CLOCK_WARN_S = 5.0
 """Clocks further apart than this: delays and queries by time are visibly wrong. The measure is good to a second."""
+EVERYWHERE = ("0.0.0.0:", "[::]:")
 OPEN_FILES_LOW = 10_000
 MAPS_LOW = 65_530
 FREE_LOW_BYTES = 2 << 30
@@ -95,7 +97,8 @@ async def examine(name_servers: str, data: Path | None = None) -> Report:
                 if remote and _is_loopback(address):
                     report.fail(
                         f"{who} tells clients to dial {address}: only clients on that machine reach it. Set brokerIP1 "
-                        "(and bindAddress) to an address of that machine that your clients reach, and restart it"
+                        "(and bindAddress) to an address of that machine that your clients reach, and restart it; for "
+                        "clients inside and outside, see listeners"
                     )
                 await _ask_broker(pool, name, who, address, report)
     finally:
@@ -158,16 +161,42 @@ async def _ask_broker(pool: RemotePool, name: str, who: str, address: str, repor
         return
     else:
         report.ok(f"{who} answers at {address}")
-    await _dial_fast(address, who, config, report)
+    if config.get("fastPort", "-1") in ("-1", str(int(address.rpartition(":")[2]) - 2)):  # else elsewhere on purpose
+        await _dial_fast(address, who, report)
+    for listener, other in _listeners(config).items():
+        if other != address:
+            await _ask_listener(pool, name, f"{who}, listener {listener},", other, report)
     await _ask_runtime(pool, who, address, config, report)
 
 
-async def _dial_fast(address: str, who: str, config: dict[str, str], report: Report) -> None:
+def _listeners(config: dict[str, str]) -> dict[str, str]:
+    """What the broker's further listeners advertise, as far as its configuration says."""
+    found = named_addresses(config.get("listeners", "")) | named_addresses(config.get("advertisedListeners", ""))
+    return {name: at for name, at in found.items() if not at.startswith(EVERYWHERE) and not at.endswith(":0")}
+
+
+async def _ask_listener(pool: RemotePool, name: str, who: str, address: str, report: Report) -> None:
+    """A listener that is for clients elsewhere need not be reachable from here: a warning at most."""
+    try:
+        reply = await pool.invoke(address, RemotingCommand.request(RequestCode.GET_BROKER_CONFIG), DIAL_S)
+    except (AerobeeError, OSError) as error:
+        report.warn(
+            f"{who} advertises {address}, and that fails from here ({error}). If its clients stand where you do, "
+            "correct listeners or advertisedListeners"
+        )
+        return
+    found = properties_dict((reply.body or b"").decode("utf-8", "replace")).get("brokerName", name)
+    if found != name:
+        report.fail(f"{who} advertises {address}, where {found} answers: correct listeners or advertisedListeners")
+        return
+    report.ok(f"{who} answers at {address}")
+    await _dial_fast(address, who, report)
+
+
+async def _dial_fast(address: str, who: str, report: Report) -> None:
     """Clients with the VIP channel on send to the port two below."""
     host, _, port = address.rpartition(":")
     fast = int(port) - 2
-    if config.get("fastPort", "-1") not in ("-1", str(fast)):
-        return  # it is elsewhere on purpose
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), fast), DIAL_S)
         writer.close()

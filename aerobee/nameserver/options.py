@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aerobee import options_ignored
+from aerobee.net.addresses import check_listeners
 from aerobee.options import Options, setting
 
 
@@ -19,6 +20,12 @@ class NameServerOptions(Options):
         9876, "Port that brokers and clients dial; 0 takes a free one.", low=0, high=65535, remote=False
     )
     bind_address = setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every network.", remote=False)
+    listeners = setting(
+        "",
+        "Further places to listen, `NAME://HOST:PORT` separated by `;`. Who asks there is told what brokers advertise "
+        "for their listener of that name.",
+        remote=False,
+    )
     server_channel_max_idle_time_seconds = setting(
         120, "Close a connection on which nothing moved for this time.", low=1, high=86400, remote=False
     )
@@ -62,3 +69,10 @@ class NameServerOptions(Options):
     enable_topic_list = setting(True, "Serve the lists of topics by cluster and by unit.", live=True)
     need_wait_for_service = setting(False, "Answer no route questions during the first seconds.", live=True)
     wait_seconds_for_service = setting(45, "How many seconds those are.", low=0, high=3600, live=True)
+
+    def check(self) -> list[str]:
+        """Rules between settings."""
+        problems = check_listeners(self.listeners)
+        if not self.bind_address:
+            problems.append("bindAddress must not be empty; 0.0.0.0 stands for all addresses")
+        return problems

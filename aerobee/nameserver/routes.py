@@ -56,6 +56,8 @@ class Registration:
     topics: Mapping[str, TopicConfig] = field(default_factory=dict)
     mappings: Mapping[str, TopicQueueMappingInfo] = field(default_factory=dict)
     filter_servers: list[str] | None = None
+    listeners: Mapping[str, str] = field(default_factory=dict)
+    """What clients dial that ask through a listener of this name, where it is not `address`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class _Live:
     version: DataVersion
     connection: int
     ha_address: str | None
+    listeners: Mapping[str, str]
 
 
 class Routes:
@@ -145,12 +148,15 @@ class Routes:
         leads = said.broker_id == MASTER_ID or (said.acting_master is not None and said.broker_id == min(addresses))
         if leads:
             self._take_topics(said, data, first or self.version(*key) != said.version, rules)
-        if key not in self._live:
+        known = self._live.get(key)
+        if known is not None and known.listeners != said.listeners:
+            self.generation += 1
+        if known is None:
             _log.info(
                 "broker %s, id %d, cluster %s registered at %s", said.name, said.broker_id, said.cluster, said.address
             )
         timeout_ms = EXPIRY_MS if said.timeout_ms is None else said.timeout_ms
-        self._live[key] = _Live(now_ms, timeout_ms, said.version, connection, said.ha_address)
+        self._live[key] = _Live(now_ms, timeout_ms, said.version, connection, said.ha_address, said.listeners)
         self._take_filter_servers(key, said.filter_servers)
 
         change = None
@@ -346,8 +352,9 @@ class Routes:
 
     # Questions.
 
-    def route(self, topic: str, rules: Rules, zone: str | None = None) -> TopicRouteData | None:
-        """Where a topic lives, None if nowhere. With `zone`: broker sets of that zone and those without a master."""
+    def route(self, topic: str, rules: Rules, zone: str | None = None, listener: str = "") -> TopicRouteData | None:
+        """Where a topic lives, None if nowhere. With `zone`: broker sets of that zone and those without a master.
+        `listener`: through which one the question came; addresses are those that the brokers advertise for it."""
         sets = self.topics.get(topic)
         brokers = [_copy(self.brokers[name]) for name in sets or () if name in self.brokers]
         if not sets or not brokers:
@@ -369,10 +376,24 @@ class Routes:
                         filters[address] = servers
         return TopicRouteData(
             queue_datas=queues,
-            broker_datas=brokers,
+            broker_datas=[self._seen_through(data, listener) for data in brokers],
             filter_server_table=filters,
             topic_queue_mapping_by_broker=self._mappings.get(topic),
         )
+
+    def brokers_seen(self, listener: str) -> dict[str, BrokerData]:
+        """All broker sets, with the addresses that they advertise for this listener of ours."""
+        if not listener:
+            return self.brokers
+        return {name: self._seen_through(_copy(data), listener) for name, data in self.brokers.items()}
+
+    def _seen_through(self, data: BrokerData, listener: str) -> BrokerData:
+        if listener:
+            for broker_id, address in data.broker_addrs.items():
+                live = self._live.get((data.cluster, address))
+                if live is not None:
+                    data.broker_addrs[broker_id] = live.listeners.get(listener, address)
+        return data
 
     def topics_of_cluster(self, cluster: str) -> list[str]:
         """Topics with queues in a cluster."""

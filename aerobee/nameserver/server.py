@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from aerobee.nameserver.handlers import Parts
 from aerobee.nameserver.kv import KvConfig
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.routes import MinIdChange, Routes
+from aerobee.net.addresses import MAIN, named_addresses
 from aerobee.net.listener import Connection, Limits, Listener
 from aerobee.net.remote import RemotePool
 from aerobee.protocol.codes import RequestCode
@@ -40,7 +42,8 @@ class NameServer:
     def __init__(self, options: NameServerOptions, clock: Clock | None = None) -> None:
         self.options = options
         self._clock = clock or SystemClock()
-        self._listener = Listener()
+        self.listeners: dict[str, Listener] = {MAIN: Listener()}
+        """By name: that of `listenPort`, then those of `listeners`."""
         self._brokers = RemotePool()
         self._parts = Parts(
             options=options,
@@ -56,12 +59,20 @@ class NameServer:
     @property
     def address(self) -> str:
         """`ip:port` it listens on."""
-        return self._listener.address
+        return self.listeners[MAIN].address
+
+    @property
+    def addresses(self) -> list[str]:
+        """Everything it listens on."""
+        return [listener.address for listener in self.listeners.values()]
 
     @property
     def counters(self) -> dict[str, int]:
         """Connections: opened, refused, closed by reason."""
-        return self._listener.counters
+        total: Counter[str] = Counter()
+        for listener in self.listeners.values():
+            total.update(listener.counters)
+        return dict(total)
 
     async def start(self) -> None:
         """Loads the KV configuration and listens. Raises OSError when the port is taken or the file unreadable."""
@@ -69,24 +80,41 @@ class NameServer:
         limits = Limits(
             connections_max=self.options.connections_max, idle_s=self.options.server_channel_max_idle_time_seconds
         )
-        await self._listener.start(self, self.options.bind_address, self.options.listen_port, limits=limits)
+        places = {MAIN: (self.options.bind_address, self.options.listen_port)}
+        for name, address in named_addresses(self.options.listeners).items():
+            host, _, port = address.rpartition(":")
+            places[name] = host.strip("[]"), int(port)
+        try:
+            for name, (host, number) in places.items():
+                listener = self.listeners[name] = self.listeners.get(name) or Listener(name)
+                await listener.start(self, host, number, limits=limits)
+        except BaseException:
+            await asyncio.gather(*(listener.stop(0.0) for listener in self.listeners.values()))
+            self.listeners = {MAIN: Listener()}
+            raise
         self._spawn(self._expire_brokers())
-        _log.info("listening on %s", self.address)
+        _log.info("listening on %s", ", ".join(self.addresses))
+
+    async def failed(self) -> str:
+        """Never: it needs nobody."""
+        forever: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await forever
 
     async def stop(self) -> None:
         """Answers what was accepted, then closes."""
         if not self.address:
             return
-        self._listener.hold()
+        for listener in self.listeners.values():
+            listener.hold()
         await self._dispatch.drain()
-        await self._listener.stop()
+        await asyncio.gather(*(listener.stop() for listener in self.listeners.values()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._brokers.close()
         _log.info("stopped; connections: %s", ", ".join(f"{what} {count}" for what, count in self.counters.items()))
 
-    # What the listener calls.
+    # What the listeners call.
 
     def connected(self, connection: Connection) -> None:
         """A broker, a client or a tool; its decoder is made when it says something."""
@@ -116,9 +144,10 @@ class NameServer:
             for change in changes:
                 self._tell(change)
             for number in connections:
-                connection = self._listener.connections.get(number)
-                if connection is not None:
-                    connection.close("broker expired")
+                for listener in self.listeners.values():
+                    connection = listener.connections.get(number)
+                    if connection is not None:
+                        connection.close("broker expired")
 
     def _tell(self, change: MinIdChange) -> None:
         if not self.options.notify_min_broker_id_changed:

@@ -46,7 +46,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
 
     __slots__ = (
         "__weakref__", "_hub", "_next_opaque", "_pieces", "_reason", "_service", "_view", "_waiting",
-        "deadline", "id", "local", "peer", "quiet_ticks", "session", "state",
+        "deadline", "id", "listener", "local", "peer", "quiet_ticks", "session", "state",
     )  # fmt: skip
 
     def __init__(self, hub: Hub, service: Service, *, server_side: bool) -> None:
@@ -55,6 +55,8 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         self.peer = ""
         self.local = ""
         """Our own `ip:port` of this connection."""
+        self.listener = ""
+        """Name of the listener it came through."""
         self.session = 0
         self.state: Any = None
         self.quiet_ticks = 0

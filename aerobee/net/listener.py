@@ -32,7 +32,9 @@ class Limits:
 class Listener:
     """A listening socket (one for each address that the host name stands for) and its connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        """Told to each of its connections: some answers depend on where a client came in."""
         self.refused = 0
         """Connections turned away because of the limit."""
         self._hub: Hub | None = None
@@ -56,15 +58,18 @@ class Listener:
         self._service = service
         self._connections_max = limits.connections_max or max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)
         self._hub = Hub(loop, idle_s=limits.idle_s)
-        self._server = await loop.create_server(
-            self._accept,
-            host,
-            port,
-            backlog=limits.backlog,
-            ssl=tls,
-            ssl_handshake_timeout=10 if tls else None,
-            reuse_address=True,
-        )
+        try:
+            self._server = await loop.create_server(
+                self._accept,
+                host,
+                port,
+                backlog=limits.backlog,
+                ssl=tls,
+                ssl_handshake_timeout=10 if tls else None,
+                reuse_address=True,
+            )
+        except socket.gaierror as error:
+            raise OSError(error.errno, f"{host} is neither an address nor a name that can be resolved") from None
         sock = self._server.sockets[0]
         bound, number = sock.getsockname()[:2]
         self._address = f"[{bound}]:{number}" if sock.family == socket.AF_INET6 else f"{bound}:{number}"
@@ -92,7 +97,9 @@ class Listener:
             self.refused += 1
             self._hub.complain("limit", "connection refused: the limit of %d is reached", self._connections_max)
             return _Refused()
-        return Connection(self._hub, self._service, server_side=True)
+        connection = Connection(self._hub, self._service, server_side=True)
+        connection.listener = self.name
+        return connection
 
     def hold(self) -> None:
         """First half of `stop`: accepts nothing more, neither connections nor requests. Replies still go out."""

@@ -138,8 +138,8 @@ class Server:
 class Cluster:
     """Name servers and brokers; see the head of this file.
 
-    `settings` go to every broker, in Apache's spelling: `{"flushDiskType": "SYNC_FLUSH"}`. `directory` is kept;
-    without one a temporary directory is made and removed.
+    `settings` go to every broker, in Apache's spelling: `{"flushDiskType": "SYNC_FLUSH"}`, `name_server_settings` to
+    every name server. `directory` is kept; without one a temporary directory is made and removed.
     """
 
     live: ClassVar[weakref.WeakSet[Cluster]] = weakref.WeakSet()
@@ -150,15 +150,16 @@ class Cluster:
         brokers: int = 1,
         name_servers: int = 1,
         settings: Mapping[str, object] | None = None,
+        name_server_settings: Mapping[str, object] | None = None,
         directory: Path | None = None,
         cluster_name: str = "DefaultCluster",
     ) -> None:
         self._temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="aerobee-cluster-"))
         self.name_server_list = [
-            Server("nameserver", f"name server {i}", self.directory / f"nameserver-{i}", {"kvConfigPath":
-            self.directory / f"nameserver-{i}" / "kvConfig.json"}) for i in range(name_servers)
-        ]  # fmt: skip
+            self._name_server(self.directory / f"nameserver-{i}", i, name_server_settings or {})
+            for i in range(name_servers)
+        ]
         self.brokers = [self._broker(i, cluster_name, settings or {}) for i in range(brokers)]
 
     @property
@@ -243,6 +244,10 @@ class Cluster:
     def logs(self) -> str:
         """The ends of all logs."""
         return "\n".join(f"=== {server.name} {server.address}\n{server.tail()}" for server in self.servers)
+
+    def _name_server(self, directory: Path, index: int, settings: Mapping[str, object]) -> Server:
+        own = {"kvConfigPath": directory / "kvConfig.json", **settings}
+        return Server("nameserver", f"name server {index}", directory, own)
 
     def _broker(self, index: int, cluster_name: str, settings: Mapping[str, object]) -> Server:
         name = f"broker-{chr(ord('a') + index)}"

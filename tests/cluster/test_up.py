@@ -6,8 +6,10 @@ with it, however it ends; a start that fails says why in one sentence and leaves
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +21,11 @@ from typing import Any
 
 import pytest
 
+from aerobee import Message, Producer, SendStatus
+from aerobee.net.remote import RemotePool
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
+from aerobee.testing import Cluster
 from aerobee.testing.eventually import eventually_sync as eventually
 
 AEROBEE = [sys.executable, "-m", "aerobee.cli"]
@@ -188,6 +195,34 @@ def test_bench_and_doctor(up: Callable[..., Up]) -> None:
     assert healthy.returncode == 0
 
 
+async def test_clients_inside_and_outside_are_told_different_addresses(tmp_path: Path) -> None:
+    """A name server and a broker with two listeners each: a client gets the broker's address for the listener it asked
+    through, and doctor dials them all."""
+    inside, outside = free_ports(), free_ports()
+    async with Cluster(
+        directory=tmp_path,
+        name_server_settings={"listeners": f"outside://127.0.0.1:{outside}"},
+        settings={
+            "listeners": f"outside://127.0.0.2:{outside + 3}",
+            "listenPort": inside + 3,
+            "advertisedListeners": f"main://127.0.0.3:{inside + 3}",
+            "bindAddress": "0.0.0.0",
+        },
+    ) as cluster:
+        for asked, told in (
+            (cluster.name_servers, f"127.0.0.3:{inside + 3}"),
+            (f"127.0.0.1:{outside}", f"127.0.0.2:{outside + 3}"),
+        ):
+            async with Producer(asked, group="p") as producer:
+                assert (await producer.send(Message("orders", b"x"))).status is SendStatus.SEND_OK
+                assert producer.client.master("broker-a") == told
+            found = await asyncio.to_thread(run, "doctor", "-n", asked)
+            assert found.returncode == 0, found.stdout
+            assert f"broker-a answers at {told}" in found.stdout
+            assert found.stdout.count("answers at") == 2 and "warn  broker-a" not in found.stdout
+            assert f"listener {'outside' if asked == cluster.name_servers else 'main'}, answers at" in found.stdout
+
+
 # What goes wrong at a start: one sentence each, exit code not 0.
 
 
@@ -233,20 +268,46 @@ def test_a_store_that_another_process_holds(up: Callable[..., Up]) -> None:
     one_sentence(run("broker", "--listen-port", "0", "--store-path-root-dir", str(store)), str(store))
 
 
-def test_an_unreachable_name_server() -> None:
-    """Commands fail at once; a broker goes on trying, because name servers and brokers may be started in any order."""
+def test_an_unreachable_name_server(tmp_path: Path) -> None:
+    """Commands fail at once; a broker that nobody needs yet gives up, one that holds messages goes on trying."""
     nobody = f"127.0.0.1:{free_ports()}"
     for command in (["send", "x"], ["consume", "--wait", "1"], ["bench", "--seconds", "0.1"]):
         one_sentence(run(*command, "-n", nobody), nobody)
     found = run("doctor", "-n", nobody)
     assert found.returncode == 1 and f"fail  name server {nobody} does not answer" in found.stdout
+    new = ("--listen-port", "0", "--store-path-root-dir", str(tmp_path / "s"), "--name-server-wait-seconds", "1")
+    one_sentence(run("broker", *new, "-n", f"{nobody};no.such.invalid:1"), nobody, "no.such.invalid", "namesrvAddr")
+    one_sentence(run("broker", *new, "-n", "nowhere"), "namesrvAddr must be host:port")
+    broker = subprocess.Popen([*AEROBEE, "broker", *new, "-n", nobody], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert broker.stdout is not None
+        found_at = re.search(rb"listening on ([^ ,]+)", broker.stdout.readline())
+        assert found_at is not None
+        asyncio.run(send_straight(found_at[1].decode()))
+        with pytest.raises(subprocess.TimeoutExpired):
+            broker.wait(2)
+    finally:
+        broker.terminate()
+        broker.communicate(timeout=30)
+    assert broker.returncode == 0
+
+
+async def send_straight(address: str) -> None:
+    """A message to a broker that no name server knows."""
+    pool = RemotePool()
+    letters = dict(a="p", b="orders", c="TBW102", d="4", e="0", f="0", g="1", h="0", i="", j="0")
+    command = RemotingCommand.request(RequestCode.SEND_MESSAGE_V2, body=b"x")
+    command.ext_fields.update(letters)
+    assert (await pool.invoke(address, command, 10)).code == ResponseCode.SUCCESS
+    await pool.close()
 
 
 def test_a_broker_starts_before_its_name_server(tmp_path: Path) -> None:
     base = free_ports()
     broker = subprocess.Popen(
         [*AEROBEE, "broker", "--listen-port", "0", "-n", f"127.0.0.1:{base}",
-         "--store-path-root-dir", str(tmp_path / "s"), "--register-name-server-period", "1000"],
+         "--store-path-root-dir", str(tmp_path / "s"), "--register-name-server-period", "1000",
+         "--name-server-wait-seconds", "60"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     name_server = None
@@ -279,7 +340,8 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
     one_sentence(found, f"{file}:1: unknown key 'brokerNam'; the nearest known key is 'brokerName'")
     assert found.returncode == 2
     one_sentence(run("broker", "-c", str(tmp_path / "none.conf")), "none.conf", "No such file")
-    one_sentence(run("broker", "--lisen-port", "1"), "--lisen-port")
+    one_sentence(run("broker", "--lisen-port", "1"), "'--lisen-port'; the nearest known argument is '--listen-port'")
+    one_sentence(run("broker", "--bind-address", "no.such.invalid"), "no.such.invalid is neither an address")
     one_sentence(run("broker", "-n"), "-n needs a value")
 
 

@@ -183,7 +183,7 @@ async def idle(server: Server, count: int, first: bytes = b"") -> list[socket.so
 
 
 def connections(server: Server) -> int:
-    listeners = server.listeners if isinstance(server, Broker) else [server._listener]
+    listeners = server.listeners.all if isinstance(server, Broker) else server.listeners.values()
     return sum(len(listener.connections) for listener in listeners)
 
 

@@ -18,7 +18,7 @@ from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
-from aerobee.protocol.message import decode_records
+from aerobee.protocol.message import decode_records, parse_offset_message_id
 from aerobee.testing.eventually import eventually
 
 
@@ -115,6 +115,49 @@ async def peer(broker: Broker) -> AsyncIterator[Peer]:
 async def test_two_listeners_and_what_is_advertised(broker: Broker) -> None:
     main, second = (int(address.rpartition(":")[2]) for address in broker.addresses)
     assert second == main - 2 and broker.address == f"127.0.0.1:{main}"
+
+
+async def test_further_listeners_and_what_each_advertises(tmp_path: Path) -> None:
+    """Each listener has its second port; its clients are told its own address, or the one that the settings name."""
+    started = Broker(
+        small(
+            tmp_path,
+            listeners="inside://127.0.0.1:0; outside://127.0.0.1:0",
+            advertised_listeners="outside://mq.example.com:30911;main://127.0.0.2:20911",
+        )
+    )
+    await started.start()
+    try:
+        ports = [int(address.rpartition(":")[2]) for address in started.addresses]
+        assert len(ports) == 6 and all(
+            second == first - 2 for first, second in zip(ports[::2], ports[1::2], strict=True)
+        )
+        inside = f"127.0.0.1:{ports[2]}"
+        assert started.listeners.advertised == {
+            "main": "127.0.0.2:20911", "inside": inside, "outside": "mq.example.com:30911",
+        }  # fmt: skip
+        for port in ports:
+            client = Peer(f"127.0.0.1:{port}")
+            assert (await client.send("orders", b"x")).code == ResponseCode.SUCCESS
+            await client.pool.close()
+    finally:
+        await started.stop()
+
+
+@pytest.mark.parametrize(("name", "stored_at"), [("localhost", "127.0.0.1"), ("broker.invalid", "127.0.0.1")])
+async def test_an_advertised_name(tmp_path: Path, name: str, stored_at: str) -> None:
+    """Clients get the name as it is; records and message ids, which have room for numbers only, what it stands for."""
+    started = Broker(small(tmp_path, broker_ip1=name))
+    await started.start()
+    client = Peer(started.addresses[0])
+    try:
+        assert started.address.startswith(f"{name}:")
+        reply = await client.send("orders", b"x")
+        port = started.address.rpartition(":")[2]
+        assert parse_offset_message_id(reply.ext_fields["msgId"])[0] == f"{stored_at}:{port}"
+    finally:
+        await client.pool.close()
+        await started.stop()
 
 
 async def test_a_first_send_makes_the_topic_and_a_pull_reads_it(broker: Broker, peer: Peer) -> None:

@@ -18,7 +18,7 @@ from aerobee.nameserver.server import NameServer
 from aerobee.net.connection import Connection
 from aerobee.net.listener import Listener
 from aerobee.net.remote import RemotePool
-from aerobee.protocol.bodies.route import TopicRouteData
+from aerobee.protocol.bodies.route import ClusterInfo, TopicRouteData
 from aerobee.protocol.bodies.topics import (
     DataVersion,
     RegisterBrokerBody,
@@ -78,6 +78,7 @@ class House:
         acting: bool | None = None,
         counter: int = 1,
         topics: tuple[str, ...] = ("T1", "T2"),
+        **more: str,
     ) -> RemotingCommand:
         header = RegisterBroker(
             broker_name="a",
@@ -93,7 +94,9 @@ class House:
             data_version=DataVersion(timestamp=1, counter=counter),
         )
         data = RegisterBrokerBody(topic_config_serialize_wrapper=wrapper).encode()
-        return await self.ask(RemotingCommand.request(RequestCode.REGISTER_BROKER, header, data), pool)
+        command = RemotingCommand.request(RequestCode.REGISTER_BROKER, header, data)
+        command.ext_fields.update(more)
+        return await self.ask(command, pool)
 
     async def route(self, topic: str = "T1", version: int = 513) -> TopicRouteData | None:
         command = RemotingCommand.request(RequestCode.GET_ROUTEINFO_BY_TOPIC, GetRouteInfo(topic=topic))
@@ -192,6 +195,29 @@ async def test_a_route_that_was_answered_before_follows_every_change(house: Hous
     assert await house.change("deleteTopicWithBrokerRegistration=true") is not None
     await house.register(0, address="10.0.0.7:10911", counter=3, topics=("T2", "T3"))
     assert await house.route("T1") is None
+
+
+async def test_who_asks_through_a_listener_gets_the_address_for_it(house: House) -> None:
+    """Clients inside and outside are each told an address they can reach; brokers that say nothing have only one."""
+    await house.restart(listeners="outside://127.0.0.1:0;other://127.0.0.1:0")
+    await house.register(
+        0, topics=("T", "U"), advertisedListeners="main://10.0.0.0:10911;outside://mq.example.com:30911"
+    )
+
+    async def seen(listener: str) -> list[str]:
+        address = house.server.listeners[listener].address
+        command = RemotingCommand.request(RequestCode.GET_ROUTEINFO_BY_TOPIC, GetRouteInfo(topic="T"))
+        route = TopicRouteData.from_json((await house.pool.invoke(address, command, 5)).body)
+        command = RemotingCommand.request(RequestCode.GET_BROKER_CLUSTER_INFO)
+        cluster = ClusterInfo.from_json((await house.pool.invoke(address, command, 5)).body)
+        return [route.broker_datas[0].broker_addrs[0], cluster.broker_addr_table["a"].broker_addrs[0]]
+
+    assert await seen("main") == await seen("other") == ["10.0.0.0:10911"] * 2
+    assert await seen("outside") == ["mq.example.com:30911"] * 2
+    await house.register(0, topics=("T", "U"), advertisedListeners="other://10.9.9.9:1")
+    assert await seen("outside") == ["10.0.0.0:10911"] * 2
+    assert await seen("other") == ["10.9.9.9:1"] * 2
+    assert (await house.register(0, advertisedListeners="nonsense")).code == ResponseCode.SYSTEM_ERROR
 
 
 async def test_after_a_restart_one_registration_brings_everything_back(house: House) -> None:
@@ -327,7 +353,7 @@ async def test_rubbish_in_header_and_body_gets_an_answer(house: House, code: int
             command = RemotingCommand(code, ext_fields=dict(fields), body=body)
             reply = await house.ask(command)
             assert reply.is_response
-    assert len(house.server._listener.connections) == 1
+    assert len(house.server.listeners["main"].connections) == 1
 
 
 async def test_oneway_requests_are_served_and_not_answered(house: House) -> None:

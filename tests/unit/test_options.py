@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -212,3 +212,41 @@ def test_every_row_is_explained_and_its_default_is_within_bounds(options: type[O
             text = str(row.default).lower() if row.kind is bool else str(row.default)
             assert row.parse(text) == row.default, row.name
         assert row.name not in options.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"namesrv_addr": "10.0.0.1:9876;somewhere"}, "namesrvAddr must be host:port, several joined by ';', not"),
+        ({"namesrv_addr": "10.0.0.1:98765"}, "'10.0.0.1:98765'"),
+        ({"bind_address": ""}, "bindAddress must not be empty; 0.0.0.0 stands for all addresses"),
+        ({"listen_port": 2}, "listenPort must be above 2, the second port is below: 2"),
+        ({"broker_role": "SLAVE"}, "'SLAVE': there is no replication, every broker is a master of its own"),
+        ({"broker_id": 1}, "not 1: there is no replication"),
+        ({"listeners": "10.0.0.1:10911"}, "listeners must be NAME://HOST:PORT, several joined by ';', not '10.0"),
+        ({"listeners": "a://x:1;a://y:2"}, "listeners names 'a' twice"),
+        ({"listeners": "main://x:1"}, "listeners may not use the name 'main'"),
+        ({"listeners": "a://x:1", "advertised_listeners": "b://x:1"}, "advertisedListeners names 'b', which listeners"),
+        ({"advertised_listeners": "x"}, "advertisedListeners must be NAME://HOST:PORT"),
+    ],
+)  # fmt: skip
+def test_what_a_broker_cannot_honour_is_one_sentence(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionsError) as caught:
+        BrokerOptions(**values)
+    assert len(caught.value.problems) == 1 and words in caught.value.problems[0]
+
+
+def test_addresses_of_name_servers() -> None:
+    options = BrokerOptions(namesrv_addr=" 10.0.0.1:9876;[::1]:9876, ns_2.example-x:1 ; ")
+    assert options.name_servers == ["10.0.0.1:9876", "[::1]:9876", "ns_2.example-x:1"]
+
+
+def test_files_of_older_apache_versions_are_read(tmp_path: Path) -> None:
+    """Keys that the manuals of RocketMQ 4 name and version 5 does not read any more are said once, not refused."""
+    file = tmp_path / "broker.conf"
+    file.write_text(
+        "mapedFileSizeCommitLog=1073741824\nmapedFileSizeConsumeQueue=300000\nstorePathConsumeQueue=/s/consumequeue\n"
+        "storePathConsumerQueue=/s/consumequeue\nstorePathIndex=/s/index\nstoreCheckpoint=/s/checkpoint\nabortFile=/s/abort\n"
+        "checkTransactionMessageEnable=false\n"
+    )
+    assert len(BrokerOptions.load(file=file).notes) == 8

@@ -86,7 +86,7 @@ def _runtime(broker: Broker) -> dict[str, str]:
         "consumerGroupsMismatched": str(sum(bool(group.mismatch) for group in broker.clients.consumers.values())),
         "storeHealth": broker.store.health() or "",
         "pythonVersion": platform.python_version(),
-        "connections": str(sum(len(listener.connections) for listener in broker.listeners)),
+        "connections": str(broker.listeners.connections),
     }
     for what, count in broker.counters.items():
         table[f"connections {what}"] = str(count)

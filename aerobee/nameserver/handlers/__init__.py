@@ -23,8 +23,8 @@ class Parts:
     kv: KvConfig
     tell: Callable[[MinIdChange], None]
     started_ms: int
-    route_replies: dict[tuple[str, bool], bytes] = field(default_factory=dict)
-    """Encoded routes of the present `generation`, by topic and spelling."""
+    route_replies: dict[tuple[str, bool, str], bytes] = field(default_factory=dict)
+    """Encoded routes of the present `generation`, by topic, spelling and listener."""
     generation: tuple[int, int] = (-1, -1)
 
     @property

@@ -8,6 +8,7 @@ from aerobee.errors import ServerSystemError
 from aerobee.nameserver.handlers import Parts
 from aerobee.nameserver.kv import ORDER_TOPIC_CONFIG
 from aerobee.nameserver.routes import Registration
+from aerobee.net.addresses import named_addresses
 from aerobee.net.listener import Connection
 from aerobee.protocol.bodies.admin import KVTable
 from aerobee.protocol.bodies.route import BrokerMemberGroup, ClusterInfo, GetBrokerMemberGroupResponseBody
@@ -50,6 +51,7 @@ def register(parts: Parts, connection: Connection, request: RemotingCommand) -> 
         topics=wrapper.topic_config_table,
         mappings=wrapper.topic_queue_mapping_info_map,
         filter_servers=body.filter_server_list,
+        listeners=_listeners(request.ext_fields.get("advertisedListeners", "")),
     )
     done = parts.routes.register(said, connection.id, parts.clock.now_ms(), parts.rules)
     if done.change is not None:
@@ -61,6 +63,13 @@ def register(parts: Parts, connection: Connection, request: RemotingCommand) -> 
         header=RegisterBrokerReply(ha_server_addr=done.ha_address, master_addr=done.master_address),
         body=KVTable(table=dict(order)).to_json() if order is not None else b"",
     )
+
+
+def _listeners(text: str) -> dict[str, str]:
+    try:
+        return named_addresses(text)
+    except ValueError as error:
+        raise ServerSystemError(f"advertisedListeners {error}") from None
 
 
 def unregister(parts: Parts, connection: Connection, request: RemotingCommand) -> RemotingCommand:
@@ -95,7 +104,9 @@ def cluster_info(parts: Parts, connection: Connection, request: RemotingCommand)
     """GET_BROKER_CLUSTER_INFO."""
     clusters = {cluster: sorted(names) for cluster, names in parts.routes.clusters.items()}
     return request.reply(
-        body=ClusterInfo(broker_addr_table=parts.routes.brokers, cluster_addr_table=clusters).to_json()
+        body=ClusterInfo(
+            broker_addr_table=parts.routes.brokers_seen(connection.listener), cluster_addr_table=clusters
+        ).to_json()
     )
 
 

@@ -43,20 +43,21 @@ def route(parts: Parts, connection: Connection, request: RemotingCommand) -> Rem
     if request.ext_fields.get(ZONE_MODE, "").lower() == "true":
         zone = request.ext_fields.get(ZONE_NAME, "").strip() or None
     if zone is not None:
-        return request.reply(body=_encode(parts, topic, standard, zone))
+        return request.reply(body=_encode(parts, topic, standard, zone, connection.listener))
 
     generation = (parts.routes.generation, parts.kv.generation)
     if parts.generation != generation:
         parts.route_replies.clear()
         parts.generation = generation
-    body = parts.route_replies.get((topic, standard))
+    key = topic, standard, connection.listener
+    body = parts.route_replies.get(key)
     if body is None:
-        body = parts.route_replies[topic, standard] = _encode(parts, topic, standard, None)
+        body = parts.route_replies[key] = _encode(parts, topic, standard, None, connection.listener)
     return request.reply(body=body)
 
 
-def _encode(parts: Parts, topic: str, standard: bool, zone: str | None) -> bytes:
-    data = parts.routes.route(topic, parts.rules, zone)
+def _encode(parts: Parts, topic: str, standard: bool, zone: str | None, listener: str) -> bytes:
+    data = parts.routes.route(topic, parts.rules, zone, listener)
     if data is None:
         raise TopicNotExist(f"No topic route info in name server for the topic: {topic}{SEE_FAQ}")
     if parts.options.order_message_enable:
