@@ -16,13 +16,13 @@ import asyncio
 import logging
 import struct
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
-from aerobee.broker.forward import Moving
+from aerobee.broker.forward import Moving, MovingStore
 from aerobee.broker.progress import Progress
-from aerobee.broker.store import Receipt, Record
+from aerobee.broker.store import Record
 from aerobee.broker.topics import SCHEDULE_TOPIC
 from aerobee.clock import Clock
 from aerobee.errors import MessageIllegal
@@ -44,29 +44,10 @@ RETRY_S: Final = 0.5
 _UNIT: Final = struct.Struct(">qiq")
 
 
-class DelayStore(Protocol):
-    """What this mechanism needs of the store."""
-
-    def append(self, records: list[Record]) -> list[Receipt]:
-        """Appends records."""
-
-    def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
-        """Smallest and next offset."""
-
-    def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
-        """Units of 20 bytes: position, size, tags code."""
-
-    def record(self, position: int) -> bytes | None:
-        """A record's bytes."""
-
-    def log_bounds(self) -> tuple[int, int, int]:
-        """Where the log begins, how far it is on the disk, where it ends."""
-
-
 class Delay:
     """The delay levels; see the head of this file."""
 
-    def __init__(self, store: DelayStore, clock: Clock, levels_ms: list[int], config_dir: Path) -> None:
+    def __init__(self, store: MovingStore, clock: Clock, levels_ms: list[int], config_dir: Path) -> None:
         self.file = ConfigFile(config_dir / "delayOffset.json", self._to_json)
         self.version = DataVersion()
         self.offsets: dict[int, int] = {}

@@ -1,6 +1,7 @@
 """A stored message made ready for another place without decoding what stays: delays move a hundred thousand a second.
 
-The body and the properties are cut out of the record as they are; only the place is looked up in the properties.
+Levels (delay.py) and exact times (timer.py) move messages this way. The body and the properties are cut out of the
+record as they are; only the place is looked up in the properties.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import functools
 import ipaddress
 import struct
-from typing import Final
+from typing import Final, Protocol
 
 from aerobee.broker.records import BORN_HOST_V6, MAGIC_V1, MAGIC_V2, STORE_HOST_V6
-from aerobee.broker.store import Record
+from aerobee.broker.store import Receipt, Record
 
 _HEAD: Final = struct.Struct(">iiiiiqqiq")
 _TAIL: Final = struct.Struct(">iqi")
@@ -19,6 +20,25 @@ _TAIL: Final = struct.Struct(">iqi")
 _PLACE: Final = b"\x02REAL_TOPIC\x01"
 _QUEUE: Final = b"\x02REAL_QID\x01"
 _SHORT: Final = struct.Struct(">h")
+
+
+class MovingStore(Protocol):
+    """What moving waiting messages needs of the store."""
+
+    def append(self, records: list[Record]) -> list[Receipt]:
+        """Appends records."""
+
+    def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
+        """Smallest and next offset."""
+
+    def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
+        """Units of 20 bytes: position, size, tags code."""
+
+    def record(self, position: int) -> bytes | None:
+        """A record's bytes."""
+
+    def log_bounds(self) -> tuple[int, int, int]:
+        """Where the log begins, how far it is on the disk, where it ends."""
 
 
 class Moving:

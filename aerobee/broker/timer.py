@@ -19,11 +19,11 @@ import logging
 import struct
 from array import array
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from aerobee.broker.forward import Moving
+from aerobee.broker.forward import Moving, MovingStore
 from aerobee.broker.progress import Progress
-from aerobee.broker.store import Receipt, Record
+from aerobee.broker.store import Record
 from aerobee.broker.timer_files import DELETE, ROLL, SLOTS, UNIT, Check, Slot, TimerLog, TimerWheel, Unit
 from aerobee.broker.topics import RETRY_PREFIX, TIMER_TOPIC
 from aerobee.clock import Clock
@@ -53,31 +53,12 @@ _DELAY_MS_MAX: Final = 1 << 31
 _ENTRY: Final = struct.Struct(">qiq")
 
 
-class TimerStore(Protocol):
-    """What this mechanism needs of the store."""
-
-    def append(self, records: list[Record]) -> list[Receipt]:
-        """Appends records."""
-
-    def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
-        """Smallest and next offset."""
-
-    def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
-        """Units of 20 bytes: position, size, tags code."""
-
-    def record(self, position: int) -> bytes | None:
-        """A record's bytes."""
-
-    def log_bounds(self) -> tuple[int, int, int]:
-        """Where the log begins, how far it is on the disk, where it ends."""
-
-
 class Timer:
     """The timed messages of a store; see the head of this file."""
 
     def __init__(
         self,
-        store: TimerStore,
+        store: MovingStore,
         clock: Clock,
         root: Path,
         *,

@@ -23,7 +23,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import lz4.frame  # type: ignore[import-untyped]
 import zstandard
@@ -135,7 +135,36 @@ def format_properties(properties: dict[str, str]) -> str:
     return text
 
 
-class Message:
+class Labels:
+    """What the properties of a message say about it, before it was sent and after."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def properties(self) -> dict[str, str]:
+            """All properties by name."""
+
+    @property
+    def tag(self) -> str:
+        """The tag; empty when there is none."""
+        return self.properties.get(PROPERTY_TAGS, "")
+
+    tags = tag
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys under which the message is indexed."""
+        return self.properties.get(PROPERTY_KEYS, "").split()
+
+    @property
+    def unique_id(self) -> str:
+        """The id its producer gave it (32 hex digits; of a batch: all of them, joined by commas); else ""."""
+        return self.properties.get(PROPERTY_UNIQUE_ID, "")
+
+
+class Message(Labels):
     """What a producer sends.
 
     `keys` are indexed: `mqadmin queryMsgByKey` finds the message by each. `delay_level`: 1 to 18 (1 s to 2 h).
@@ -175,23 +204,6 @@ class Message:
             self.properties[PROPERTY_SHARDING_KEY] = sharding_key
 
     @property
-    def tag(self) -> str:
-        """The tag; empty when there is none."""
-        return self.properties.get(PROPERTY_TAGS, "")
-
-    tags = tag
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys under which the message is indexed."""
-        return self.properties.get(PROPERTY_KEYS, "").split()
-
-    @property
-    def unique_id(self) -> str:
-        """The id its producer gave it (32 hex digits; of a batch: all of them, joined by commas); "" before."""
-        return self.properties.get(PROPERTY_UNIQUE_ID, "")
-
-    @property
     def is_delayed(self) -> bool:
         """It is to be delivered later."""
         properties = self.properties
@@ -229,7 +241,7 @@ class Message:
         return f"<Message {self.topic} {len(self.body)} bytes {self.properties!r}>"
 
 
-class MessageExt:
+class MessageExt(Labels):
     """A message as it was stored. `body` is what the producer gave (decompressed); hosts are `ip:port`.
 
     `topic` and `reconsume_times` are what the consumer sees: of a retried message the original topic.
@@ -283,23 +295,6 @@ class MessageExt:
         if properties is None:
             properties = self._properties = parse_properties(self._text)
         return properties
-
-    @property
-    def tag(self) -> str:
-        """The tag; empty when there is none."""
-        return self.properties.get(PROPERTY_TAGS, "")
-
-    tags = tag
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys under which the message is indexed."""
-        return self.properties.get(PROPERTY_KEYS, "").split()
-
-    @property
-    def unique_id(self) -> str:
-        """The id its producer gave it; "" when it gave none."""
-        return self.properties.get(PROPERTY_UNIQUE_ID, "")
 
     @property
     def offset_message_id(self) -> str:
