@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from aerobee.clock import Clock
 from aerobee.net.connection import Connection
 from aerobee.protocol.bodies.client import SubscriptionData
+from aerobee.protocol.command import LANGUAGE_NAMES
 
 _log = logging.getLogger("aerobee.broker.clients")
 
+CPP = LANGUAGE_NAMES.index("CPP")
 PUSH = "CONSUME_PASSIVELY"
 PULL = "CONSUME_ACTIVELY"
 CLUSTERING = "CLUSTERING"
@@ -58,6 +60,8 @@ class ConsumerGroup:
     mismatch: str = ""
     """How the members' subscriptions differ; empty when they do not."""
     fingerprint: int = 0
+    committers: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Topic and queue → id of the connection that committed last; of groups that pull."""
 
     def client_ids(self) -> list[str]:
         """Ids of the members, in the order in which they came."""
@@ -161,7 +165,7 @@ class ClientTable:
         consumers, producers = self._of_connection.pop(connection.id, ((), ()))
         for name in consumers:
             self.counters["disconnected"] += 1
-            self._remove_consumer(name, connection.id)
+            self._remove_consumer(name, connection.id, lost=True)
         for name in producers:
             self._remove_producer(name, connection.id)
 
@@ -228,7 +232,7 @@ class ClientTable:
         member.heard_s = self._clock.monotonic()
         member.last_ms = self._clock.now_ms()
 
-    def _remove_consumer(self, name: str, connection_id: int) -> None:
+    def _remove_consumer(self, name: str, connection_id: int, *, lost: bool = False) -> None:
         group = self.consumers.get(name)
         member = group.members.pop(connection_id, None) if group is not None else None
         if group is None or member is None:
@@ -238,7 +242,7 @@ class ClientTable:
             self._on_leave(name, member.client_id)
         self._update_subscriptions(group)
         if group.members:
-            self._tell(group)
+            self._tell(group, anyway=lost)
         else:
             del self.consumers[name]
 
@@ -276,8 +280,9 @@ class ClientTable:
         group.mismatch = mismatch
         return changed
 
-    def _tell(self, group: ConsumerGroup) -> None:
-        if group.notify and group.message_model != BROADCASTING and group.members:
+    def _tell(self, group: ConsumerGroup, *, anyway: bool = False) -> None:
+        """`anyway`: a group that wants no notices of who comes and goes hears of whom it has lost, as at Apache's."""
+        if (group.notify or anyway) and group.message_model != BROADCASTING and group.members:
             self.counters["notices"] += len(group.members)
             self._notify(group.name, list(group.members.values()))
 

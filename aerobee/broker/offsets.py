@@ -1,9 +1,16 @@
 """Consumer offsets: how far each group has come in each queue. Kept as Apache's `consumerOffset.json`.
 
-Offsets never go backwards unless an operator resets them. A reset is stored at once and handed to the group by its next
-pull (PULL_OFFSET_MOVED); until then commits for that queue are not accepted, so a consumer that does not know of the
-reset yet cannot undo it. A client that sends a smaller offset than the stored one (a stale copy, a second consumer on
-the same queue) is answered SUCCESS, as Apache does, but the stored offset stays and a counter says so.
+Offsets never go backwards unless an operator resets them, or whoever commits may (`may_go_back`; an application that
+reads at its own offsets may). A client that sends a smaller offset than the stored one (a stale copy, a second consumer
+on the same queue) is answered SUCCESS, as Apache does, but the stored offset stays and a counter says so.
+
+A reset reaches the consumers that run in one of two ways:
+
+on the broker     It is stored at once and handed to the group by its next pull (PULL_OFFSET_MOVED). Until then commits
+                  for that queue are not accepted, and from members that push also not until one of them has taken it
+                  up: commits exactly that offset, or asks where to begin. So nobody who does not know of the reset, or
+                  has not got to it yet, can undo it.
+by the clients    They are told (RESET_CONSUMER_CLIENT_OFFSET), and whoever has the queue commits the new offset.
 """
 
 from __future__ import annotations
@@ -12,10 +19,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
+from aerobee.clock import Clock, SystemClock
 from aerobee.protocol import fastjson
 
 _log = logging.getLogger("aerobee.broker.offsets")
@@ -25,10 +33,28 @@ VERSION_STEP = 500
 """Commits per step of the data version, by which replicas notice a change."""
 
 
+TAKE_UP_S: Final = 30.0
+"""How long members have to take up a reset that was handed out; Java's clients before 5 wait ten seconds."""
+
+
+class _Told(NamedTuple):
+    """A reset that a client knows of: the commit of exactly `offset` counts, others do not until then if `alone`."""
+
+    offset: int
+    until_s: float
+    alone: bool
+
+
 class OffsetTable:
     """Offsets by `topic@group` and queue; see the head of this file."""
 
-    def __init__(self, config_dir: Path, *, on_reset: Callable[[str], None] = lambda group: None) -> None:
+    def __init__(
+        self,
+        config_dir: Path,
+        *,
+        clock: Clock | None = None,
+        on_reset: Callable[[str], None] = lambda group: None,
+    ) -> None:
         self.file = ConfigFile(config_dir / "consumerOffset.json", self._to_json)
         self.version = DataVersion()
         self.table: dict[str, dict[int, int]] = {}
@@ -36,6 +62,8 @@ class OffsetTable:
         self.counters: Counter[str] = Counter()
         """`commits`, `backwards` (refused), `held` (refused while a reset waits)."""
         self.dirty = False
+        self._clock = clock or SystemClock()
+        self._told: dict[str, dict[int, _Told]] = {}
         self._on_reset = on_reset
 
     def load(self) -> None:
@@ -49,18 +77,33 @@ class OffsetTable:
         }
         self.version = DataVersion.from_json(data.get("dataVersion"))
 
-    def commit(self, group: str, topic: str, queue_id: int, offset: int, *, peer: str = "") -> None:
-        """Moves an offset forward. Negative offsets mean "unknown" in some clients and are ignored."""
+    def commit(
+        self,
+        group: str,
+        topic: str,
+        queue_id: int,
+        offset: int,
+        *,
+        peer: str = "",
+        may_go_back: Callable[[int], bool] | None = None,
+    ) -> None:
+        """Moves an offset forward, or back if `may_go_back(stored offset)`.
+
+        Negative offsets mean "unknown" in some clients and are ignored.
+        """
         if offset < 0:
             return
         key = topic + SEPARATOR + group
         if self.resets and queue_id in self.resets.get(key, ()):
             self.counters["held"] += 1
             return
+        if self._told and key in self._told and not self._after_reset(key, queue_id, offset):
+            self.counters["held"] += 1
+            return
         queues = self.table.get(key)
         if queues is None:
             queues = self.table[key] = {}
-        if offset < queues.get(queue_id, 0):
+        if offset < queues.get(queue_id, 0) and not (may_go_back is not None and may_go_back(queues[queue_id])):
             self.counters["backwards"] += 1
             _log.info(
                 "commit of %d for %s queue %d is behind %d and was ignored (%s)",
@@ -103,8 +146,11 @@ class OffsetTable:
         pending = self.resets.get(topic + SEPARATOR + group)
         return pending is not None and (queue_id is None or queue_id in pending)
 
-    def take_reset(self, group: str, topic: str, queue_id: int) -> int | None:
-        """The pending reset, which is thereby handed out; None when there is none."""
+    def take_reset(self, group: str, topic: str, queue_id: int, *, alone: bool = False) -> int | None:
+        """The pending reset, which is thereby handed out; None when there is none.
+
+        `alone`: commits do not count until somebody has taken it up (at most `TAKE_UP_S`).
+        """
         key = topic + SEPARATOR + group
         pending = self.resets.get(key)
         if pending is None:
@@ -113,7 +159,38 @@ class OffsetTable:
         if not pending:
             del self.resets[key]
             self._on_reset(group)
+        if offset is not None and alone:
+            self._told.setdefault(key, {})[queue_id] = _Told(offset, self._clock.monotonic() + TAKE_UP_S, True)
         return offset
+
+    def told_to_reset(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        """Clients were told to go on at this offset: the commit that says they do counts, whatever is stored."""
+        key = topic + SEPARATOR + group
+        self._told.setdefault(key, {})[queue_id] = _Told(offset, self._clock.monotonic() + TAKE_UP_S, False)
+
+    def taken_up(self, group: str, topic: str, queue_id: int) -> None:
+        """A member asked where to begin: whatever it commits from now on is later than the reset it was handed."""
+        key = topic + SEPARATOR + group
+        told = self._told.get(key)
+        if told is not None and queue_id in told and told[queue_id].alone:
+            self._untell(key, queue_id)
+
+    def _after_reset(self, key: str, queue_id: int, offset: int) -> bool:
+        """Whether the commit counts though the queue was reset lately."""
+        told = self._told[key].get(queue_id)
+        if told is None:
+            return True
+        if offset != told.offset and self._clock.monotonic() < told.until_s:
+            return not told.alone
+        self._untell(key, queue_id)
+        if offset == told.offset and not told.alone:
+            self.table.setdefault(key, {})[queue_id] = offset
+        return True
+
+    def _untell(self, key: str, queue_id: int) -> None:
+        del self._told[key][queue_id]
+        if not self._told[key]:
+            del self._told[key]
 
     def clone(self, source: str, target: str, topic: str) -> None:
         """Gives `target` the offsets of `source`."""
@@ -132,22 +209,28 @@ class OffsetTable:
 
     def forget_group(self, group: str) -> None:
         """Drops everything about a group."""
-        for table in (self.table, self.resets):
-            for key in [key for key in table if key.partition(SEPARATOR)[2] == group]:
-                del table[key]
+        for key in [key for key in self._all_keys() if key.partition(SEPARATOR)[2] == group]:
+            self._forget(key)
         self._changed()
         self._on_reset(group)
 
     def forget_topic(self, topic: str) -> None:
         """Drops everything about a topic."""
         groups = set()
-        for table in (self.table, self.resets):
-            for key in [key for key in table if key.partition(SEPARATOR)[0] == topic]:
-                del table[key]
-                groups.add(key.partition(SEPARATOR)[2])
+        for key in [key for key in self._all_keys() if key.partition(SEPARATOR)[0] == topic]:
+            self._forget(key)
+            groups.add(key.partition(SEPARATOR)[2])
         self._changed()
         for group in groups:
             self._on_reset(group)
+
+    def _all_keys(self) -> set[str]:
+        return {*self.table, *self.resets, *self._told}
+
+    def _forget(self, key: str) -> None:
+        self.table.pop(key, None)
+        self.resets.pop(key, None)
+        self._told.pop(key, None)
 
     async def save(self) -> None:
         """Writes the file if anything changed. Raises OSError, and tries again the next time."""

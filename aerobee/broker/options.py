@@ -126,7 +126,7 @@ class BrokerOptions(Options):
     sync_flush_timeout = setting(
         5000, "Milliseconds a sender waits for a flush before it is told FLUSH_DISK_TIMEOUT.", low=100
     )
-    file_reserved_time = setting(72, "Hours a commit log file is kept.", low=1, live=True)
+    file_reserved_time = setting(72, "Hours a commit log file is kept.", low=0, live=True)
     delete_when = setting("04", "Hours of the day at which expired files are deleted, separated by `;`.", live=True)
     disk_max_used_space_ratio = setting(
         75, "Percent of the disk above which expired files go at any hour.", low=10, high=95, live=True

@@ -9,6 +9,7 @@ import network
 import ours
 import pytest
 from official import Client
+from room import Room
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,3 +61,12 @@ def client(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> I
     started = Client(tmp_path_factory.mktemp("client"))
     yield started
     started.close()
+
+
+@pytest.fixture
+def room(client: Client, cluster: apache.Cluster, request: pytest.FixtureRequest) -> Iterator[Room]:
+    name = request.node.originalname.removeprefix("test_")
+    variant = request.node.callspec.id.replace(cluster.kind, "").strip("-")
+    opened = Room(client, cluster, f"{name}_{variant}" if variant else name)
+    yield opened
+    opened.close()

@@ -64,6 +64,12 @@ class Client:
         output: str = self.do("admin", args=list(args))["output"]
         return output
 
+    def kill(self) -> None:
+        """SIGKILL: its clients say nothing, their connections just end."""
+        self._process.kill()
+        self._process.wait()
+        self._log_file.close()
+
     def close(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()

@@ -3,90 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import Any
 
-import apache
 import pytest
-from official import Client, CommandFailed, Reply
+from official import CommandFailed
+from room import Room, eventually
 
 pytestmark = pytest.mark.apache
-
-
-class Room:
-    """One test's topic and groups in one cluster, and the commands on them."""
-
-    def __init__(self, client: Client, cluster: apache.Cluster, topic: str) -> None:
-        self.client = client
-        self.cluster = cluster
-        self.topic = topic
-        self.group = f"{topic}_group"
-        self._consumers: list[str] = []
-
-    def create(self, queues: int, perm: int = 6) -> None:
-        """Makes the topic with so many queues, and waits until the name server tells of it."""
-        cluster, count = self.cluster, str(queues)
-        self.admin(
-            "updateTopic", "-b", cluster.broker_address, "-t", self.topic, "-r", count, "-w", count, "-p", str(perm)
-        )
-        deadline = time.monotonic() + 10
-        while apache.call(cluster.namesrv_address, 105, {"topic": self.topic})[0]["code"] != 0:
-            assert time.monotonic() < deadline, "no route for a topic made 10 s ago"
-            time.sleep(0.05)
-
-    def admin(self, *args: str) -> str:
-        return self.client.admin(*args, "-n", self.cluster.namesrv_address)
-
-    def do(self, command: str, **arguments: Any) -> Reply:
-        return self.client.do(command, **{"namesrv": self.cluster.namesrv_address, "topic": self.topic, **arguments})
-
-    def produce(self, count: int, **arguments: Any) -> Reply:
-        reply = self.do("produce", count=count, **arguments)
-        assert reply["errors"] == {}
-        return reply
-
-    def consume(self, name: str = "one", **arguments: Any) -> None:
-        """Starts a push consumer, stopped when the test ends."""
-        full = f"{self.topic}/{name}"
-        self.do("consume.start", **{"name": full, "group": self.group, **arguments})
-        self._consumers.append(full)
-
-    def state(self, name: str = "one", received: int = 0, timeout_s: float = 20.0, **arguments: Any) -> Reply:
-        """The consumer's counts, once it has received so many or the time is over."""
-        return self.do(
-            "consume.state",
-            name=f"{self.topic}/{name}",
-            received=received,
-            timeout_ms=int(timeout_s * 1000),
-            **arguments,
-        )
-
-    def know_retries(self) -> None:
-        """Has the group's retry topic made, as its first member does: that member looks for it every 30 s only."""
-        self.consume("first")
-        topic = {"topic": f"%RETRY%{self.group}"}
-        eventually(lambda: apache.call(self.cluster.namesrv_address, 105, topic)[0]["code"] == 0)
-        self.stop("first")
-
-    def stop(self, name: str = "one") -> Reply:
-        full = f"{self.topic}/{name}"
-        self._consumers.remove(full)
-        return self.do("consume.stop", name=full)
-
-    def close(self) -> None:
-        stopping: list[Future[Reply]] = [self.client.start("consume.stop", name=name) for name in self._consumers]
-        for future in stopping:
-            future.result(30)
-
-
-@pytest.fixture
-def room(client: Client, cluster: apache.Cluster, request: pytest.FixtureRequest) -> Iterator[Room]:
-    name = request.node.originalname.removeprefix("test_")
-    variant = request.node.callspec.id.replace(cluster.kind, "").strip("-")
-    opened = Room(client, cluster, f"{name}_{variant}" if variant else name)
-    yield opened
-    opened.close()
 
 
 def test_produce_and_consume(room: Room) -> None:
@@ -193,29 +116,6 @@ def test_orderly_consumers_share_and_hand_over(room: Room) -> None:
     assert (state["received"], state["disorder"]) == (150, 0)
 
 
-def test_nine_messages_three_instances_three_each(room: Room) -> None:
-    room.create(3)
-    for name in ("one", "two", "three"):
-        room.consume(name)
-    for name in ("one", "two", "three"):
-        assert len(room.state(name, queues=1)["assigned"]) == 1
-    for queue in range(3):
-        room.produce(3, mode="queue", broker=room.cluster.broker_name, queue=queue, **{"from": 3 * queue})
-    assert [room.state(name, received=3)["received"] for name in ("one", "two", "three")] == [3, 3, 3]
-
-
-def test_broadcasting_gives_everyone_everything(room: Room) -> None:
-    room.create(4)
-    room.consume("one", model="broadcasting")
-    room.consume("two", model="broadcasting")
-    for name in ("one", "two"):
-        assert len(room.state(name, queues=4)["assigned"]) == 4
-    room.produce(40)
-    for name in ("one", "two"):
-        state = room.state(name, received=40)
-        assert (state["received"], state["distinct"]) == (40, 40)
-
-
 def test_tags(room: Room) -> None:
     # "Aa" and "BB" have the same Java hash: the broker lets both through, the client keeps the exact one.
     room.create(2)
@@ -239,43 +139,6 @@ def test_long_poll_is_answered_by_the_message(room: Room) -> None:
     messages = room.state(received=10)["messages"]
     delays = sorted(message["received"] - message["stored"] for message in messages)
     assert delays[len(delays) // 2] < 200, "milliseconds from store to listener"
-
-
-def test_offsets_are_kept_over_a_restart_of_the_consumer(room: Room) -> None:
-    room.create(4)
-    room.produce(40)
-    room.consume()
-    assert room.state(received=40)["received"] == 40
-    room.stop()
-    room.produce(10, **{"from": 40})
-    room.consume("again", list=20)
-    state = room.state("again", received=10)
-    time.sleep(1)  # sleeps: nothing must come again
-    state = room.state("again")
-    assert state["received"] == 10
-    assert {int(message["properties"]["seq"]) for message in state["messages"]} == set(range(40, 50))
-
-
-def test_a_new_group_from_the_last_offset(room: Room) -> None:
-    # A queue whose first message is still there and in memory counts as new: Apache's broker then starts at 0 too.
-    room.create(1)
-    room.produce(10)
-    room.consume(**{"from": "last"})
-    room.state(queues=1)
-    room.produce(5, **{"from": 10})
-    state = room.state(received=15, timeout_s=5)
-    assert state["received"] == 15
-
-
-def test_a_leaving_member_hands_over_at_once(room: Room) -> None:
-    room.create(4)
-    room.consume("one")
-    room.consume("two")
-    assert len(room.state("one", queues=2)["assigned"]) == 2
-    room.stop("two")
-    started = time.monotonic()
-    assert len(room.state("one", queues=4)["assigned"]) == 4
-    assert time.monotonic() - started < 5
 
 
 def test_lite_pull_with_own_offsets(room: Room) -> None:
@@ -350,13 +213,6 @@ def test_query(room: Room) -> None:
     by_unique = room.do("query", msg_ids=[unique])
     assert [message["msg_id"] for message in by_unique["messages"]] == [unique]
     assert len(batch["results"]) == 1
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "did not become true in time"
-        time.sleep(0.1)
 
 
 def test_a_delayed_message(room: Room) -> None:

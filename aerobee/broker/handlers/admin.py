@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import platform
@@ -17,6 +18,7 @@ from aerobee.protocol.bodies.admin import BrokerStatsData, BrokerStatsItem, HARu
 from aerobee.protocol.bodies.client import GetConsumerStatusBody
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
+from aerobee.protocol.fastjson import MessageQueue
 from aerobee.protocol.headers.admin import (
     ConsumeMessageDirectly,
     GetBrokerConfigReply,
@@ -27,13 +29,16 @@ from aerobee.protocol.headers.admin import (
 from aerobee.protocol.message import parse_offset_message_id
 
 if TYPE_CHECKING:
+    from aerobee.broker.clients import Client
     from aerobee.broker.server import Broker
 
 _log = logging.getLogger("aerobee.broker.admin")
 
 VERSION_TEXT: Final = "V5_5_0"
 CALL_CLIENT_TIMEOUT_S: Final = 10.0
-VERSION_3_1_8: Final = 61
+ASK_MEMBERS_TIMEOUT_S: Final = 3.0
+"""For all members together: tools wait five seconds, and those who answer are not to be lost for one who does not."""
+VERSION_3_1_8: Final = 62
 """Consumers from here on answer questions."""
 
 
@@ -253,21 +258,26 @@ async def consumer_status(broker: Broker, _: Connection, command: RemotingComman
     members = broker.clients.consumers.get(header.group)
     if members is None or not members.members:
         raise ServerError(ResponseCode.SYSTEM_ERROR, f"No Any Consumer online in the consumer group: [{header.group}]")
-    body = GetConsumerStatusBody()
-    for member in list(members.members.values()):
-        if header.client_addr and member.client_id != header.client_addr:
-            continue
+    asked = [
+        member
+        for member in members.members.values()
+        if not header.client_addr or member.client_id == header.client_addr
+    ]
+
+    async def ask(member: Client) -> dict[MessageQueue, int] | None:
         request = RemotingCommand.request(RequestCode.GET_CONSUMER_STATUS_FROM_CLIENT, header)
         try:
-            answer = await member.connection.invoke(request, CALL_CLIENT_TIMEOUT_S)
+            answer = await member.connection.invoke(request, ASK_MEMBERS_TIMEOUT_S)
+            if answer.code != ResponseCode.SUCCESS or not answer.body:
+                return None
+            return GetConsumerStatusBody.from_json(answer.body).message_queue_table
         except AerobeeError as error:
             _log.warning("client %s does not say which offsets it holds: %s", member.client_id, error)
-            continue
-        if answer.code == ResponseCode.SUCCESS and answer.body:
-            body.consumer_table[member.client_id] = GetConsumerStatusBody.from_json(answer.body).message_queue_table
-        if header.client_addr:
-            break
-    return command.reply(body=body.to_json())
+            return None
+
+    answers = await asyncio.gather(*map(ask, asked))
+    table = {member.client_id: answer for member, answer in zip(asked, answers, strict=True) if answer is not None}
+    return command.reply(body=GetConsumerStatusBody(consumer_table=table).to_json())
 
 
 HANDLERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from aerobee.broker.clients import BROADCASTING, PULL
+from aerobee.broker.clients import BROADCASTING, PULL, PUSH
 from aerobee.broker.filters import is_tag_kind, tag_codes
 from aerobee.broker.store import check_sql
 from aerobee.broker.topics import PERM_READ, SEE_FAQ
@@ -41,7 +41,9 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
             ResponseCode.SYSTEM_ERROR, f"The broker does not support consumer to filter message by {kind}"
         )
 
-    offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id)
+    members = broker.clients.consumers.get(header.consumer_group)
+    pushes = members is not None and members.consume_type == PUSH
+    offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id, alone=pushes)
     if offset is not None:
         low, high = broker.store.bounds(header.topic, header.queue_id)
         config, group = broker.topics.table[header.topic], broker.groups.table[header.consumer_group]

@@ -45,6 +45,7 @@ public final class Program {
         Map.entry("pop.notify", Pop::notify),
         Map.entry("query", Query::run),
         Map.entry("offsets", Query::offsets),
+        Map.entry("operate", Admin::run),
         Map.entry("admin", Program::admin));
 
     public static void main(String[] args) throws Exception {

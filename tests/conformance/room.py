@@ -1,0 +1,102 @@
+"""A room of its own for a test: a topic and groups that nobody else uses, in one cluster, with the commands on them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import apache
+from official import Client, Reply
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "did not become true in time"
+        time.sleep(0.1)
+
+
+class Room:
+    """One test's topic and groups in one cluster, and the commands on them."""
+
+    def __init__(self, client: Client, cluster: apache.Cluster, topic: str) -> None:
+        self.client = client
+        self.cluster = cluster
+        self.topic = topic
+        self.group = f"{topic}_group"
+        self._consumers: list[str] = []
+
+    def create(self, queues: int, perm: int = 6, topic: str | None = None) -> None:
+        """Makes the topic with so many queues, and waits until the name server tells of it."""
+        topic = topic or self.topic
+        fields = {"topic": topic, "defaultTopic": "TBW102", "perm": str(perm), "topicFilterType": "SINGLE_TAG"}
+        fields |= {"readQueueNums": str(queues), "writeQueueNums": str(queues), "order": "false"}
+        self.call(17, fields)
+        eventually(lambda: apache.call(self.cluster.namesrv_address, 105, {"topic": topic})[0]["code"] == 0)
+
+    def create_group(self, **settings: object) -> None:
+        """Makes the group, or changes it, with settings under Apache's names."""
+        self.call(200, body=json.dumps({"groupName": self.group, **settings}).encode())
+
+    def change_settings(self, **settings: object) -> None:
+        """Changes settings of the broker while it runs, under Apache's names."""
+        self.call(25, body="".join(f"{name}={value}\n" for name, value in settings.items()).encode())
+
+    def call(self, code: int, fields: Mapping[str, str] | None = None, body: bytes = b"") -> tuple[Reply, bytes]:
+        """A plain request to the broker that must succeed; the reply's header and body."""
+        header, answer = apache.call(self.cluster.broker_address, code, fields, body)
+        assert header["code"] == 0, header
+        return header, answer
+
+    def operate(self, call: str, **arguments: Any) -> Reply:
+        """Something the official admin client asks or orders; see java/.../Admin.java."""
+        cluster = self.cluster
+        own = {"broker": cluster.broker_address, "broker_name": cluster.broker_name, "group": self.group}
+        return self.do("operate", call=call, **{**own, **arguments})
+
+    def admin(self, *args: str) -> str:
+        return self.client.admin(*args, "-n", self.cluster.namesrv_address)
+
+    def do(self, command: str, **arguments: Any) -> Reply:
+        return self.client.do(command, **{"namesrv": self.cluster.namesrv_address, "topic": self.topic, **arguments})
+
+    def produce(self, count: int, **arguments: Any) -> Reply:
+        reply = self.do("produce", count=count, **arguments)
+        assert reply["errors"] == {}
+        return reply
+
+    def consume(self, name: str = "one", **arguments: Any) -> None:
+        """Starts a push consumer, stopped when the test ends."""
+        full = f"{self.topic}/{name}"
+        self.do("consume.start", **{"name": full, "group": self.group, **arguments})
+        self._consumers.append(full)
+
+    def state(self, name: str = "one", received: int = 0, timeout_s: float = 20.0, **arguments: Any) -> Reply:
+        """The consumer's counts, once it has received so many or the time is over."""
+        return self.do(
+            "consume.state",
+            name=f"{self.topic}/{name}",
+            received=received,
+            timeout_ms=int(timeout_s * 1000),
+            **arguments,
+        )
+
+    def know_retries(self) -> None:
+        """Has the group's retry topic made, as its first member does: that member looks for it every 30 s only."""
+        self.consume("first")
+        topic = {"topic": f"%RETRY%{self.group}"}
+        eventually(lambda: apache.call(self.cluster.namesrv_address, 105, topic)[0]["code"] == 0)
+        self.stop("first")
+
+    def stop(self, name: str = "one") -> Reply:
+        full = f"{self.topic}/{name}"
+        self._consumers.remove(full)
+        return self.do("consume.stop", name=full)
+
+    def close(self) -> None:
+        stopping: list[Future[Reply]] = [self.client.start("consume.stop", name=name) for name in self._consumers]
+        for future in stopping:
+            future.result(30)
