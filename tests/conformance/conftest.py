@@ -67,6 +67,7 @@ def client(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> I
 def room(client: Client, cluster: apache.Cluster, request: pytest.FixtureRequest) -> Iterator[Room]:
     name = request.node.originalname.removeprefix("test_")
     variant = request.node.callspec.id.replace(cluster.kind, "").strip("-")
-    opened = Room(client, cluster, f"{name}_{variant}" if variant else name)
+    tries = getattr(request.node, "execution_count", 1)  # a test that is run again has nothing of the run before
+    opened = Room(client, cluster, "_".join(filter(None, [name, variant, str(tries) if tries > 1 else ""])))
     yield opened
     opened.close()

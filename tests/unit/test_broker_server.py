@@ -43,13 +43,17 @@ class Peer:
     def __init__(self, address: str) -> None:
         self.address = address
         self.asked: list[RemotingCommand] = []
+        self.language = 3
+        self.connection: Connection
         self.pool = RemotePool(on_request=self._on_request)
 
     def _on_request(self, connection: Connection, command: RemotingCommand) -> None:
         self.asked.append(command)
+        self.connection = connection
 
     async def call(self, code: int, body: bytes = b"", **fields: object) -> RemotingCommand:
         command = RemotingCommand.request(code, body=body)
+        command.language = self.language
         command.ext_fields.update({name: str(value) for name, value in fields.items()})
         return await self.pool.invoke(self.address, command, 10)
 
@@ -79,14 +83,30 @@ class Peer:
         )
         return await self.call(RequestCode.PULL_MESSAGE, **{**header, **fields})
 
-    async def join(self, client_id: str, *topics: str, group: str = "g") -> RemotingCommand:
+    async def commit(self, offset: int, *, oneway: bool = True, group: str = "g", topic: str = "orders") -> None:
+        """UPDATE_CONSUMER_OFFSET for queue 0, as members send it: without an answer."""
+        command = RemotingCommand.request(RequestCode.UPDATE_CONSUMER_OFFSET, oneway=oneway)
+        command.ext_fields.update(consumerGroup=group, topic=topic, queueId="0", commitOffset=str(offset))
+        if oneway:
+            await self.pool.oneway(self.address, command)
+        else:
+            assert (await self.pool.invoke(self.address, command, 10)).code == 0
+
+    async def committed(self, group: str = "g", topic: str = "orders") -> int:
+        """What is stored; asked on this connection, so its own commits count."""
+        fields = {"consumerGroup": group, "topic": topic, "queueId": 0}
+        return int((await self.call(RequestCode.QUERY_CONSUMER_OFFSET, **fields)).ext_fields["offset"])
+
+    async def join(
+        self, client_id: str, *topics: str, group: str = "g", consume_type: str = "CONSUME_PASSIVELY"
+    ) -> RemotingCommand:
         body = {
             "clientID": client_id,
             "producerDataSet": [{"groupName": "producers"}],
             "consumerDataSet": [
                 {
                     "groupName": group,
-                    "consumeType": "CONSUME_PASSIVELY",
+                    "consumeType": consume_type,
                     "messageModel": "CLUSTERING",
                     "consumeFromWhere": "CONSUME_FROM_LAST_OFFSET",
                     "unitMode": False,
@@ -293,6 +313,121 @@ async def test_a_reset_is_handed_out_once_and_cannot_be_undone_meanwhile(broker:
     moved = await peer.pull("orders", offset=5)
     assert moved.code == ResponseCode.PULL_OFFSET_MOVED and moved.ext_fields["nextBeginOffset"] == "2"
     assert (await peer.pull("orders", offset=2)).code == 0
+
+
+async def test_only_who_means_it_commits_a_smaller_offset(broker: Broker, peer: Peer) -> None:
+    other = Peer(broker.address)
+    try:
+        for _ in range(12):
+            await peer.send("orders")
+        await peer.join("c1", "orders")
+        await peer.commit(10)
+        await peer.commit(4)
+        assert await peer.committed() == 10, "a member that pushes: a stale copy"
+        await other.commit(4)
+        assert await other.committed() == 10, "a client that comes back and has not said yet who it is"
+        await other.commit(4, oneway=False)
+        assert await other.committed() == 4, "a tool"
+        broker.offsets.overwrite("g", "orders", 0, 99)
+        await peer.commit(12)
+        assert await peer.committed() == 12, "what is stored lies beyond the end"
+
+        await peer.join("c1", "orders", group="pulls", consume_type="CONSUME_ACTIVELY")
+        await peer.commit(10, group="pulls")
+        await peer.commit(4, group="pulls")
+        assert await peer.committed("pulls") == 4, "an application that has sought back"
+        await other.join("c2", "orders", group="pulls", consume_type="CONSUME_ACTIVELY")
+        await other.commit(8, group="pulls")
+        assert await other.committed("pulls") == 8
+        await peer.commit(5, group="pulls")
+        assert await peer.committed("pulls") == 8, "the queue is another one's now"
+    finally:
+        await other.pool.close()
+    await eventually(lambda: len(broker.clients.consumers["pulls"].members) == 1)
+    await peer.commit(5, group="pulls")
+    assert await peer.committed("pulls") == 5, "which is gone"
+
+
+async def test_members_that_push_commit_nothing_else_until_they_have_taken_up_a_reset(
+    broker: Broker, peer: Peer
+) -> None:
+    for _ in range(12):
+        await peer.send("orders")
+    await peer.join("c1", "orders")
+    reset = dict(group="g", topic="orders", queueId=0, offset=2, timestamp=0, isForce="true")
+
+    async def handed_out() -> None:
+        await peer.commit(10)
+        assert (await peer.call(RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, **reset)).code == 0
+        moved = await peer.pull("orders", offset=10, sysFlag=0, subVersion=1)
+        assert (moved.code, moved.ext_fields["nextBeginOffset"]) == (ResponseCode.PULL_OFFSET_MOVED, "2")
+        await peer.commit(11)
+
+    def stored() -> int:
+        return broker.offsets.query("g", "orders", 0)
+
+    await handed_out()
+    await peer.call(RequestCode.QUERY_CONSUMER_OFFSET, consumerGroup="tool", topic="orders", queueId=0)
+    assert stored() == 2, "what was committed before it stopped is dropped"
+    await peer.commit(2)
+    await peer.commit(3)
+    assert await peer.committed() == 3
+    await handed_out()
+    assert await peer.committed() == 2, "it asks where to begin"
+    await peer.commit(5)
+    assert await peer.committed() == 5
+
+
+async def test_clients_are_told_to_reset_each_in_its_language(broker: Broker, peer: Peer) -> None:
+    cpp = Peer(broker.address)
+    cpp.language = 1
+    for _ in range(12):
+        await peer.send("orders")
+    await peer.join("java", "orders")
+    await cpp.join("cpp", "orders")
+    broker.options.change({"useServerSideResetOffset": "false"})
+    ask = dict(group="g", topic="orders", timestamp=0, isForce="true", queueId=0, offset=3)
+    unknown = await peer.call(RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, **ask)
+    assert (unknown.code, unknown.remark) == (1, "THe consumer group <g> not exist")
+    await peer.commit(10)
+    told = await peer.call(RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, **ask)
+    assert told.code == 0
+    asked = [await orders_of(who, RequestCode.RESET_CONSUMER_CLIENT_OFFSET) for who in (peer, cpp)]
+    queue = {"topic": "orders", "brokerName": "broker-a", "queueId": 0}
+    assert fastjson.loads(asked[0].body) == fastjson.loads(told.body)
+    assert list(fastjson.loads(asked[0].body)["offsetTable"].values()) == [3]
+    assert fastjson.loads(asked[1].body) == {"offsetTable": [{**queue, "offset": 3}]}
+    assert (asked[0].ext_fields["group"], asked[0].is_oneway) == ("g", True)
+    await peer.commit(11)
+    assert await peer.committed() == 11, "the queue may be another one's: it goes on"
+    await peer.commit(3)
+    assert await peer.committed() == 3
+    await peer.commit(2)
+    assert await peer.committed() == 3
+    await cpp.pool.close()
+
+
+async def orders_of(who: Peer, code: int) -> RemotingCommand:
+    await eventually(lambda: any(command.code == code for command in who.asked))
+    return next(command for command in who.asked if command.code == code)
+
+
+async def test_members_that_do_not_answer_do_not_hide_those_who_do(
+    broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aerobee.broker.handlers.admin.ASK_MEMBERS_TIMEOUT_S", 0.2)
+    silent = Peer(broker.address)
+    await silent.join("c0", "orders")
+    await peer.join("c1", "orders")
+    asking = asyncio.ensure_future(
+        peer.call(RequestCode.INVOKE_BROKER_TO_GET_CONSUMER_STATUS, group="g", topic="orders")
+    )
+    asked = await orders_of(peer, RequestCode.GET_CONSUMER_STATUS_FROM_CLIENT)
+    body = b'{"messageQueueTable":{{"brokerName":"broker-a","queueId":0,"topic":"orders"}:7}}'
+    peer.connection.write(asked.reply(body=body).encode())
+    table = fastjson.loads((await asking).body)["consumerTable"]
+    assert {name: list(offsets.values()) for name, offsets in table.items()} == {"c1": [7]}
+    await silent.pool.close()
 
 
 async def test_settings_can_be_changed_but_no_path(broker: Broker, peer: Peer) -> None:

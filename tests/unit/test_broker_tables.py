@@ -14,7 +14,7 @@ from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.groups import GroupTable
 from aerobee.broker.handlers.send import unpack_batch
 from aerobee.broker.handlers.topics import parse_attributes
-from aerobee.broker.offsets import OffsetTable
+from aerobee.broker.offsets import TAKE_UP_S, OffsetTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import LEASE_S, OrderLocks
 from aerobee.broker.topics import TopicTable
@@ -44,6 +44,20 @@ def test_offsets_never_go_backwards_unless_an_operator_resets_them(tmp_path: Pat
     assert offsets.take_reset("g", "t", 0) == 3 and offsets.take_reset("g", "t", 0) is None
     offsets.commit("g", "t", 0, 5)
     assert offsets.query("g", "t", 0) == 5
+
+
+async def test_a_reset_that_nobody_takes_up_holds_commits_for_half_a_minute(tmp_path: Path) -> None:
+    clock = ManualClock()
+    offsets = OffsetTable(tmp_path, clock=clock)
+    offsets.commit("g", "t", 0, 10)
+    offsets.reset("g", "t", 0, 3)
+    assert offsets.take_reset("g", "t", 0, alone=True) == 3
+    await clock.advance(TAKE_UP_S - 1)
+    offsets.commit("g", "t", 0, 12)
+    assert offsets.query("g", "t", 0) == 3 and offsets.counters["held"] == 1
+    await clock.advance(2)
+    offsets.commit("g", "t", 0, 12)
+    assert offsets.query("g", "t", 0) == 12
 
 
 async def test_offsets_are_read_back_and_from_apaches_spelling(tmp_path: Path) -> None:

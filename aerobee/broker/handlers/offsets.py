@@ -88,15 +88,18 @@ def _may_go_back(
     """Whether a commit behind the stored offset means it.
 
     A member that pushes never does: it is a stale copy that lost a race. An application that pulls may have sought
-    backwards, unless another one that is still here has committed since. Who is no member and waits for the answer is a
-    tool (members commit oneway). An offset beyond the queue's end is worth nothing: what followed it is lost.
+    backwards, unless another one that is still here has committed since; its first heartbeat may come later than its
+    first commit. Who waits for the answer and is no member is a tool: members commit oneway. An offset beyond the
+    queue's end is worth nothing: what it counted is lost.
     """
     group = broker.clients.consumers.get(header.consumer_group)
-    if group is None or connection.id not in group.members:
-        meant = not command.is_oneway
+    if group is None:
+        return True
+    if group.consume_type == PULL:
+        last = group.committers.get((header.topic, header.queue_id))
+        meant = last is None or last == connection.id or last not in group.members
     else:
-        last = group.committers.get((header.topic, header.queue_id), connection.id)
-        meant = group.consume_type == PULL and (last == connection.id or last not in group.members)
+        meant = connection.id not in group.members and not command.is_oneway
     return meant or stored > broker.store.bounds(header.topic, header.queue_id)[1]
 
 
