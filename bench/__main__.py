@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from bench import extras, load, pop, workloads
+from bench import extras, load, mechanisms, pop, workloads
 from bench.load import Figures, median
 from bench.servers import KINDS, apache, server
 from bench.workload import Workload
@@ -113,6 +113,7 @@ def measure(
             ("rolls", lambda: extras.rolls(RESULTS, seconds)),
             ("backlog", lambda: extras.backlog(RESULTS, seconds)),
             ("pop", lambda: pop.rows(RESULTS, seconds)),
+            ("mechanisms", lambda: mechanisms.rows(RESULTS, seconds)),
         ]
         rows: list[extras.Row] = []
         for name, part in parts:

@@ -7,10 +7,7 @@ What the broker itself costs is its CPU time for a message.
 from __future__ import annotations
 
 import base64
-import itertools
 import json
-import os
-import socket
 import statistics
 import struct
 import threading
@@ -18,9 +15,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aerobee._engine import Decoder, encode_frame
 from bench import extras
 from bench.servers import KINDS, Server, server
+from bench.wire import Request, Wire, cpu_s
 
 POP, BATCH_ACK, ACK = 200050, 200151, 200051
 QUEUES = 8
@@ -46,43 +43,27 @@ class _Worker:
     pops: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        numbers = itertools.count(1)
-        with socket.create_connection((host, int(port))) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            decoder = Decoder()
-
-            def call(*requests: tuple[int, dict[str, str], bytes]) -> list[tuple[int, dict[str, str], bytes]]:
-                frames = [
-                    encode_frame(code, 0, 513, next(numbers), 0, None, ext, body, 0) for code, ext, body in requests
+        wire = Wire(self.address)
+        while time.monotonic() < self.until:
+            started = time.perf_counter()
+            popped = wire.ask(POP, self._pop())
+            self.pops.append(time.perf_counter() - started)
+            if popped.code != 0:
+                continue
+            ext = popped.fields
+            places = _places(ext)
+            requests: list[Request]
+            if self.single:
+                requests = [
+                    (ACK, self._ack(ext, flag, queue, start, offset), b"")
+                    for flag, queue, start, offsets in places
+                    for offset in offsets
                 ]
-                sock.sendall(b"".join(frames))
-                replies: list[tuple[int, dict[str, str], bytes]] = []
-                while len(replies) < len(requests):
-                    data = sock.recv(1 << 20)
-                    if not data:
-                        raise ConnectionError("the broker hung up")
-                    replies += [(command[0], command[6], command[7]) for command in decoder.feed(data)]
-                return replies
-
-            while time.monotonic() < self.until:
-                started = time.perf_counter()
-                code, ext, _ = call((POP, self._pop(), b""))[0]
-                self.pops.append(time.perf_counter() - started)
-                if code != 0:
-                    continue
-                places = _places(ext)
-                if self.single:
-                    requests = [
-                        (ACK, self._ack(ext, flag, queue, start, offset), b"")
-                        for flag, queue, start, offsets in places
-                        for offset in offsets
-                    ]
-                else:
-                    requests = [(BATCH_ACK, {}, self._batch(ext, places))]
-                if any(reply[0] != 0 for reply in call(*requests)):
-                    raise RuntimeError("an acknowledgement was refused")
-                self.messages += sum(len(offsets) for *_, offsets in places)
+            else:
+                requests = [(BATCH_ACK, {}, self._batch(ext, places))]
+            wire.do_all(requests)
+            self.messages += sum(len(offsets) for *_, offsets in places)
+        wire.close()
 
     def _pop(self) -> dict[str, str]:
         return {
@@ -139,7 +120,7 @@ def _places(ext: dict[str, str]) -> list[tuple[str, str, str, list[int]]]:
 def measure(one: Server, topic: str, seconds: float, *, single: bool = False, connections: int = 4) -> Popping:
     """Pops and acknowledges for a while, in one request or one by one (pipelined); the topic must hold enough."""
     workers = [_Worker(one.address, topic, single) for _ in range(connections)]
-    cpu = _cpu_s(one.pid)
+    cpu = cpu_s(one.pid)
     started = time.monotonic()
     for worker in workers:
         worker.until = started + seconds
@@ -152,31 +133,19 @@ def measure(one: Server, topic: str, seconds: float, *, single: bool = False, co
     total = sum(worker.messages for worker in workers)
     pops = sorted(latency for worker in workers for latency in worker.pops)
     cuts = statistics.quantiles(pops, n=100)
-    return Popping(total / elapsed, 1e6 * (_cpu_s(one.pid) - cpu) / max(1, total), 1e6 * cuts[49], 1e6 * cuts[98])
-
-
-def _cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return Popping(total / elapsed, 1e6 * (cpu_s(one.pid) - cpu) / max(1, total), 1e6 * cuts[49], 1e6 * cuts[98])
 
 
 def fill(one: Server, topic: str, messages: int, body_bytes: int = 1024) -> None:
     """Puts messages into all queues of a topic, in batches."""
-    host, _, port = one.address.rpartition(":")
     inner = struct.pack(">iiiii", 22 + body_bytes, 0, 0, 0, body_bytes) + b"x" * body_bytes + struct.pack(">h", 0)
     batch = inner * 64
-    with socket.create_connection((host, int(port))) as sock:
-        decoder = Decoder()
-        for number in range(messages // 64):
-            ext = {"a": "p", "b": topic, "c": "TBW102", "d": str(QUEUES), "e": str(number % QUEUES), "f": "0", "g": "0"}
-            ext |= {"h": "0", "i": "", "j": "0", "k": "false", "m": "true"}
-            sock.sendall(encode_frame(320, 0, 513, number, 0, None, ext, batch, 0))
-            replies: list[object] = []
-            while not replies:
-                replies = [command[0] for command in decoder.feed(sock.recv(1 << 16))]
-            if replies != [0]:
-                raise RuntimeError(f"a batch was refused: {replies}")
+    wire = Wire(one.address)
+    for number in range(messages // 64):
+        ext = {"a": "p", "b": topic, "c": "TBW102", "d": str(QUEUES), "e": str(number % QUEUES), "f": "0", "g": "0"}
+        ext |= {"h": "0", "i": "", "j": "0", "k": "false", "m": "true"}
+        wire.do_all([(320, ext, batch)])
+    wire.close()
 
 
 def rows(directory: Path, seconds: int) -> list[extras.Row]:

@@ -8,18 +8,15 @@ reads when each was stored there. Late is what lies between the time asked for a
 
 from __future__ import annotations
 
-import socket
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from aerobee._engine import Decoder, encode_frame
 from aerobee.broker.records import parse_records
-from bench.pop import _cpu_s as cpu_s
 from bench.servers import KINDS, Server, server
+from bench.wire import Request, Wire, cpu_s
 
 SEND, PULL, MAX_OFFSET = 310, 11, 30
 TOPIC = "timers"
@@ -40,32 +37,9 @@ class Timers:
     own_mib: float
 
 
-class _Wire:
-    def __init__(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), 30)
-        self.decoder = Decoder()
-        self.waiting: list[Any] = []
-
-    def read(self, count: int) -> list[Any]:
-        """The next replies."""
-        while len(self.waiting) < count:
-            data = self.socket.recv(1 << 18)
-            if not data:
-                raise ConnectionError("the broker hung up")
-            self.waiting += self.decoder.feed(data)
-        found, self.waiting = self.waiting[:count], self.waiting[count:]
-        return found
-
-    def ask(self, code: int, fields: dict[str, str]) -> Any:
-        """One request and its reply."""
-        self.socket.sendall(encode_frame(code, 12, 317, 1, 0, None, fields, b"", 0))
-        return self.read(1)[0]
-
-
 def measure(broker: Server, count: int, slots: int) -> Timers:
     """One run; the first second is due when all should be sent."""
-    wire = _Wire(broker.address)
+    wire = Wire(broker.address)
     total = count * slots
     lead_s = max(10, total // 4000)
     first_ms = (int(time.time()) + lead_s) * 1000
@@ -73,24 +47,21 @@ def measure(broker: Server, count: int, slots: int) -> Timers:
     cpu = cpu_s(broker.pid)
     began = time.monotonic()
     for start in range(0, total, PIPELINE):
-        frames = []
+        sends: list[Request] = []
         for number in range(start, start + PIPELINE):
             due_ms = first_ms + number % slots * 1000
             fields = {"a": "bench", "b": TOPIC, "c": "TBW102", "d": "1", "e": "0", "f": "0", "h": "0", "j": "0"}
             fields |= {"g": str(time.time_ns() // 1_000_000), "k": "false", "l": "16", "m": "false"}
             fields["i"] = f"UNIQ_KEY\x01{number:032X}\x02TIMER_DELIVER_MS\x01{due_ms}\x02"
-            frames.append(encode_frame(SEND, 12, 317, number, 0, None, fields, body, 0))
-        wire.socket.sendall(b"".join(frames))
-        for reply in wire.read(PIPELINE):
-            if reply[0] != 0:
-                raise RuntimeError(f"refused: {reply[5]}")
+            sends.append((SEND, fields, body))
+        wire.do_all(sends)
     rate = total / (time.monotonic() - began)
     if time.time() * 1000 > first_ms:
         raise RuntimeError("sending took too long, the first were due meanwhile")
     own_mib = broker.own_mib()
     place = {"topic": TOPIC, "queueId": "0"}
     deadline = time.monotonic() + lead_s + slots + 180
-    while int(wire.ask(MAX_OFFSET, place)[6]["offset"]) < total:
+    while int(wire.ask(MAX_OFFSET, place).fields["offset"]) < total:
         if time.monotonic() > deadline:
             raise RuntimeError("not all were delivered")
         time.sleep(0.5)
@@ -107,9 +78,9 @@ def measure(broker: Server, count: int, slots: int) -> Timers:
         }
         fields |= {"maxMsgNums": "32", "sysFlag": "4", "commitOffset": "0", "suspendTimeoutMillis": "0"}
         reply = wire.ask(PULL, {**fields, "subscription": "*"})
-        for record in parse_records(reply[7]):
+        for record in parse_records(reply.body):
             late.append(record.store_timestamp - int(record.properties["TIMER_DELIVER_MS"]))
-        offset = int(reply[6]["nextBeginOffset"])
+        offset = int(reply.fields["nextBeginOffset"])
     late.sort()
     early = sum(ms < 0 for ms in late)
     return Timers(rate, cpu_us, late[len(late) // 2], late[-1], early, own_mib)
