@@ -140,6 +140,9 @@ BROKER: Final = _by_key(
         abortFile checkTransactionMessageEnable mapedFileSizeCommitLog mapedFileSizeConsumeQueue storeCheckpoint
         storePathConsumeQueue storePathConsumerQueue storePathIndex
     """,
+        "what ended a transaction is written at once, with the messages, and never waits": """
+        transactionOpBatchInterval
+    """,
         "there is no such setting, the built-in behaviour applies": """
         allowRecallWhenBrokerNotWriteable appendTopicForTimerDeleteKey autoCreateSubscriptionGroup
         autoCreateTopicEnable autoMessageVersionOnTopicLen broadcastOffsetExpireMaxSecond broadcastOffsetExpireSecond
@@ -190,8 +193,8 @@ BROKER: Final = _by_key(
         timerMaxDelaySec timerPrecisionMs timerRecallToTimelineEnable timerRecallToTimeWheelEnable timerRollWindowSlot
         timerSkipUnknownError timerStopDequeue timerStopEnqueue timerWarmEnable timerWheelEnable
         timerWheelSnapshotFlush timerWheelSnapshotIntervalMs totalReplicas traceOn traceTopicEnable
-        transactionCheckInterval transactionCheckMax transactionMetricFlushInterval transactionOpBatchInterval
-        transactionOpMsgMaxSize transactionTimeOut travelCqFileNumWhenGetMessage updateNameServerAddrPeriod
+        transactionCheckInterval transactionCheckMax transactionMetricFlushInterval transactionOpMsgMaxSize
+        transactionTimeOut travelCqFileNumWhenGetMessage updateNameServerAddrPeriod
         useMessageFilterForNotification useSeparateRetryQueue useServerSideResetOffset useStaticSubscription
         validateSystemTopicWhenUpdateTopic wakeFlushWhenPutMessage
     """,

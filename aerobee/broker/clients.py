@@ -200,17 +200,19 @@ class ClientTable:
         return found.subscriptions.get(topic) if found is not None else None
 
     def producer(self, group: str) -> Client | None:
-        """A producer of the group that can be asked about its transactions; each call another one."""
-        members = self.producers.get(group)
-        while members:
-            key = next(iter(members))
-            member = members.pop(key)
-            members[key] = member
-            if not member.connection.closed:
+        """A producer of the group that can be asked about its transactions; each call another one. One that does not
+        read what it is sent is the last choice."""
+        members = self.producers.get(group, {})
+        deaf = None
+        for key in list(members):
+            member = members[key]
+            if member.connection.closed:
+                continue
+            members[key] = members.pop(key)  # to the end of the row
+            if not member.connection.blocked:
                 return member
-            if all(other.connection.closed for other in members.values()):
-                break
-        return None
+            deaf = deaf or member
+        return deaf
 
     def producer_by_client_id(self, client_id: str) -> Client | None:
         """A connected producer with this client id, of whatever group."""

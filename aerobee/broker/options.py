@@ -195,6 +195,9 @@ class BrokerOptions(Options):
     )
     transaction_check_max = setting(15, "Times a transaction is asked about before it is set aside.", low=1, live=True)
     transaction_check_interval = setting(30_000, "Milliseconds between rounds of questions.", low=50, live=True)
+    transaction_op_msg_max_size = setting(
+        4096, "Bytes of a message that notes which transactions are ended.", low=32, high=1 << 20, live=True
+    )
     flush_consumer_offset_interval = setting(
         5000, "Milliseconds between writes of consumerOffset.json.", low=100, high=60_000
     )

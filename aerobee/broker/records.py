@@ -46,7 +46,8 @@ def parse_properties(text: str) -> dict[str, str]:
 
 def format_properties(properties: dict[str, str]) -> bytes:
     """The dictionary as it is stored."""
-    return "".join(f"{name}{NAME_SEPARATOR}{value}{PROPERTY_SEPARATOR}" for name, value in properties.items()).encode()
+    text = "".join(f"{name}{NAME_SEPARATOR}{value}{PROPERTY_SEPARATOR}" for name, value in properties.items())
+    return text.encode("utf-8", "surrogateescape")
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ def _progress(broker: Broker) -> Iterator[tuple[str, str, int, int]]:
     for queue_id in broker.store.topics().get(SCHEDULE_TOPIC, []):
         yield "delayed delivery", SCHEDULE_TOPIC, queue_id, broker.delay.offsets.get(queue_id + 1, 0)
     yield "timed delivery", TIMER_TOPIC, 0, broker.timer.needed_offset()
-    yield "the check of unfinished transactions", HALF_TOPIC, 0, broker.transactions.half_offset
+    yield "the check of unfinished transactions", HALF_TOPIC, 0, broker.transactions.published
     for point in broker.pop.revive.points():
         offsets = point.offsets_left()
         if offsets:

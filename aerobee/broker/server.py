@@ -52,6 +52,8 @@ _log = logging.getLogger("aerobee.broker")
 CLIENT_SCAN_S: Final = 10.0
 GRACE_S: Final = 5.0
 FIRST_REGISTRATION_S: Final = 1.0
+PRODUCER_READS_S: Final = 1.0
+"""A producer that has taken none of its questions for so long is not asked more of them in this round."""
 
 
 class Broker:
@@ -153,7 +155,7 @@ class Broker:
             self._tasks.append(asyncio.create_task(self.timer.run(), name="deliver timed messages"))
             self._every(options.timer_flush_interval_ms / 1000, self.timer.save, "persist timers")
         self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
-        self._every(options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
+        self._every(lambda: options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
         self._every(options.flush_consumer_offset_interval / 1000, self._save_offsets, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
         self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
@@ -279,11 +281,17 @@ class Broker:
             notice.ext_fields["consumerGroup"] = group
             member.connection.send(notice)
 
-    def _ask_producer(self, half: Stored) -> bool:
-        """CHECK_TRANSACTION_STATE to one producer of the half's group."""
+    async def _ask_producer(self, half: Stored) -> bool:
+        """CHECK_TRANSACTION_STATE to one producer of the half's group; False: there is none that reads."""
         producer = self.clients.producer(half.properties.get(PRODUCER_GROUP, ""))
         if producer is None:
             return False
+        if producer.connection.blocked:
+            try:
+                async with asyncio.timeout(PRODUCER_READS_S):
+                    await producer.connection.writable()
+            except TimeoutError:
+                return False
         unique = half.properties.get(UNIQUE_KEY)
         topic, queue_id = half.properties[REAL_TOPIC], int(half.properties[REAL_QUEUE])
         header = CheckTransactionState(
@@ -301,13 +309,15 @@ class Broker:
         return True
 
     def _place_committed(self, topic: str, queue_id: int, properties: dict[str, str]) -> tuple[str, int, int | None]:
-        """A committed message that names a time waits for it, as if it were sent now."""
+        """A committed message that names a delay level or a time waits for it, as if it were sent now."""
+        level = properties.get("DELAY", "")
+        if level.isdecimal() and int(level) > 0:
+            self.delay.scheduled()
+            return self.delay.place(topic, queue_id, properties, int(level))
+        if not self.options.timer_wheel_enable:
+            return topic, queue_id, None
         self.timer.scheduled()
-        return (
-            self.timer.place(topic, queue_id, properties)
-            if self.options.timer_wheel_enable
-            else (topic, queue_id, None)
-        )
+        return self.timer.place(topic, queue_id, properties)
 
     async def _make_internal_topic(self, topic: str) -> None:
         await self.topics.create_for_group(topic, 1)
@@ -316,6 +326,7 @@ class Broker:
 
     async def _save_offsets(self) -> None:
         await self.pop.save()
+        self.transactions.publish()
         await self.offsets.save()
 
     async def _queues_of(self, topic: str) -> list[MessageQueue] | None:
@@ -338,8 +349,8 @@ class Broker:
             self.groups.settled,
             self.topics.file.save,
             self.groups.file.save,
-            self._save_offsets,
             self._flush_log,
+            self._save_offsets,
             self.delay.save,
             self._close_timer,
         ):
@@ -364,12 +375,15 @@ class Broker:
         await retention.clean(self)
         self.timer.clean()
 
-    def _every(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:
+    def _every(self, period_s: float | Callable[[], float], work: Callable[[], Awaitable[None]], name: str) -> None:
+        """Does it again and again. A function instead of a period: a setting that may change while we run."""
         self._tasks.append(asyncio.create_task(self._repeat(period_s, work, name), name=name))
 
-    async def _repeat(self, period_s: float, work: Callable[[], Awaitable[None]], name: str) -> None:
+    async def _repeat(
+        self, period_s: float | Callable[[], float], work: Callable[[], Awaitable[None]], name: str
+    ) -> None:
         while True:
-            await self.clock.sleep(period_s)
+            await self.clock.sleep(period_s() if callable(period_s) else period_s)
             try:
                 await work()
             except OSError as error:

@@ -7,25 +7,34 @@
                CHECK_IMMUNITY_TIME_IN_SECONDS) are put at the tail again and one producer of the group is asked (39)
     given up   after `transactionCheckMax` questions: moved to TRANS_CHECK_MAX_TIME_TOPIC, where an operator sees it
 
-Marks lie in RMQ_SYS_TRANS_OP_HALF_TOPIC queue 0, tag `d`, body `offset,`: Apache's layout, so that either broker goes
-on where the other stopped. Progress in both queues is kept among the consumer offsets, under group CID_RMQ_SYS_TRANS.
+Marks lie in RMQ_SYS_TRANS_OP_HALF_TOPIC queue 0, tag `d`, body `offset,offset,`: Apache's layout, so that either broker
+goes on where the other stopped. Progress in both queues is kept among the consumer offsets, group CID_RMQ_SYS_TRANS.
 
-Apache writes its marks up to three seconds after the message; a crash in between delivers the message twice. Here both
-are one write, the message in front, so that no crash can lose it. A half that was put at the tail while its producer's
-answer was under way is recognised by the answer to its old place, and is not delivered a second time either.
+A mark is never later than what it stands for. Apache collects marks for up to three seconds after the messages; a crash
+in between delivers them twice. Here they are one write with the messages, and what one turn of the loop ends shares a
+mark. Halves that are put at the tail or given up get theirs in the same write as their copies. So after a crash the
+marks tell exactly what is open, however old the progress on disk is.
+
+Nothing is remembered of a half but one bit: whether the place in the queue is dealt with. An answer to a place that is
+(the half was put at the tail while the answer was under way, or somebody has ended it) looks into the index by the
+message's unique key: for the copy that is still open, and whether the message was delivered before. So a commit
+delivers once, also behind a crash or behind another broker; one that comes behind a rollback still counts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
 
+from aerobee.broker.offset_set import OffsetSet
 from aerobee.broker.offsets import OffsetTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.records import (
     COMMIT,
-    PREPARED,
     ROLLBACK,
     TRANSACTION_BITS,
     Stored,
@@ -34,9 +43,9 @@ from aerobee.broker.records import (
     parse_records,
 )
 from aerobee.broker.store import Batch, Receipt, Record
-from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC
+from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC
 from aerobee.clock import Clock
-from aerobee.errors import StoreError, error_for
+from aerobee.errors import MessageIllegal, error_for
 from aerobee.protocol.codes import ResponseCode
 
 _log = logging.getLogger("aerobee.broker.transactions")
@@ -54,9 +63,13 @@ CHECK_TIMES: Final = "TRANSACTION_CHECK_TIMES"
 IMMUNITY_SECONDS: Final = "CHECK_IMMUNITY_TIME_IN_SECONDS"
 PREPARED_QUEUE_OFFSET: Final = "TRAN_PREPARED_QUEUE_OFFSET"
 
-READ_COUNT: Final = 32
-ROUND_MAX: Final = 20_000
-"""Halves looked at in one round; the rest waits for the next."""
+BATCH: Final = 32
+"""Halves or marks read at a time; after each batch of halves others get their turn."""
+SAME_KEY_MAX: Final = 64
+"""Records of one unique key that are looked at."""
+CLOCK_STEP_MS: Final = 60_000
+"""A copy is not stored earlier than this before its original, even if the clock was set back in between."""
+_END_OF_TIME_MS: Final = 1 << 62
 
 
 class TransactionStore(Protocol):
@@ -77,13 +90,47 @@ class TransactionStore(Protocol):
     def record(self, position: int) -> bytes | None:
         """A record's bytes."""
 
+    def log_bounds(self) -> tuple[int, int, int]:
+        """Where the log begins, how far it is on the disk, where it ends."""
+
+    def search_index(
+        self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
+    ) -> tuple[list[bytes], int, int]:
+        """Records with this key, newest first; and what the index says of itself."""
+
+
+class Verdict(Enum):
+    """What a round does with a half that nobody has ended."""
+
+    WAIT = "it is young, and all behind it are younger"
+    MAKE_WAY = "it asked for a time of its own; others behind it did not, so it goes to the tail"
+    ASK = "it goes to the tail, and a producer is asked"
+    GIVE_UP = "it has been asked about for long enough"
+
+
+class Move(NamedTuple):
+    """A half, its record for a new place and the properties in it."""
+
+    half: Stored
+    record: Record
+    properties: dict[str, str]
+    verdict: Verdict
+
+
+class Ending(NamedTuple):
+    """What waits for the write of this turn: the real message, the half that gets a mark, who waits for it."""
+
+    message: Record | None
+    half_offset: int | None
+    done: asyncio.Future[Receipt]
+
 
 class Transactions:
     """Half messages and what becomes of them; see the head of this file.
 
-    `ask(half, real topic, real queue)` asks a producer; False when none is connected.
-    `place(topic, queue, properties)` says where a committed message waits until its time, and its tags code.
-    `make_topic(name)` creates the topic for those that are given up.
+    `ask(half)` asks a producer, False when none is connected and reads. `make_topic(name)` creates the topic for those
+    that are given up. `place(topic, queue, properties)` says where a committed message waits until its time, and its
+    tags code.
     """
 
     def __init__(
@@ -93,7 +140,7 @@ class Transactions:
         options: BrokerOptions,
         offsets: OffsetTable,
         *,
-        ask: Callable[[Stored], bool],
+        ask: Callable[[Stored], Awaitable[bool]],
         make_topic: Callable[[str], Awaitable[object]],
         place: Callable[[str, int, dict[str, str]], tuple[str, int, int | None]] = lambda topic, queue, _: (
             topic,
@@ -103,15 +150,7 @@ class Transactions:
         store_host: str = "127.0.0.1:10911",
     ) -> None:
         self._place = place
-        self.counters = {
-            "prepared": 0,
-            "committed": 0,
-            "rolled_back": 0,
-            "asked": 0,
-            "given_up": 0,
-            "skipped": 0,
-            "failed": 0,
-        }
+        self.counters = dict.fromkeys(("prepared", "committed", "rolled_back", "asked", "given_up", "skipped"), 0)
         self._store = store
         self._clock = clock
         self._options = options
@@ -119,39 +158,81 @@ class Transactions:
         self._ask = ask
         self._make_topic = make_topic
         self._store_host = store_host
-        self._ended: set[int] = set()
-        """Queue offsets of halves that have their mark, from the half offset on."""
-        self._marks: list[tuple[int, int]] = []
-        """(offset of a mark, largest half offset in it), in order, from the mark offset on."""
-        self._moved: dict[int, int] = {}
-        """Old queue offset of a half that was put at the tail → its new one."""
+        self.half_offset = 0
+        """Halves before this queue offset are all dealt with."""
+        self._op_offset = 0
+        """Marks before this queue offset are of such halves only."""
+        self._reached = (0, 0, 0)
+        """Half offset and op offset that will be among the consumer offsets once the disk has the log up to here."""
+        self._published = 0
+        self._ended = OffsetSet()
+        """Queue offsets of halves that are dealt with, from the half offset on."""
+        self._marks: deque[list[int]] = deque()
+        """Runs of marks, in order: where the run ends, the largest half offset in it, how many marks it has."""
+        self._endings: list[Ending] = []
+        self._newest: Receipt | None = None
+        """Of what was written last."""
+        self._parking = False
+        """The topic for those that are given up is there."""
 
     # Where we stand.
 
     @property
-    def half_offset(self) -> int:
-        """Halves before this queue offset are all dealt with."""
+    def published(self) -> int:
+        """The half offset among the consumer offsets: where another start would go on."""
         return max(0, self._offsets.query(GROUP, HALF_TOPIC, 0))
 
     @property
     def pending(self) -> int:
-        """Halves without a mark (roughly: copies at the tail count, holes too)."""
+        """Halves that nobody has ended (holes count too)."""
         return max(0, self._store.bounds(HALF_TOPIC, 0)[1] - self.half_offset - len(self._ended))
 
     def load(self) -> None:
-        """Reads the marks that a former run left. Call it once, when the store is open."""
-        low, high = self._store.bounds(OP_HALF_TOPIC, 0)
-        offset = max(low, self._offsets.query(GROUP, OP_HALF_TOPIC, 0))
+        """Goes on where the consumer offsets say: reads the marks from there on."""
+        self._ended = OffsetSet()
+        self._marks.clear()
+        self._published = self.published
+        self.half_offset = self._stands_at(HALF_TOPIC)
+        self._op_offset = offset = self._stands_at(OP_HALF_TOPIC)
+        self._reached = self.half_offset, self._op_offset, 0
+        self._ended.drop_before(self.half_offset)
+        high = self._store.bounds(OP_HALF_TOPIC, 0)[1]
         while offset < high:
-            batch = self._store.read(OP_HALF_TOPIC, 0, offset, READ_COUNT)
-            if not batch.count:
-                if batch.next_offset <= offset:
-                    break
-            for mark in parse_records(batch.records):
+            batch = self._store.read(OP_HALF_TOPIC, 0, offset, BATCH)
+            if not batch.count and batch.next_offset <= offset:
+                break
+            for mark in _readable(batch.records):
                 self._remember_mark(mark.queue_offset, _offsets_in(mark))
             offset = batch.next_offset
-        half = self.half_offset
-        self._ended = {ended for ended in self._ended if ended >= half}
+
+    def _stands_at(self, topic: str) -> int:
+        low, high = self._store.bounds(topic, 0)
+        offset = self._offsets.query(GROUP, topic, 0)
+        if offset > high:
+            _log.warning("transactions stood at %d of %s, which ends at %d; continuing there", offset, topic, high)
+        return min(max(offset, low), high)
+
+    def publish(self) -> None:
+        """Puts the progress among the consumer offsets, as far as the disk has what it rests on: the copies of halves
+        that it has passed. Call it before they are saved."""
+        self._heed_operator()
+        on_disk = self._store.log_bounds()[1]
+        for _ in range(2):
+            half_offset, op_offset, log_end = self._reached
+            if log_end > on_disk:
+                return
+            for topic, offset in ((HALF_TOPIC, half_offset), (OP_HALF_TOPIC, op_offset)):
+                if offset != self._offsets.query(GROUP, topic, 0):
+                    self._offsets.overwrite(GROUP, topic, 0, offset)
+            self._published = half_offset
+            newest = self._newest
+            self._reached = self.half_offset, self._op_offset, newest.position + newest.size if newest else 0
+
+    def _heed_operator(self) -> None:
+        """Goes on where somebody has set the offset meanwhile."""
+        if self.published != self._published:
+            self._write_endings()
+            self.load()
 
     # What producers say.
 
@@ -168,20 +249,17 @@ class Transactions:
     async def end(
         self, producer_group: str, half_queue_offset: int, position: int, decision: int, *, from_check: bool
     ) -> None:
-        """Commit (8) or rollback (12) of the half at this place; anything else leaves it pending.
+        """Commit (8) or rollback (12) of the half at this place; 0 leaves it pending.
 
         Raises ServerError when there is no such half, when it belongs to another group, or when the answer came later
-        than the half's own CHECK_IMMUNITY_TIME_IN_SECONDS allows (ILLEGAL_OPERATION).
+        than the half's own CHECK_IMMUNITY_TIME_IN_SECONDS allows (ILLEGAL_OPERATION); StoreError when it cannot be
+        written, the half stays open then.
         """
-        if decision not in (COMMIT, ROLLBACK):
+        if decision not in (COMMIT, ROLLBACK, 0):
+            raise error_for(ResponseCode.SYSTEM_ERROR, f"commitOrRollback must be 8, 12 or 0, not {decision}")
+        if not decision:
             return
-        data = self._store.record(position)
-        try:
-            half = parse_record(data) if data is not None else None
-        except ValueError:
-            half = None
-        if half is None or half.topic != HALF_TOPIC:
-            raise error_for(ResponseCode.SYSTEM_ERROR, "Find prepared transaction message failed")
+        half = self._half_there(position)
         if not from_check and self._too_late(half):
             raise error_for(
                 ResponseCode.ILLEGAL_OPERATION,
@@ -191,20 +269,58 @@ class Transactions:
             raise error_for(ResponseCode.SYSTEM_ERROR, "The producer group wrong")
         if half.queue_offset != half_queue_offset:
             raise error_for(ResponseCode.SYSTEM_ERROR, "The transaction state table offset wrong")
-        newest = self._newest(half_queue_offset)
-        if newest in self._ended:
-            return  # said twice, or to an old copy whose new one is ended: nothing is left to do
-        records = [self._real_message(half)] if decision == COMMIT else []
-        records.append(self._mark(newest))
-        receipts = self._store.append(records)
-        self._remember_mark(receipts[-1].queue_offset, [newest])
+        commit = decision == COMMIT
+        target: int | None = half.queue_offset
+        if not self._is_open(half.queue_offset) or (commit and from_check):
+            await self._all_written()  # the index shows nothing younger than that
+            target = self._open_place(half)
+            commit = commit and not self._is_delivered(half)
+            if target is None and not commit:
+                return
+        receipt = await self._ending(self._real_message(half) if commit else None, target)
         self.counters["committed" if decision == COMMIT else "rolled_back"] += 1
-        await self._store.flushed(receipts[-1])
+        await self._store.flushed(receipt)
 
-    def _newest(self, offset: int) -> int:
-        while offset in self._moved:
-            offset = self._moved[offset]
-        return offset
+    def _half_there(self, position: int) -> Stored:
+        data = self._store.record(position)
+        try:
+            half = parse_record(data) if data is not None else None
+        except ValueError:
+            half = None
+        if half is None or half.topic != HALF_TOPIC or not _has_a_home(half):
+            raise error_for(ResponseCode.SYSTEM_ERROR, "Find prepared transaction message failed")
+        return half
+
+    def _is_open(self, half_offset: int) -> bool:
+        return half_offset >= self.half_offset and half_offset not in self._ended
+
+    def _open_place(self, half: Stored) -> int | None:
+        """Where this half, or the copy of it that was put at the tail last, waits for its end; None: it does not."""
+        if self._is_open(half.queue_offset):
+            return half.queue_offset
+        places = (copy.queue_offset for copy in self._same(half, HALF_TOPIC) if self._is_open(copy.queue_offset))
+        return max(places, default=None)
+
+    def _is_delivered(self, half: Stored) -> bool:
+        """The message was committed before, and is where it belongs or waits for its time."""
+        places = half.properties[REAL_TOPIC], TIMER_TOPIC, SCHEDULE_TOPIC
+        return any(True for topic in places for _ in self._same(half, topic))
+
+    def _same(self, half: Stored, topic: str) -> Iterator[Stored]:
+        """Records of the topic that were made of the same send."""
+        unique = half.properties.get(UNIQUE_KEY)
+        if not unique:
+            return
+        since_ms = half.store_timestamp - CLOCK_STEP_MS
+        found = self._store.search_index(topic, unique, "U", SAME_KEY_MAX, since_ms, _END_OF_TIME_MS)[0]
+        for data in found:
+            record = parse_record(data)
+            if (
+                record.properties.get(UNIQUE_KEY) == unique
+                and record.born_timestamp == half.born_timestamp
+                and record.properties.get(PRODUCER_GROUP) == half.properties.get(PRODUCER_GROUP)
+            ):
+                yield record
 
     def _real_message(self, half: Stored) -> Record:
         properties = dict(half.properties)
@@ -220,145 +336,253 @@ class Transactions:
             tags_code=tags_code,
         )
 
-    def _mark(self, half_queue_offset: int) -> Record:
+    # Writing: messages and the marks of their halves, together.
+
+    def _ending(self, message: Record | None, half_offset: int | None) -> asyncio.Future[Receipt]:
+        """Joins the write of this turn of the loop. The half counts as dealt with from now on."""
+        loop = asyncio.get_running_loop()
+        if not self._endings:
+            loop.call_soon(self._write_endings)
+        if half_offset is not None:
+            self._ended.add(half_offset)
+        ending = Ending(message, half_offset, loop.create_future())
+        self._endings.append(ending)
+        return ending.done
+
+    def _write_endings(self) -> None:
+        endings, self._endings = self._endings, []
+        if not endings:
+            return
+        try:
+            self._write_together(endings)
+        except MessageIllegal:
+            for ending in endings:  # one of them can be stored nowhere: the others can
+                try:
+                    self._write_together([ending])
+                except Exception as error:
+                    self._failed([ending], error)
+        except Exception as error:
+            self._failed(endings, error)
+
+    def _write_together(self, endings: list[Ending]) -> None:
+        messages = [ending.message for ending in endings if ending.message is not None]
+        receipts = self._append(messages, [e.half_offset for e in endings if e.half_offset is not None])
+        for ending in endings:
+            if not ending.done.done():
+                ending.done.set_result(receipts[-1])
+
+    def _failed(self, endings: list[Ending], error: Exception) -> None:
+        for ending in endings:
+            if ending.half_offset is not None:
+                self._ended.discard(ending.half_offset)
+            if not ending.done.done():
+                ending.done.set_exception(error)
+
+    def _append(self, records: list[Record], half_offsets: list[int]) -> list[Receipt]:
+        """Writes records, then the marks of these halves, in one write; receipts of all of them. Raises StoreError."""
+        marks = list(self._marks_of(half_offsets))
+        receipts = self._store.append([*records, *(mark for mark, _ in marks)])
+        self._newest = receipts[-1]
+        for receipt, (_, marked) in zip(receipts[len(records) :], marks, strict=True):
+            self._remember_mark(receipt.queue_offset, marked)
+        return receipts
+
+    def _marks_of(self, half_offsets: list[int]) -> Iterator[tuple[Record, list[int]]]:
+        """As few marks as `transactionOpMsgMaxSize` allows, with the offsets in each."""
         now_ms = self._clock.now_ms()
-        return Record(
-            OP_HALF_TOPIC,
-            0,
-            f"{half_queue_offset},".encode(),
-            format_properties({"TAGS": MARK_TAG}),
-            born_timestamp=now_ms,
-            born_host=self._store_host,
-        )
+        body, marked = bytearray(), []
+        for number, half_offset in enumerate(half_offsets, 1):
+            body += b"%d," % half_offset
+            marked.append(half_offset)
+            if number == len(half_offsets) or len(body) >= self._options.transaction_op_msg_max_size:
+                properties = format_properties({"TAGS": MARK_TAG})
+                yield (
+                    Record(
+                        OP_HALF_TOPIC,
+                        0,
+                        bytes(body),
+                        properties,
+                        born_timestamp=now_ms,
+                        born_host=self._store_host,
+                    ),
+                    marked,
+                )
+                body, marked = bytearray(), []
 
     def _remember_mark(self, mark_offset: int, half_offsets: list[int]) -> None:
-        self._marks.append((mark_offset, max(half_offsets, default=-1)))
-        self._ended.update(half_offsets)
+        largest = max(half_offsets, default=-1)
+        for half_offset in half_offsets:
+            self._ended.add(half_offset)
+        if self._marks and self._marks[-1][2] < BATCH:
+            run = self._marks[-1]
+            run[:] = mark_offset + 1, max(run[1], largest), run[2] + 1
+        else:
+            self._marks.append([mark_offset + 1, largest, 1])
+
+    async def _all_written(self) -> None:
+        """Returns when everything written so far can be read."""
+        self._write_endings()
+        if self._newest is not None:
+            await self._store.flushed(self._newest)
 
     # Asking.
 
     async def check(self) -> None:
-        """One round: deals with every half that is old enough and has no mark. A bad half never holds up the others."""
+        """One round: deals with every half that is old enough and that nobody has ended.
+
+        Others get their turn after each batch. A half that is bad, and a producer that does not listen, hold up nobody.
+        """
+        self._heed_operator()
         now_ms = self._clock.now_ms()
-        low, high = self._store.bounds(HALF_TOPIC, 0)
-        start = offset = max(self.half_offset, low)
-        end = min(high, start + ROUND_MAX)  # copies that this round puts at the tail are for the next one
-        while offset < end:
-            if offset in self._ended:
-                self._ended.discard(offset)
-                offset += 1
-                continue
-            half = self._half(offset)
-            if half is None:
-                self.counters["skipped"] += 1
-                offset += 1
-                continue
-            try:
-                if not await self._look_at(half, now_ms):
-                    break  # it is young, and all behind it are younger
-            except StoreError:
-                raise  # nothing can be written: the next round goes on from here
-            except Exception:
-                self._failed(half, offset)
-            offset += 1
-        if offset != start or self._offsets.query(GROUP, HALF_TOPIC, 0) < 0:
-            self._offsets.overwrite(GROUP, HALF_TOPIC, 0, offset)
-        self._forget_before(offset)
-
-    def _failed(self, half: Stored, offset: int) -> None:
-        """This half could not be dealt with: it makes way for the others and comes again, a bounded number of times."""
-        self.counters["failed"] += 1
-        times = half.properties.get(CHECK_TIMES, "0")
-        asked = int(times) if times.isdigit() else 0
-        if asked >= 2 * self._options.transaction_check_max:
-            _log.exception("the half message at %d cannot be dealt with, it is skipped", half.queue_offset)
-            return
-        _log.exception("the half message at %d could not be dealt with, it is tried again", half.queue_offset)
-        if half.queue_offset == offset:  # it was not put back yet
-            self._put_back(half, {CHECK_TIMES: str(asked + 1)})
-
-    def _half(self, offset: int) -> Stored | None:
-        batch = self._store.read(HALF_TOPIC, 0, offset, 1)
-        try:
-            half = next(parse_records(batch.records), None)
-        except ValueError as error:
-            _log.error("the half message at %d is damaged, it is skipped: %s", offset, error)
-            return None
-        if half is None or half.queue_offset != offset:
-            _log.error("the half message at %d is gone or damaged, it is skipped", offset)
-            return None
-        if REAL_TOPIC not in half.properties or not half.properties.get(REAL_QUEUE, "").isdigit():
-            _log.error("the half message at %d does not say where it belongs, it is skipped", offset)
-            return None
-        return half
-
-    async def _look_at(self, half: Stored, now_ms: int) -> bool:
-        """Deals with one half; False: too young, look again in the next round."""
-        age_ms = now_ms - half.born_timestamp
-        times = half.properties.get(CHECK_TIMES, "0")
-        asked = int(times) if times.isdigit() else 0
-        if asked >= self._options.transaction_check_max or age_ms > self._options.file_reserved_time * 3_600_000:
-            await self._give_up(half, asked)
-            return True
-        immunity_ms = self._immunity_ms(half)
-        if immunity_ms is not None:
-            if age_ms <= immunity_ms:
-                # It asked for a time of its own; others behind it did not, so it makes way for them.
-                self._put_back(
-                    half, {PREPARED_QUEUE_OFFSET: half.properties.get(PREPARED_QUEUE_OFFSET, str(half.queue_offset))}
-                )
-                return True
-        elif 0 <= age_ms <= self._options.transaction_time_out:
-            return False
-        copy = self._put_back(half, {CHECK_TIMES: str(asked + 1)})
-        self.counters["asked"] += 1
-        if not self._ask(copy):
-            _log.info(
-                "no producer of group %s is connected to be asked about %s",
-                half.properties.get(PRODUCER_GROUP),
-                half.properties.get(UNIQUE_KEY),
+        low, end = self._store.bounds(HALF_TOPIC, 0)  # copies that this round puts at the tail are for the next one
+        self._move_to(max(self.half_offset, low))
+        unasked: Counter[str] = Counter()
+        going_on = True
+        while going_on:
+            going_on = await self._check_batch(now_ms, end, unasked)
+        if self.counters["given_up"]:
+            await self._make_parking()
+        for group, count in unasked.items():
+            _log.warning(
+                "%d transactions of group %s could not be asked about: no producer of it is connected and reading",
+                count,
+                group,
             )
+
+    async def _check_batch(self, now_ms: int, end: int, unasked: Counter[str]) -> bool:
+        """Deals with the next few halves; False: the round is over."""
+        self._write_endings()
+        start = self._ended.next_missing(self.half_offset, end)
+        self._move_to(start)
+        if start >= end:
+            return False
+        moves: list[Move] = []
+        behind, going_on = start, True
+        for offset, half in self._open_halves(start, end):
+            verdict = self._judge(half, now_ms) if half is not None else None
+            if verdict is Verdict.WAIT:
+                going_on = False
+                break
+            behind = offset + 1
+            move = self._move(half, verdict) if half is not None and verdict is not None else None
+            if move is None:
+                self.counters["skipped"] += 1
+            else:
+                moves.append(move)
+        if any(move.verdict is Verdict.GIVE_UP for move in moves) and await self._make_parking():
+            return True  # who knows what was ended meanwhile: look again
+        if moves:
+            self._write_moves(moves)
+        self._move_to(behind)
+        if moves:
+            await self._all_written()  # who is asked can answer before the disk does, and must be understood
+        for move in moves:
+            if move.verdict is Verdict.ASK:
+                await self._ask_about(move.half, unasked)
+        await asyncio.sleep(0)
+        return going_on
+
+    async def _make_parking(self) -> bool:
+        """Makes the topic for those that are given up; False: it was there."""
+        if self._parking:
+            return False
+        await self._make_topic(CHECK_MAX_TIME_TOPIC)
+        self._parking = True
         return True
 
-    def _put_back(self, half: Stored, changes: dict[str, str]) -> Stored:
-        properties = {**half.properties, **changes}
-        receipt = self._store.append(
-            [half.to_record(HALF_TOPIC, 0, properties=properties, sys_flag=half.sys_flag & ~PREPARED)]
-        )[0]
-        self._moved[half.queue_offset] = receipt.queue_offset
-        half.properties = properties
-        half.queue_offset, half.position, half.offset_id = receipt.queue_offset, receipt.position, receipt.message_id
-        return half
+    def _open_halves(self, start: int, end: int) -> list[tuple[int, Stored | None]]:
+        """The next run of halves that nobody has ended, with their offsets; None: damaged, or no half at all."""
+        stop = start + 1
+        while stop < min(end, start + BATCH) and stop not in self._ended:
+            stop += 1
+        batch = self._store.read(HALF_TOPIC, 0, start, stop - start)
+        found = {half.queue_offset: half for half in _readable(batch.records)}
+        halves: list[tuple[int, Stored | None]] = []
+        for offset in range(start, max(start + 1, min(stop, batch.next_offset))):
+            half = found.get(offset)
+            if half is None:
+                _log.error("the half message at %d is gone or damaged, it is skipped", offset)
+            elif not _has_a_home(half):
+                _log.error("the half message at %d does not say where it belongs, it is skipped", offset)
+                half = None
+            halves.append((offset, half))
+        return halves
 
-    async def _give_up(self, half: Stored, asked: int) -> None:
-        _log.error(
-            "transaction %s of group %s for topic %s is unanswered after %d questions; it is in %s now",
-            half.properties.get(UNIQUE_KEY),
-            half.properties.get(PRODUCER_GROUP),
-            half.properties[REAL_TOPIC],
-            asked,
-            CHECK_MAX_TIME_TOPIC,
-        )
-        await self._make_topic(CHECK_MAX_TIME_TOPIC)
-        self._store.append([half.to_record(CHECK_MAX_TIME_TOPIC, 0, sys_flag=half.sys_flag & ~TRANSACTION_BITS)])
-        self.counters["given_up"] += 1
+    def _judge(self, half: Stored, now_ms: int) -> Verdict:
+        age_ms = now_ms - half.born_timestamp
+        if _asked(half) >= self._options.transaction_check_max:
+            return Verdict.GIVE_UP
+        if age_ms > self._options.file_reserved_time * 3_600_000:
+            return Verdict.GIVE_UP
+        immunity_ms = self._immunity_ms(half)
+        if immunity_ms is not None:
+            return Verdict.MAKE_WAY if age_ms <= immunity_ms else Verdict.ASK
+        return Verdict.WAIT if 0 <= age_ms <= self._options.transaction_time_out else Verdict.ASK
 
-    def _forget_before(self, half_offset: int) -> None:
-        done = 0
-        for _, largest in self._marks:
-            if largest >= half_offset:
-                break
-            done += 1
-        if done:
-            self._offsets.overwrite(GROUP, OP_HALF_TOPIC, 0, self._marks[done - 1][0] + 1)
-            del self._marks[:done]
-        elif self._offsets.query(GROUP, OP_HALF_TOPIC, 0) < 0:
-            self._offsets.overwrite(GROUP, OP_HALF_TOPIC, 0, self._store.bounds(OP_HALF_TOPIC, 0)[0])
-        if self._moved:
-            # An answer to an old place can still come as long as the newest copy is not dealt with.
-            self._moved = {old: new for old, new in self._moved.items() if self._newest(old) >= half_offset}
+    def _move(self, half: Stored, verdict: Verdict) -> Move | None:
+        """Where the half goes; None: its record cannot be made."""
+        properties = dict(half.properties)
+        if verdict is Verdict.ASK:
+            properties[CHECK_TIMES] = str(_asked(half) + 1)
+        elif verdict is Verdict.MAKE_WAY:
+            properties.setdefault(PREPARED_QUEUE_OFFSET, str(half.queue_offset))
+        topic = CHECK_MAX_TIME_TOPIC if verdict is Verdict.GIVE_UP else HALF_TOPIC
+        try:
+            record = half.to_record(topic, 0, properties=properties, sys_flag=half.sys_flag & ~TRANSACTION_BITS)
+        except ValueError as error:
+            _log.error("the half message at %d cannot be written again, it is skipped: %s", half.queue_offset, error)
+            return None
+        return Move(half, record, properties, verdict)
+
+    def _write_moves(self, moves: list[Move]) -> None:
+        """Writes the halves at their new places and the marks of their old ones. Raises StoreError."""
+        try:
+            receipts = self._append([move.record for move in moves], [move.half.queue_offset for move in moves])
+        except MessageIllegal as error:
+            if len(moves) > 1:
+                for move in moves:
+                    self._write_moves([move])
+                return
+            # There is no room in it for what has to be noted: it is set aside as it is, and can be ended there once.
+            half = moves[0].half
+            _log.error("the half message at %d cannot be kept, it is given up: %s", half.queue_offset, error)
+            self._append([half.to_record(CHECK_MAX_TIME_TOPIC, 0)], [half.queue_offset])
+            self.counters["given_up"] += 1
+            return
+        for move, receipt in zip(moves, receipts, strict=False):
+            half = move.half
+            if move.verdict is Verdict.GIVE_UP:
+                self.counters["given_up"] += 1
+                _log.error(
+                    "transaction %s of group %s for topic %s is unanswered after %d questions; it is in %s now",
+                    half.properties.get(UNIQUE_KEY),
+                    half.properties.get(PRODUCER_GROUP),
+                    half.properties[REAL_TOPIC],
+                    _asked(half),
+                    CHECK_MAX_TIME_TOPIC,
+                )
+            half.properties = move.properties
+            half.queue_offset, half.position = receipt.queue_offset, receipt.position
+            half.offset_id = receipt.message_id
+
+    async def _ask_about(self, half: Stored, unasked: Counter[str]) -> None:
+        group = half.properties.get(PRODUCER_GROUP, "")
+        self.counters["asked"] += 1
+        try:
+            if group in unasked or not await self._ask(half):
+                unasked[group] += 1
+        except Exception:
+            _log.exception("a producer of group %s could not be asked about %s", group, half.properties.get(UNIQUE_KEY))
+
+    def _move_to(self, half_offset: int) -> None:
+        """Halves before this offset are dealt with: nothing of them is kept."""
+        self.half_offset = half_offset
+        self._ended.drop_before(half_offset)
+        while self._marks and self._marks[0][1] < half_offset:
+            self._op_offset = self._marks.popleft()[0]
 
     def _immunity_ms(self, half: Stored) -> int | None:
+        """How long the half itself wants not to be asked about; None: it does not say."""
         text = half.properties.get(IMMUNITY_SECONDS)
         if text is None:
             return None
@@ -369,8 +593,28 @@ class Transactions:
         return seconds * 1000 if seconds >= 0 else self._options.transaction_time_out
 
     def _too_late(self, half: Stored) -> bool:
-        immunity_ms = self._immunity_ms(half)
-        return immunity_ms is not None and self._clock.now_ms() - half.born_timestamp > immunity_ms
+        if not half.properties.get(IMMUNITY_SECONDS):
+            return False
+        age_ms = self._clock.now_ms() - half.born_timestamp
+        return age_ms > max(self._immunity_ms(half) or 0, self._options.transaction_time_out)
+
+
+def _asked(half: Stored) -> int:
+    """How often a producer was asked."""
+    times = half.properties.get(CHECK_TIMES, "0")
+    return int(times) if times.isdecimal() else 0
+
+
+def _has_a_home(half: Stored) -> bool:
+    return REAL_TOPIC in half.properties and half.properties.get(REAL_QUEUE, "").isdecimal()
+
+
+def _readable(records: bytes) -> Iterator[Stored]:
+    """Records of a run, as far as they can be read."""
+    try:
+        yield from parse_records(records)
+    except ValueError:
+        return
 
 
 def _offsets_in(mark: Stored) -> list[int]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from aerobee._engine import Record
 from aerobee.broker.records import Stored, encode_record, parse_properties
 from aerobee.clock import ManualClock
-from aerobee.errors import DiskFull
+from aerobee.errors import DiskFull, MessageIllegal
+
+PROPERTIES_BYTES_MAX = 32767
 
 
 @dataclass
@@ -42,10 +44,14 @@ class MemoryStore:
         self.damaged: set[int] = set()
         self.full = False
         self.end = 0
+        self.on_disk: int | None = None
+        """How far the log is on the disk; None: all of it."""
 
     def append(self, records: list[Record]) -> list[Receipt]:
         if self.full:
             raise DiskFull("no room")
+        if any(len(record.properties) > PROPERTIES_BYTES_MAX for record in records):
+            raise MessageIllegal("its properties are too long")
         receipts = []
         for record in records:
             queue = self.queues[record.topic, record.queue_id]
@@ -91,8 +97,19 @@ class MemoryStore:
     def record(self, position: int) -> bytes | None:
         return None if position in self.damaged else self.by_position.get(position)
 
+    def search_index(
+        self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
+    ) -> tuple[list[bytes], int, int]:
+        found = []
+        for (name, _), queue in self.queues.items():
+            for stored, data, _ in queue if name == topic else ():
+                keys = [stored.properties.get("UNIQ_KEY", ""), *stored.properties.get("KEYS", "").split()]
+                if key in keys and begin_ms <= stored.store_timestamp <= end_ms:
+                    found.append((stored.position, data))
+        return [data for _, data in sorted(found, reverse=True)[:limit]], 0, 0
+
     def log_bounds(self) -> tuple[int, int, int]:
-        return 0, self.end, self.end
+        return 0, self.end if self.on_disk is None else self.on_disk, self.end
 
     def messages(self, topic: str, queue_id: int = 0) -> list[Stored]:
         return [stored for stored, _, _ in self.queues[topic, queue_id]]

@@ -294,7 +294,7 @@ final class Produce {
         }
     }
 
-    private static LocalTransactionState state(String name) {
+    static LocalTransactionState state(String name) {
         return switch (name == null ? "unknown" : name) {
             case "commit" -> LocalTransactionState.COMMIT_MESSAGE;
             case "rollback" -> LocalTransactionState.ROLLBACK_MESSAGE;

@@ -33,6 +33,11 @@ public final class Program {
     private static final Map<String, Command> COMMANDS = Map.ofEntries(
         Map.entry("produce", Produce::run),
         Map.entry("transaction", Produce::transaction),
+        Map.entry("transactions.start", Transactions::start),
+        Map.entry("transactions.state", Transactions::state),
+        Map.entry("transactions.hush", Transactions::hush),
+        Map.entry("transactions.quiet", Transactions::quiet),
+        Map.entry("transactions.stop", Transactions::stop),
         Map.entry("request", Produce::request),
         Map.entry("recall", Produce::recall),
         Map.entry("consume.start", Consume::start),
