@@ -840,7 +840,8 @@ impl Store {
                 entry = self.unit_at(number, queue, at);
             }
             match entry {
-                Some(entry) if !entry.is_hole() && entry.position >= log_min => high = middle,
+                // Holes only, up to what is known to be there or to the end: the first record may still lie before them.
+                Some(entry) if entry.is_hole() || entry.position >= log_min => high = middle,
                 _ => low = at + 1,
             }
         }
