@@ -60,7 +60,8 @@ class Decoder:
 @final
 class Record:
     """What policy stores; `properties` as on the wire (name 0x01 value 0x02 …), hosts as ip:port, times in ms.
-    `tags_code` None: the hash of TAGS; else what the queue entry carries instead (delayed messages: delivery time)."""
+    `tags_code` None: the hash of TAGS; else what the queue entry carries instead (delayed messages: delivery time).
+    `multi_dispatch` False: no entries in the light queues that INNER_MULTI_DISPATCH names."""
 
     topic: str
     queue_id: int
@@ -73,6 +74,7 @@ class Record:
     reconsume_times: int
     prepared_offset: int
     tags_code: int | None
+    multi_dispatch: bool
     def __new__(
         cls,
         topic: str,
@@ -87,6 +89,7 @@ class Record:
         reconsume_times: int = 0,
         prepared_offset: int = 0,
         tags_code: int | None = None,
+        multi_dispatch: bool = True,
     ) -> Self: ...
 
 @final
@@ -136,8 +139,9 @@ class Engine:
         """Opens and recovers the store; blocks, so call it in a thread. `root` (directory), and optionally sync_flush
         (bool), log_file_bytes, queue_file_units, index_slots, index_entries, index_enable, store_host (ip:port),
         log_flush_interval_ms, log_flush_bytes_min, log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms,
-        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list), utc_offset_ms (for the names
-        of index files), background (False: no flusher). Unknown keys raise TypeError."""
+        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list), light_queues (records get
+        entries in the light queues they name), utc_offset_ms (for the names of index files), background (False: no
+        flusher). Unknown keys raise TypeError."""
     def session(self, peer: str) -> int:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
@@ -158,7 +162,8 @@ class Engine:
         """Settings for all: fast (False: everything comes out as commands), broker_perm, body_bytes_max,
         frame_bytes_max, store_host, region, trace_on, cluster, long_polling, short_polling_ms, lite_pull,
         pull_bytes_max, pull_count_max, recent_bytes (older records: old_pull_bytes_max, old_pull_count_max),
-        filter_entries_max, turn_bytes_max, parked_max (a session), sync_flush_timeout_ms, version (in replies)."""
+        filter_entries_max, turn_bytes_max, parked_max (a session), sync_flush_timeout_ms,
+        light_queues_max (None: any number), version (in replies)."""
     def allow_topic(
         self, topic: str, perm: int, read_queues: int, write_queues: int, fast: bool, sys_flag: int = 0
     ) -> None:
@@ -218,6 +223,8 @@ class Engine:
         """Topics that have queues in the store, with their queue ids."""
     def delete_topic(self, topic: str) -> None:
         """Forgets the topic and removes its queues; records stay in the log until their file goes."""
+    def delete_empty_topic(self, topic: str) -> bool:
+        """`delete_topic`, if no message of it is left and nobody waits for one; True if it is gone."""
     def clean(self, before_ms: int, *, consumed_position: int | None = None, files_max: int = 10) -> dict[str, int]:
         """Deletes log files that are older than `before_ms` and end at or before `consumed_position`, and what
         belongs to them: log_files, queue_files, index_files deleted, min_position left."""

@@ -48,6 +48,13 @@ class ConfigFile:
                 _log.error("%s is damaged (%s); the next best copy is used", path, error)
         return None
 
+    def written_at(self) -> float:
+        """When the file was last replaced, in seconds; 0: there is none."""
+        try:
+            return self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     async def save(self) -> None:
         """Returns when what is in memory now is on the disk. Raises OSError."""
         self._asked += 1

@@ -45,6 +45,7 @@ def store_settings(options: BrokerOptions) -> dict[str, object]:
         "unflushed_bytes_max": UNFLUSHED_BYTES_MAX_SYNC if options.sync_flush else UNFLUSHED_BYTES_MAX,
         "disk_used_ratio_max": options.disk_space_warning_level_ratio / 100,
         "delay_levels_ms": options.delay_levels_ms(),
+        "light_queues": options.enable_lmq and options.enable_multi_dispatch,
     }
     return settings
 
@@ -75,6 +76,7 @@ def allow_settings(broker: Broker) -> None:
         pull_bytes_max=options.max_transfer_bytes_on_message_in_memory,
         pull_count_max=options.max_transfer_count_on_message_in_memory,
         sync_flush_timeout_ms=options.sync_flush_timeout,
+        light_queues_max=options.max_lmq_consume_queue_num if options.enable_lmq_quota else None,
     )
 
 
@@ -100,7 +102,7 @@ def allow_group(broker: Broker, group: str) -> None:
     """A group's settings, members or resets changed."""
     if not broker.opened:
         return
-    config = broker.groups.table.get(group)
+    config = broker.groups.get(group)
     if config is None:
         broker.store.engine.forget_group(group)
         return

@@ -14,7 +14,7 @@ from typing import Any, Final
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import alter_attributes, validate_group
+from aerobee.broker.topics import alter_attributes, is_light, validate_group
 from aerobee.errors import error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
@@ -95,9 +95,16 @@ class GroupTable:
         for name, config in self.table.items():
             self._on_change(name, config)
 
+    def get(self, group: str) -> SubscriptionGroupConfig | None:
+        """A group's settings; those of a light queue's reader are the default's."""
+        config = self.table.get(group)
+        if config is None and self._options.enable_lmq and is_light(group):
+            return SubscriptionGroupConfig(group_name=group)
+        return config
+
     def find(self, group: str) -> SubscriptionGroupConfig | None:
         """A group's settings, made now if it may be; None when it may not."""
-        config = self.table.get(group)
+        config = self.get(group)
         if config is None and (self._options.auto_create_subscription_group or is_system_group(group)):
             if validate_group(group) is not None:
                 return None
@@ -116,6 +123,8 @@ class GroupTable:
             if problem is not None:
                 raise error_for(ResponseCode.INVALID_PARAMETER, problem)
         for config in configs:
+            if self._options.enable_lmq and is_light(config.group_name):
+                continue
             current = self.table.get(config.group_name)
             try:
                 config.attributes = alter_attributes(

@@ -11,6 +11,9 @@ on the broker     It is stored at once and handed to the group by its next pull 
                   up: commits exactly that offset, or asks where to begin. So nobody who does not know of the reset, or
                   has not got to it yet, can undo it.
 by the clients    They are told (RESET_CONSUMER_CLIENT_OFFSET), and whoever has the queue commits the new offset.
+
+With light queues (`light`) everything is in `lmqConsumerOffset.json` instead, where groups called like a light queue
+have one offset a topic. When the setting was changed, the other file is the newer one: then it is read.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
+from aerobee.broker.topics import is_light
 from aerobee.clock import Clock, SystemClock
 from aerobee.protocol import fastjson
 
@@ -52,10 +56,15 @@ class OffsetTable:
         self,
         config_dir: Path,
         *,
+        light: bool = False,
         clock: Clock | None = None,
         on_reset: Callable[[str], None] = lambda group: None,
     ) -> None:
-        self.file = ConfigFile(config_dir / "consumerOffset.json", self._to_json)
+        names = ("lmqConsumerOffset.json", "consumerOffset.json")
+        mine, others = names if light else reversed(names)
+        self.file = ConfigFile(config_dir / mine, self._to_json)
+        self._others = ConfigFile(config_dir / others, self._to_json)
+        self._light = light
         self.version = DataVersion()
         self.table: dict[str, dict[int, int]] = {}
         self.resets: dict[str, dict[int, int]] = {}
@@ -68,13 +77,18 @@ class OffsetTable:
 
     def load(self) -> None:
         """Reads the file, if there is one. Raises OSError."""
-        data = self.file.load()
+        file = max(self.file, self._others, key=ConfigFile.written_at)
+        data = file.load()
         if not data:
             return
+        if file is self._others:
+            _log.warning("offsets are read from %s: it was written later than %s", file.path, self.file.path)
         self.table = {
             key: {int(queue): int(offset) for queue, offset in queues.items()}
             for key, queues in (data.get("offsetTable") or {}).items()
         }
+        for key, offset in (data.get("lmqOffsetTable") or {}).items():
+            self.table[key] = {0: int(offset)}
         self.version = DataVersion.from_json(data.get("dataVersion"))
 
     def commit(
@@ -259,4 +273,11 @@ class OffsetTable:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content; also what GET_ALL_CONSUMER_OFFSET answers."""
-        return {"dataVersion": self.version.to_json(), "offsetTable": self.table}
+        if not self._light:
+            return {"dataVersion": self.version.to_json(), "offsetTable": self.table}
+        light = {key for key in self.table if is_light(key.partition(SEPARATOR)[2])}
+        return {
+            "dataVersion": self.version.to_json(),
+            "lmqOffsetTable": {key: self.table[key].get(0, 0) for key in light},
+            "offsetTable": {key: queues for key, queues in self.table.items() if key not in light},
+        }

@@ -263,6 +263,15 @@ class BrokerOptions(Options):
         100 << 20, "Bytes of a timer log file.", low=1 << 12, high=1 << 31, remote=False
     )
     recall_message_enable = setting(False, "A message that waits for its time can be recalled.", live=True)
+    enable_lmq = setting(
+        False,
+        "Light queues: topics and groups called %LMQ%… are always there, offsets are kept in lmqConsumerOffset.json.",
+    )
+    enable_multi_dispatch = setting(
+        False, "With enableLmq: a message is also in the light queues that its INNER_MULTI_DISPATCH names."
+    )
+    enable_lmq_quota = setting(False, "With enableLmq: no more than maxLmqConsumeQueueNum light queues.", live=True)
+    max_lmq_consume_queue_num = setting(20_000, "Light queues there may be; see enableLmqQuota.", low=0, live=True)
     flush_delay_offset_interval = setting(
         10_000, "Milliseconds between writes of delayOffset.json.", low=100, high=60_000
     )

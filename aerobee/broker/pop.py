@@ -625,7 +625,7 @@ class Pops:
     # What the mechanisms ask.
 
     def _exists(self, topic: str, group: str) -> bool:
-        return self._broker.topics.get(topic) is not None and group in self._broker.groups.table
+        return self._broker.topics.get(topic) is not None and self._broker.groups.get(group) is not None
 
     async def _place(self, topic: str, group: str) -> tuple[str, int] | None:
         """The retry topic for messages of `topic`, made if need be, and how many of its queues they may use.

@@ -2,7 +2,8 @@
 
 A file holds messages of all topics, so the group that is furthest behind decides. What counts as consumed is what a
 later start would continue from: committed offsets of every group that has any, the delay levels' and the transactions'
-own progress, and pops that are not acknowledged. A queue nobody ever committed an offset for holds nothing back.
+own progress, and pops that are not acknowledged. A queue nobody ever committed an offset for holds nothing back, and
+neither does a group called like a light queue.
 
 Two settings delete what was not consumed, and only these: `deleteUnconsumedEnable` (when its time is over, as Apache
 RocketMQ does) and `cleanFileForciblyEnable` (before its time, when the disk is nearly full).
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.offsets import SEPARATOR
 from aerobee.broker.records import parse_record
-from aerobee.broker.topics import HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC
+from aerobee.broker.topics import HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC, is_light
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -38,6 +39,8 @@ def _progress(broker: Broker) -> Iterator[tuple[str, str, int, int]]:
     """Who has come how far: (who, topic, queue id, next offset to consume), in no order."""
     for key, queues in list(broker.offsets.table.items()):
         topic, _, group = key.partition(SEPARATOR)
+        if is_light(group):
+            continue  # made by nobody's decision and forgotten by nobody's: it would keep the log for ever
         for queue_id, offset in list(queues.items()):
             yield f"group {group}", topic, queue_id, offset
     for queue_id in broker.store.topics().get(SCHEDULE_TOPIC, []):
@@ -90,6 +93,8 @@ async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:
     report = await broker.store.clean(before_ms, None if holder is None else holder[0])
     if report["log_files"]:
         _log.info("deleted %d log files, the log begins at %d now", report["log_files"], report["min_position"])
+        if options.enable_lmq:
+            await _forget_light_queues(broker)
     if holder is not None and holder[0] < report["min_position"] + options.mapped_file_size_commit_log:
         if _is_due(broker, before_ms):
             _, who, topic, queue_id = holder
@@ -103,6 +108,20 @@ async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:
                 queue_id,
             )
     return report
+
+
+async def _forget_light_queues(broker: Broker) -> None:
+    """Nobody makes light queues, so they go with their last message, and with them how far their groups were."""
+    gone = 0
+    for number, topic in enumerate(filter(is_light, broker.store.topics()), 1):
+        if number % QUEUES_A_TURN == 0:
+            await asyncio.sleep(0)
+        low, high = broker.store.bounds(topic, 0)
+        if 0 < low == high and broker.store.delete_empty_topic(topic):
+            broker.offsets.forget_topic(topic)
+            gone += 1
+    if gone:
+        _log.info("%d light queues without a message are forgotten", gone)
 
 
 def _is_due(broker: Broker, before_ms: int) -> bool:

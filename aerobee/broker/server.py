@@ -65,7 +65,7 @@ class Broker:
         self._config_dir = config_dir = options.store_dir / "config"
         self.topics = TopicTable(options, config_dir, on_change=self._topic_changed, on_register=self._topics_changed)
         self.groups = GroupTable(options, config_dir, on_change=self._group_changed)
-        self.offsets = OffsetTable(config_dir, clock=self.clock, on_reset=self._group_touched)
+        self.offsets = OffsetTable(config_dir, light=options.enable_lmq, clock=self.clock, on_reset=self._group_touched)
         self.order = OrderLocks(self.clock)
         self.clients = ClientTable(
             self.clock,

@@ -327,6 +327,10 @@ class Store:
         """Removes a topic's queues; its records stay in the log until their file goes."""
         self.engine.delete_topic(topic)
 
+    def delete_empty_topic(self, topic: str) -> bool:
+        """Removes a topic's queues if no message is left in them and nobody waits for one; True if they are gone."""
+        return self.engine.delete_empty_topic(topic)
+
     async def clean(self, before_ms: int, consumed_position: int | None = None) -> dict[str, int]:
         """Deletes log files older than `before_ms` that end at or before `consumed_position` (None: do not care), and
         what belongs to them, in a thread."""

@@ -4,6 +4,7 @@
     %RETRY%g ──heartbeat, send back──▶ retryQueueNums queues, read + write
     %DLQ%g ──too many retries──▶ 1 queue, read + write
     any ──updateTopic──▶ as the operator says; a system topic only by the broker itself
+    %LMQ%name ──enableLmq──▶ always there with one queue, read + write; in no table and no route
 
 Every change is passed on: to the fast path at once (`on_change`), to the name servers (`on_register`), to the file.
 """
@@ -35,6 +36,7 @@ READ_WRITE: Final = PERM_READ | PERM_WRITE
 
 RETRY_PREFIX: Final = "%RETRY%"
 DLQ_PREFIX: Final = "%DLQ%"
+LIGHT_PREFIX: Final = "%LMQ%"
 AUTO_CREATE_TOPIC: Final = "TBW102"
 SCHEDULE_TOPIC: Final = "SCHEDULE_TOPIC_XXXX"
 HALF_TOPIC: Final = "RMQ_SYS_TRANS_HALF_TOPIC"
@@ -112,6 +114,11 @@ def validate_name(topic: str) -> str | None:
     return None
 
 
+def is_light(name: str) -> bool:
+    """The name of a light queue (as a topic), or of a group that reads one: neither has to be made."""
+    return name.startswith(LIGHT_PREFIX)
+
+
 def validate_group(group: str) -> str | None:
     """Why a name cannot be a group's, in Apache's words; None when it can."""
     if not group.strip():
@@ -183,7 +190,10 @@ class TopicTable:
 
     def get(self, topic: str) -> TopicConfig | None:
         """A topic, if it exists here."""
-        return self.table.get(topic)
+        config = self.table.get(topic)
+        if config is None and self._options.enable_lmq and is_light(topic):
+            return TopicConfig(topic_name=topic, read_queue_nums=1, write_queue_nums=1, perm=READ_WRITE)
+        return config
 
     def is_order(self, topic: str) -> bool:
         """The topic is marked as ordered."""
@@ -204,7 +214,7 @@ class TopicTable:
         self, topic: str, default_topic: str, queue_nums: int, sys_flag: int
     ) -> TopicConfig | None:
         """A topic that somebody sends to: inherits from its default topic. None when it may not be created."""
-        found = self.table.get(topic)
+        found = self.get(topic)
         if found is not None:
             return found
         parent = self.table.get(default_topic)
@@ -265,6 +275,8 @@ class TopicTable:
         changed = []
         for config in configs:
             self.check_changeable(config.topic_name)
+            if self._options.enable_lmq and is_light(config.topic_name):
+                continue  # it is as it is
             current = self.table.get(config.topic_name)
             try:
                 attributes = alter_attributes(current.attributes if current else {}, config.attributes, _ATTRIBUTES)

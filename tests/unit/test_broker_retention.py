@@ -65,6 +65,22 @@ def held_back(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "but stay" in record.getMessage()]
 
 
+async def test_light_queues_go_with_their_last_message_and_hold_nothing_back(tmp_path: Path) -> None:
+    broker = await start(tmp_path, enable_lmq=True, enable_multi_dispatch=True)
+    for name in ("old", "read", "new"):
+        broker.store.append([Record("orders", 0, b"x", f"INNER_MULTI_DISPATCH\x01%LMQ%{name}\x02".encode())])
+        broker.offsets.commit("%LMQ%g", f"%LMQ%{name}", 0, 0)
+    fill(broker)
+    broker.store.append([Record("orders", 0, b"x", b"INNER_MULTI_DISPATCH\x01%LMQ%new\x02")])
+    broker.store.watch("%LMQ%read", 0)
+    report = await days_later(broker)
+    assert report["log_files"] >= 5
+    assert set(broker.store.topics()) == {"orders", "%LMQ%read", "%LMQ%new"}
+    assert broker.store.bounds("%LMQ%new", 0) == (1, 2) and broker.store.bounds("%LMQ%read", 0) == (1, 1)
+    assert broker.offsets.topics_of("%LMQ%g") == ["%LMQ%new", "%LMQ%read"]
+    await broker.stop()
+
+
 async def test_nothing_goes_before_its_time(broker: Broker) -> None:
     fill(broker)
     assert not await retention.clean(broker, now=True)

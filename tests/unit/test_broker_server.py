@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -518,3 +519,28 @@ async def test_synchronous_flush_answers_both_ways(tmp_path: Path) -> None:
     finally:
         await peer.pool.close()
         await broker.stop()
+
+
+async def test_light_queues(tmp_path: Path) -> None:
+    broker = Broker(small(tmp_path, enable_lmq=True, enable_multi_dispatch=True))
+    await broker.start()
+    peer = Peer(broker.address)
+    dispatch = "INNER_MULTI_DISPATCH\x01%LMQ%a,%LMQ%b\x02INNER_MULTI_QUEUE_OFFSET\x019,9\x02"
+    for _ in range(2):  # the first one makes the topic, by policy; the second is the engine's own
+        assert (await peer.send("parent", properties=dispatch)).code == 0
+    reply = await peer.pull("%LMQ%b", group="%LMQ%g", commitOffset=1, sysFlag=5)
+    [first, second] = decode_records(reply.body)
+    assert [m.properties["INNER_MULTI_QUEUE_OFFSET"] for m in (first, second)] == ["0,0", "1,1"]
+    assert broker.offsets.query("%LMQ%g", "%LMQ%b", 0) == 1
+    refused = await peer.send("parent", properties="INNER_MULTI_DISPATCH\x01%LMQ%a,b\x02")
+    assert refused.code == ResponseCode.MESSAGE_ILLEGAL
+    for code, names in ((0, "INNER_MULTI_DISPATCH\x01%LMQ%a\x02"), (ResponseCode.MESSAGE_ILLEGAL, dispatch)):
+        inner = (
+            struct.pack(">iiiii", 23 + len(names), 0, 0, 0, 1) + b"x" + struct.pack(">h", len(names)) + names.encode()
+        )
+        assert (await peer.send("parent", inner, m="true")).code == code, "what is in a batch is in no light queue"
+    assert broker.store.bounds("%LMQ%a", 0) == (0, 2)
+    queues = await peer.call(RequestCode.GET_TOPIC_STATS_INFO, topic="%LMQ%a")
+    assert queues.code == 0 and b'"maxOffset":2' in queues.body
+    await peer.pool.close()
+    await broker.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,25 @@ async def test_offsets_are_read_back_and_from_apaches_spelling(tmp_path: Path) -
     assert again.table == {"t@g": {0: 10, 7: 12}}
     again.forget_group("g")
     assert again.table == {} and again.topics_of("g") == []
+
+
+async def test_offsets_with_light_queues_are_apaches_other_file_and_none_is_lost_by_the_switch(tmp_path: Path) -> None:
+    plain = OffsetTable(tmp_path)
+    plain.commit("g", "t", 3, 10)
+    await plain.save()
+    light = OffsetTable(tmp_path, light=True)
+    light.load()
+    light.commit("%LMQ%g", "%LMQ%t", 0, 7)
+    light.commit("g", "%LMQ%t", 0, 8)
+    light.commit("g", "t", 3, 11)
+    await light.save()
+    text = (tmp_path / "lmqConsumerOffset.json").read_text()
+    assert '"lmqOffsetTable":{\n\t\t"%LMQ%t@%LMQ%g":7\n\t}' in text and '"%LMQ%t@g":{\n\t\t\t0:8' in text
+    os.utime(tmp_path / "consumerOffset.json", (1, 1))
+    for switched in (True, False):
+        again = OffsetTable(tmp_path, light=switched)
+        again.load()
+        assert again.table == {"%LMQ%t@%LMQ%g": {0: 7}, "%LMQ%t@g": {0: 8}, "t@g": {3: 11}}
 
 
 # Files.
@@ -148,6 +168,17 @@ async def test_attributes_are_added_and_removed(tmp_path: Path) -> None:
     for wrong in ("message.type=FIFO", "+message.type", "-a,-a"):
         with pytest.raises(ServerError):
             parse_attributes(wrong)
+
+
+async def test_light_queues_and_their_groups_need_not_be_made(tmp_path: Path) -> None:
+    table = topics(tmp_path, enable_lmq=True)
+    found = table.get("%LMQ%x")
+    assert found is not None and (found.read_queue_nums, found.write_queue_nums, found.perm) == (1, 1, 6)
+    await table.update([TopicConfig(topic_name="%LMQ%x", read_queue_nums=8)])
+    assert table.get("%LMQ%x") == found and "%LMQ%x" not in table.table
+    groups = GroupTable(options(enable_lmq=True, auto_create_subscription_group=False), tmp_path)
+    assert groups.find("%LMQ%g") is not None and groups.find("g") is None and not groups.table
+    assert topics(tmp_path).get("%LMQ%x") is None
 
 
 # Groups.

@@ -216,7 +216,7 @@ async def consume_directly(broker: Broker, _: Connection, command: RemotingComma
     topic = broker.topics.get(header.topic or "")
     if topic is not None:
         fields["topicSysFlag"] = str(topic.topic_sys_flag)
-    group = broker.groups.table.get(header.consumer_group)
+    group = broker.groups.get(header.consumer_group)
     if group is not None:
         fields["groupSysFlag"] = str(group.group_sys_flag)
     return await _call_consumer(broker, command, header.consumer_group, header.client_id or "", record)

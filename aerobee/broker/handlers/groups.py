@@ -87,7 +87,7 @@ def get_all_groups(broker: Broker, _: Connection, command: RemotingCommand) -> R
 def get_group(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """GET_SUBSCRIPTIONGROUP_CONFIG."""
     name = command.header(GetSubscriptionGroupConfig).group
-    config = broker.groups.table.get(name)
+    config = broker.groups.get(name)
     if config is None:
         raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"No group in this broker. group: {name}")
     return command.reply(body=config.to_json())

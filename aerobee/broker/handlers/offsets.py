@@ -62,7 +62,7 @@ def query_consumer_offset(broker: Broker, connection: Connection, command: Remot
 def update_consumer_offset(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
     """UPDATE_CONSUMER_OFFSET."""
     header = command.header(UpdateConsumerOffset)
-    if header.consumer_group not in broker.groups.table:
+    if broker.groups.get(header.consumer_group) is None:
         raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"Group {header.consumer_group} not exist!")
     if broker.topics.get(header.topic) is None:
         raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"Topic {header.topic} not exist!")
@@ -147,7 +147,7 @@ def _reset_here(broker: Broker, header: ResetOffset) -> dict[int, int]:
     config = broker.topics.get(header.topic)
     if config is None:
         raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"Topic {header.topic} does not exist")
-    if header.group not in broker.groups.table:
+    if broker.groups.get(header.group) is None:
         raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"Group {header.group} does not exist")
     targets = {queue: _target(broker, header, queue) for queue in _asked_queues(header, config.read_queue_nums)}
     if not targets:

@@ -46,7 +46,8 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
     offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id, alone=pushes)
     if offset is not None:
         low, high = broker.store.bounds(header.topic, header.queue_id)
-        config, group = broker.topics.table[header.topic], broker.groups.table[header.consumer_group]
+        config, group = broker.topics.get(header.topic), broker.groups.get(header.consumer_group)
+        assert config is not None and group is not None  # `_refuse` has looked
         return command.reply(
             ResponseCode.PULL_OFFSET_MOVED,
             PullMessageReply(

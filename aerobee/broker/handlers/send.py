@@ -32,6 +32,7 @@ DELAY: Final = "DELAY"
 INT_MAX: Final = 2**31 - 1
 PRIORITY: Final = "_SYS_MSG_PRIORITY_"
 UNIQUE_KEY: Final = "UNIQ_KEY"
+DISPATCHED_OFFSETS: Final = b"INNER_MULTI_QUEUE_OFFSET"
 MULTI_TAGS: Final = 1 << 1
 PROPERTIES_BYTES_MAX: Final = 32767
 V2_CODES: Final = frozenset(
@@ -123,6 +124,8 @@ async def _send_batch(
     for flag, body, properties in unpack_batch(command.body):
         if broker.options.enable_topic_message_type_check:
             message_types.check(config, parse_properties(properties.decode("utf-8", "replace")))
+        if DISPATCHED_OFFSETS in properties:
+            raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"{DISPATCHED_OFFSETS.decode()} is for the broker to say")
         records.append(
             Record(
                 header.topic,
@@ -134,6 +137,7 @@ async def _send_batch(
                 born_timestamp=header.born_timestamp,
                 born_host=connection.peer,
                 reconsume_times=header.reconsume_times,
+                multi_dispatch=False,
             )
         )
     if not records:

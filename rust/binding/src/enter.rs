@@ -29,6 +29,7 @@ pub fn store_error(py: Python<'_>, error: &Error) -> PyErr {
         Error::DiskFailed(_) => "DiskFailed",
         Error::Locked(_) => "StoreLocked",
         Error::BadRecord(_) => "MessageIllegal",
+        Error::TooManyLightQueues(_) => "LmqQuotaExceeded",
         Error::Unusable(_) | Error::Closed => "StoreError",
     };
     python_error(py, name, &error.to_string())

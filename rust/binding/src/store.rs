@@ -51,13 +51,15 @@ pub struct Record {
     reconsume_times: i32,
     prepared_offset: i64,
     tags_code: Option<i64>,
+    multi_dispatch: bool,
 }
 
 #[pymethods]
 impl Record {
     #[new]
     #[pyo3(signature = (topic, queue_id, body, properties, *, flag = 0, sys_flag = 0, born_timestamp = 0,
-                        born_host = "127.0.0.1:0", reconsume_times = 0, prepared_offset = 0, tags_code = None))]
+                        born_host = "127.0.0.1:0", reconsume_times = 0, prepared_offset = 0, tags_code = None,
+                        multi_dispatch = true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         topic: String,
@@ -71,6 +73,7 @@ impl Record {
         reconsume_times: i32,
         prepared_offset: i64,
         tags_code: Option<i64>,
+        multi_dispatch: bool,
     ) -> Self {
         Record {
             topic,
@@ -84,6 +87,7 @@ impl Record {
             reconsume_times,
             prepared_offset,
             tags_code,
+            multi_dispatch,
         }
     }
 
@@ -267,6 +271,7 @@ fn store_options(options: &Bound<'_, PyDict>) -> PyResult<StoreOptions> {
             "checkpoint_bytes" => out.checkpoint_bytes = value.extract()?,
             "utc_offset_ms" => out.utc_offset_ms = value.extract()?,
             "delay_levels_ms" => out.delay_levels_ms = value.extract()?,
+            "light_queues" => out.light_queues = value.extract()?,
             "background" => out.background = value.extract()?,
             _ => return Err(unknown_key("store option", &key)),
         }
@@ -297,6 +302,9 @@ fn change_setting(settings: &mut Settings, key: &str, value: &Bound<'_, PyAny>) 
         "turn_bytes_max" => settings.turn_bytes_max = value.extract()?,
         "parked_max" => settings.parked_max = value.extract()?,
         "sync_flush_timeout_ms" => settings.sync_flush_timeout_ms = value.extract()?,
+        "light_queues_max" => {
+            settings.light_queues_max = value.extract::<Option<usize>>()?.unwrap_or(usize::MAX);
+        }
         "version" => settings.version = value.extract()?,
         _ => return Err(unknown_key("setting", key)),
     }
@@ -439,6 +447,11 @@ impl Engine {
     fn append<'py>(&self, py: Python<'py>, records: Vec<PyRef<'py, Record>>) -> PyResult<(Vec<Receipt>, Turn)> {
         let mut wanted = Vec::with_capacity(records.len());
         for record in &records {
+            let properties = record.properties.as_bytes(py);
+            let mut known = property::scan(properties);
+            if !record.multi_dispatch {
+                known.flags &= !property::flag::MULTI_DISPATCH;
+            }
             wanted.push(NewRecord {
                 topic: &record.topic,
                 queue_id: record.queue_id,
@@ -449,9 +462,9 @@ impl Engine {
                 reconsume_times: record.reconsume_times,
                 prepared_offset: record.prepared_offset,
                 body: record.body.as_bytes(py),
-                properties: record.properties.as_bytes(py),
+                properties,
                 tags_code: record.tags_code,
-                known: None,
+                known: Some(known),
             });
         }
         let (receipts, turn) = self.enter_store(py, |engine| {
@@ -621,6 +634,10 @@ impl Engine {
 
     fn delete_topic(&self, py: Python<'_>, topic: &str) -> PyResult<()> {
         self.enter_store(py, |engine| engine.delete_topic(topic))
+    }
+
+    fn delete_empty_topic(&self, py: Python<'_>, topic: &str) -> PyResult<bool> {
+        self.enter_store(py, |engine| engine.delete_empty_topic(topic))
     }
 
     #[pyo3(signature = (before_ms, *, consumed_position = None, files_max = 10))]

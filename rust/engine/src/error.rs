@@ -21,6 +21,8 @@ pub enum Error {
     Unusable(String),
     /// This record can never be stored: topic or properties longer than the format allows, larger than a file.
     BadRecord(String),
+    /// The record names a light queue that is not there, and there are as many as there may be.
+    TooManyLightQueues(String),
     /// The store was closed.
     Closed,
 }
@@ -58,7 +60,8 @@ impl fmt::Display for Error {
             | Error::DiskFailed(text)
             | Error::Locked(text)
             | Error::Unusable(text)
-            | Error::BadRecord(text) => f.write_str(text),
+            | Error::BadRecord(text)
+            | Error::TooManyLightQueues(text) => f.write_str(text),
             Error::Closed => f.write_str("the store is closed"),
         }
     }

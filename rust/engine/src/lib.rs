@@ -10,6 +10,7 @@ pub mod frame;
 pub mod header;
 pub mod index;
 pub mod json;
+pub mod light_queue;
 pub mod parked;
 pub mod property;
 pub mod pull;

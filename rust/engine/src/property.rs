@@ -16,7 +16,7 @@ pub mod flag {
     pub const TIMER: u32 = 1 << 1;
     /// `TRAN_MSG`: half of a transaction.
     pub const TRANSACTION: u32 = 1 << 2;
-    /// `INNER_MULTI_DISPATCH` or `__LITE_TOPIC`: one record in several queues.
+    /// `INNER_MULTI_DISPATCH`: one record in several queues.
     pub const MULTI_DISPATCH: u32 = 1 << 3;
     /// `POP_CK`: a pop receipt that must not be stored again.
     pub const POP_CK: u32 = 1 << 4;
@@ -44,6 +44,8 @@ pub mod flag {
     pub const INNER_BATCH: u32 = 1 << 15;
     /// `__SHARDINGKEY`: an ordered message.
     pub const SHARDING_KEY: u32 = 1 << 16;
+    /// `__LITE_TOPIC`: a message of a lite topic.
+    pub const LITE_TOPIC: u32 = 1 << 17;
 }
 
 /// Where a value lies inside the property string.
@@ -106,7 +108,8 @@ pub fn scan(properties: &[u8]) -> Known {
                 b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" | b"TIMER_DELIVER_MS" => known.flags |= flag::TIMER,
                 b"__STARTDELIVERTIME" => known.flags |= flag::START_DELIVER,
                 b"TRAN_MSG" => known.flags |= flag::TRANSACTION,
-                b"INNER_MULTI_DISPATCH" | b"__LITE_TOPIC" => known.flags |= flag::MULTI_DISPATCH,
+                b"INNER_MULTI_DISPATCH" => known.flags |= flag::MULTI_DISPATCH,
+                b"__LITE_TOPIC" => known.flags |= flag::LITE_TOPIC,
                 b"POP_CK" => known.flags |= flag::POP_CK,
                 b"MSG_REGION" => known.flags |= flag::MSG_REGION,
                 b"TRACE_ON" => known.flags |= flag::TRACE_ON,

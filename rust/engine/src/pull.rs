@@ -220,8 +220,8 @@ impl Pull {
     pub fn allowed(tables: &Tables, header: &Header, source: &[u8], encoding: Encoding) -> Option<Pull> {
         let settings = &tables.settings;
         let fields = Fields::read(header, source)?;
-        let topic = tables.topics.get(fields.topic)?;
-        let group = tables.groups.get(fields.group)?;
+        let topic = tables.topic(fields.topic)?;
+        let group = tables.group_of(fields.group)?;
         if fields.special
             || header.is_oneway()
             || !topic.fast
@@ -251,9 +251,12 @@ impl Pull {
             }
             subscription.filter.clone()
         };
+        // A row for all light queues has no name.
+        let named = |row: &Arc<str>, name: &str| if row.is_empty() { Arc::from(name) } else { row.clone() };
+        let (topic_name, group_name) = (named(&topic.name, fields.topic), named(&group.name, fields.group));
         let mut pull = fields.into_pull(settings, header, encoding, filter)?;
-        pull.topic = topic.name.clone();
-        pull.group = group.name.clone();
+        pull.topic = topic_name;
+        pull.group = group_name;
         pull.topic_sys_flag = topic.sys_flag;
         pull.group_sys_flag = group.sys_flag;
         Some(pull)

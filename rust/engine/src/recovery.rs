@@ -27,6 +27,7 @@ use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{DirEntry, Disk, DiskFile, Mode};
 use crate::error::Error;
 use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
+use crate::light_queue;
 use crate::property::{find, flag, java_hash, scan};
 use crate::record::{
     has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK, MAGIC_V1, MAGIC_V2,
@@ -626,7 +627,12 @@ impl Recovery<'_> {
         {
             let tags_code = self.tags_code(view, known.tags.of(view.properties), known.any(flag::DELAY));
             let entry = Entry { position: view.position, size: view.raw.len() as u32, tags_code };
-            self.place(topic, view, entry, start);
+            self.place(topic, view.queue_id, view.queue_offset, entry, start);
+            if known.any(flag::MULTI_DISPATCH) && self.store.has_light_queues() {
+                for (name, offset) in light_queue::entries(topic, view.properties) {
+                    self.place(name, light_queue::QUEUE_ID, offset, entry, start);
+                }
+            }
         }
         {
             let state = &mut *self.store.shared.state();
@@ -674,12 +680,11 @@ impl Recovery<'_> {
 
     /// Puts a queue entry at the offset its record names. A record whose offset cannot be right (its header is damaged where
     /// no CRC looks, or it is of an older life) is left out.
-    fn place(&mut self, topic: &str, view: &RecordView<'_>, entry: Entry, start: Position) {
-        let queue_ref = self.store.queue(topic, view.queue_id);
+    fn place(&mut self, topic: &str, queue_id: u32, offset: i64, entry: Entry, start: Position) {
+        let queue_ref = self.store.queue(topic, queue_id);
         let number = queue_ref.0;
         let shared = self.store.shared.clone();
         let state = &mut *shared.state();
-        let offset = view.queue_offset;
         let queue = &mut state.queues[number as usize];
         let first_seen = !self.queues.contains_key(&number);
         let before = queue.next();

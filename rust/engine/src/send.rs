@@ -22,12 +22,13 @@ pub const SEND_BATCH_MESSAGE: i32 = 320;
 const PROPERTIES_BYTES_MAX: usize = i16::MAX as usize;
 /// Longer topic names need policy (they are retry or dead letter topics).
 const TOPIC_BYTES_MAX: usize = 127;
-/// Properties that only policy can serve, in single messages.
+/// Properties that only policy can serve. A single message that names light queues is the store's business, if it has any.
 const POLICY_FLAGS: u32 = flag::DELAY
     | flag::TIMER
     | flag::START_DELIVER
     | flag::TRANSACTION
     | flag::MULTI_DISPATCH
+    | flag::LITE_TOPIC
     | flag::PRIORITY
     | flag::INNER_BATCH
     | flag::CRC32;
@@ -242,7 +243,9 @@ impl Sender {
         body: &[u8],
     ) -> Result<Option<(Staged, UniqueKey)>, Error> {
         let mut known = property::scan(fields.properties);
-        if known.any(POLICY_FLAGS) || !topic.admits(&known) {
+        let asks =
+            known.any(POLICY_FLAGS) && (known.any(POLICY_FLAGS & !flag::MULTI_DISPATCH) || !store.has_light_queues());
+        if asks || !topic.admits(&known) {
             return Ok(None);
         }
         let out = &mut self.properties;

@@ -33,8 +33,11 @@ const FLUSH_DISK_TIMEOUT: i32 = 10;
 const MESSAGE_ILLEGAL: i32 = 13;
 const SERVICE_NOT_AVAILABLE: i32 = 14;
 const TOPIC_NOT_EXIST: i32 = 17;
+const LMQ_QUOTA_EXCEEDED: i32 = 2017;
 /// Compiled SQL filters kept; above this the collection starts anew.
 const PROGRAMS_MAX: usize = 1024;
+/// Pulls wait for the first message of at most so many queues of topics that need not exist; more are answered at once.
+const UNWRITTEN_QUEUES_MAX: usize = 200_000;
 
 /// A command for policy: owned, since the chunk it came in is gone when policy sees it.
 #[derive(Debug)]
@@ -144,13 +147,18 @@ pub struct Engine {
     watched: HashSet<QueueRef>,
     slots: Vec<u32>,
     programs: HashMap<Box<str>, Arc<sql::Filter>>,
+    /// Queues made because a pull waits for their first message, since it was last looked how many are without one.
+    queues_made: usize,
     pub counters: Counters,
 }
 
 impl Engine {
     pub fn new(store: Store, clock: Arc<dyn Clock>, settings: Settings) -> Engine {
         let queue_file_units = store.queue_file_units();
-        let tables = Tables { settings, ..Tables::default() };
+        let mut tables = Tables { settings, ..Tables::default() };
+        if store.has_light_queues() {
+            tables.allow_light();
+        }
         let sender = Sender::new(&tables, clock.now_ms());
         Engine {
             store,
@@ -169,6 +177,7 @@ impl Engine {
             watched: HashSet::new(),
             slots: Vec::new(),
             programs: HashMap::new(),
+            queues_made: 0,
             counters: Counters::default(),
         }
     }
@@ -186,6 +195,7 @@ impl Engine {
         if self.tables.settings.store_host != host {
             self.store.set_store_host(self.tables.settings.store_host);
         }
+        self.store.set_light_queues_max(self.tables.settings.light_queues_max);
         self.sender.settings_changed(&self.tables);
     }
 
@@ -264,6 +274,18 @@ impl Engine {
         let store = &self.store;
         self.watched.retain(|queue| &*store.name(*queue).0 != topic);
         self.store.delete_topic(topic)
+    }
+
+    /// Deletes the topic if it has no message left and nobody waits for one; true if it is gone.
+    pub fn delete_empty_topic(&mut self, topic: &str) -> Result<bool, Error> {
+        for queue in self.store.queues_of(topic) {
+            let (min, max) = self.store.bounds(queue);
+            if min < max || self.parked.waits_on(queue) || self.watched.contains(&queue) {
+                return Ok(false);
+            }
+        }
+        self.delete_topic(topic)?;
+        Ok(true)
     }
 
     /// The next message of the queue is told in a turn's `arrivals`, once.
@@ -546,6 +568,7 @@ impl Engine {
             park && *hold_ms > 0 && self.parked.of_session(session) < self.tables.settings.parked_max
         });
         let queue = self.queue(&pull, hold_ms.is_some());
+        let hold_ms = hold_ms.filter(|_| queue.is_some());
         let replied = self.reader.reply(
             &mut self.store,
             queue,
@@ -586,7 +609,17 @@ impl Engine {
             }
         }
         match self.store.find_queue(&pull.topic, pull.queue_id) {
-            None if make => Some(self.store.queue(&pull.topic, pull.queue_id)),
+            None if make => {
+                // Anything may be called a light queue: what is only waited for must not fill the memory.
+                self.queues_made += 1;
+                if self.queues_made > UNWRITTEN_QUEUES_MAX {
+                    self.queues_made = self.store.unwritten_queues();
+                    if self.queues_made > UNWRITTEN_QUEUES_MAX {
+                        return None;
+                    }
+                }
+                Some(self.store.queue(&pull.topic, pull.queue_id))
+            }
             found => found,
         }
     }
@@ -754,6 +787,9 @@ impl Engine {
 fn refusal(error: &Error) -> (i32, String) {
     match error {
         Error::BadRecord(reason) => (MESSAGE_ILLEGAL, format!("the message is illegal: {reason}")),
+        Error::TooManyLightQueues(reason) => {
+            (LMQ_QUOTA_EXCEEDED, format!("[LMQ_CONSUME_QUEUE_NUM_EXCEEDED]lmq consume queue num exceeded: {reason}"))
+        }
         error => (SERVICE_NOT_AVAILABLE, format!("service not available now: {error}")),
     }
 }

@@ -24,7 +24,8 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::flush::{Flusher, Wake, Worker};
 use crate::index::{each_hash, positive_hash, prefix_hash, Geometry, Index, KeyHash};
-use crate::property::{java_hash, java_hash_on, scan};
+use crate::light_queue;
+use crate::property::{flag, java_hash, java_hash_on, scan};
 use crate::record::{self, has_index_entry, has_queue_entry, NewRecord, Place, RecordView, BLANK_BYTES};
 use crate::recovery;
 
@@ -87,6 +88,8 @@ pub struct StoreOptions {
     pub disk_used_ratio_max: f64,
     /// Delay of each level of SCHEDULE_TOPIC_XXXX; level 1 first. Used when queue entries are rebuilt.
     pub delay_levels_ms: Vec<i64>,
+    /// Records get entries in the light queues they name ([`crate::light_queue`]).
+    pub light_queues: bool,
     /// The zone's offset from UTC, for the names of index files.
     pub utc_offset_ms: i64,
     /// False: no flusher thread; the owner calls [`Store::tick`] (tests by seed).
@@ -119,6 +122,7 @@ impl StoreOptions {
                 .into_iter()
                 .chain((1..=10).chain([20, 30, 60, 120]).map(|m| m * MINUTE))
                 .collect(),
+            light_queues: false,
             utc_offset_ms: 0,
             background: true,
         }
@@ -378,6 +382,7 @@ struct Slot {
     next: i64,
     prefix_hash: i32,
     deleted: bool,
+    light: bool,
 }
 
 struct PendingUnit {
@@ -397,6 +402,8 @@ pub struct Store {
     store_host: SocketAddr,
     index_enable: bool,
     sync: bool,
+    light_queues: bool,
+    light_queues_max: usize,
     // The chunk being staged.
     chunk: Vec<u8>,
     runs: Vec<Run>,
@@ -481,6 +488,8 @@ impl Store {
             store_host: options.store_host,
             index_enable: options.index_enable,
             sync: options.flush_mode == FlushMode::Sync,
+            light_queues: options.light_queues,
+            light_queues_max: usize::MAX,
             chunk: Vec::new(),
             runs: Vec::new(),
             pending: Vec::new(),
@@ -531,7 +540,8 @@ impl Store {
         }
         if let Some(topic) = self.topics.get_mut(topic) {
             topic.queues.insert(queue_id, queue);
-            self.slots.push(Slot { next: 0, prefix_hash: topic.prefix_hash, deleted: false });
+            let light = light_queue::is_light(&topic.name);
+            self.slots.push(Slot { next: 0, prefix_hash: topic.prefix_hash, deleted: false, light });
             self.shared.state().queues.push(Queue::new(topic.name.clone(), queue_id));
         }
         queue
@@ -545,10 +555,77 @@ impl Store {
     /// Encodes into the chunk and assigns the offsets; no I/O. `record.topic` and `queue_id` are those of `queue`.
     ///
     /// # Errors
-    /// [`Error::BadRecord`] when the format cannot hold it or the topic was deleted; what [`Store::health`] says
-    /// while writes are refused. The chunk is as before then.
+    /// [`Error::BadRecord`] when the format cannot hold it, it names impossible light queues or the topic was deleted;
+    /// [`Error::TooManyLightQueues`]; what [`Store::health`] says while writes are refused. The chunk is as before then.
     #[inline]
     pub fn stage(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
+        match record.known {
+            Some(known) if !known.any(flag::MULTI_DISPATCH) => self.stage_one(queue, record),
+            _ => self.stage_with_light_queues(queue, record),
+        }
+    }
+
+    /// [`Store::stage`] of a record that may name light queues: those get an entry too, and the record says at which offsets.
+    fn stage_with_light_queues(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
+        let known = record.known.unwrap_or_else(|| scan(record.properties));
+        if !known.any(flag::MULTI_DISPATCH) {
+            return self.stage_one(queue, &NewRecord { known: Some(known), ..*record });
+        }
+        let dispatched =
+            self.light_queues && has_queue_entry(record.sys_flag) && light_queue::may_dispatch(record.topic);
+        let names = if dispatched { light_queue::names(record.properties)? } else { Vec::new() };
+        let queues = self.light_queues_of(&names)?;
+        let offsets: Vec<String> = queues.iter().map(|q| self.slots[q.0 as usize].next.to_string()).collect();
+        let offsets = (!offsets.is_empty()).then(|| offsets.join(","));
+        let properties = light_queue::with_offsets(record.properties, offsets.as_deref());
+        let known = scan(&properties);
+        let staged = self.stage_one(queue, &NewRecord { properties: &properties, known: Some(known), ..*record })?;
+        let tags_code = record.tags_code.unwrap_or_else(|| i64::from(java_hash(known.tags.of(&properties))));
+        let unit = Entry { position: staged.position, size: staged.size, tags_code }.encode();
+        for (number, light) in queues.iter().enumerate() {
+            // Named twice it is there once; and it may be the very queue the record was sent to.
+            if *light != queue && !queues[..number].contains(light) {
+                self.pending.push(PendingUnit { queue: light.0, unit });
+                self.slots[light.0 as usize].next += 1;
+            }
+        }
+        Ok(staged)
+    }
+
+    /// The queues of these names, made when new.
+    fn light_queues_of(&mut self, names: &[&str]) -> Result<Vec<QueueRef>, Error> {
+        let is_new = |store: &Store, name: &&str| {
+            let queue = store.find_queue(name, light_queue::QUEUE_ID);
+            !queue.is_some_and(|queue| store.slots[queue.0 as usize].next > 0)
+        };
+        if self.light_queues_max < usize::MAX && names.iter().any(|name| is_new(self, name)) {
+            let there = self.slots.iter().filter(|slot| slot.light && slot.next > 0 && !slot.deleted).count();
+            if there >= self.light_queues_max {
+                let text = format!("there are {there} light queues, {} may be", self.light_queues_max);
+                return Err(Error::TooManyLightQueues(text));
+            }
+        }
+        Ok(names.iter().map(|name| self.queue(name, light_queue::QUEUE_ID)).collect())
+    }
+
+    /// More light queues than this do not come into being.
+    pub fn set_light_queues_max(&mut self, count: usize) {
+        self.light_queues_max = count;
+    }
+
+    /// Queues without a message: they were asked for, or what was staged is not committed.
+    pub fn unwritten_queues(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.next == 0 && !slot.deleted).count()
+    }
+
+    /// True if records get entries in the light queues they name.
+    #[inline]
+    pub fn has_light_queues(&self) -> bool {
+        self.light_queues
+    }
+
+    #[inline]
+    fn stage_one(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
         if self.closed || self.shared.refusing.load(Ordering::Relaxed) {
             return Err(self.refusal());
         }
@@ -998,6 +1075,11 @@ impl Store {
             .collect();
         topics.sort();
         topics
+    }
+
+    /// The topic's queues that are known.
+    pub fn queues_of(&self, topic: &str) -> Vec<QueueRef> {
+        self.topics.get(topic).map_or_else(Vec::new, |topic| topic.queues.all().map(|(_, queue)| queue).collect())
     }
 
     /// Topic and queue id of a handle.

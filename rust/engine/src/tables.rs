@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::light_queue;
 use crate::property::{flag, Known};
 use crate::sql;
 use crate::store::QueueRef;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub parked_max: usize,
     /// A synchronous flush that takes longer is answered with FLUSH_DISK_TIMEOUT.
     pub sync_flush_timeout_ms: i64,
+    /// More light queues than this do not come into being.
+    pub light_queues_max: usize,
     /// Version in the headers of replies.
     pub version: i32,
 }
@@ -74,6 +77,7 @@ impl Default for Settings {
             turn_bytes_max: 4 * 1024 * 1024,
             parked_max: 100_000,
             sync_flush_timeout_ms: 5000,
+            light_queues_max: usize::MAX,
             version: 513,
         }
     }
@@ -193,9 +197,46 @@ pub struct Tables {
     pub settings: Settings,
     pub topics: HashMap<Arc<str>, Topic>,
     pub groups: HashMap<Arc<str>, Group>,
+    /// Whatever is called like a light queue is a topic and a group of these rows, unless it has one of its own.
+    pub light: Option<(Topic, Group)>,
 }
 
 impl Tables {
+    /// The topic's row.
+    #[inline]
+    pub fn topic(&self, name: &str) -> Option<&Topic> {
+        self.topics.get(name).or_else(|| self.light(name).map(|(topic, _)| topic))
+    }
+
+    /// The group's row.
+    #[inline]
+    pub fn group_of(&self, name: &str) -> Option<&Group> {
+        self.groups.get(name).or_else(|| self.light(name).map(|(_, group)| group))
+    }
+
+    #[cold]
+    fn light(&self, name: &str) -> Option<&(Topic, Group)> {
+        self.light.as_ref().filter(|_| light_queue::is_light(name))
+    }
+
+    /// Pulls from light queues, and of groups called like one, need not be asked about.
+    pub fn allow_light(&mut self) {
+        let topic = Topic {
+            name: "".into(),
+            perm: PERM_READ | PERM_WRITE,
+            read_queues: 1,
+            write_queues: 1,
+            sys_flag: 0,
+            fast: true,
+            plain: true,
+            keyed: true,
+            queues: Vec::new(),
+            puts: Traffic::default(),
+        };
+        let group = Group { name: "".into(), consume: true, fast: true, sys_flag: 0, topics: HashMap::new() };
+        self.light = Some((topic, group));
+    }
+
     /// Adds the topic or changes its row; counters stay.
     pub fn allow_topic(
         &mut self,

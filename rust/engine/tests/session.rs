@@ -402,6 +402,33 @@ fn properties_of_the_broker_replace_the_senders() {
 }
 
 #[test]
+fn a_message_wakes_who_waits_on_the_light_queues_it_names() {
+    let mut bench = Bench::with_options(FlushMode::Async, |options| options.light_queues = true);
+    let other = bench.engine.session("10.1.2.3:4568".parse().unwrap());
+    let light = [("topic", "%LMQ%a"), ("consumerGroup", "%LMQ%g")];
+    let waiting = bench.request(11, 0, &Bench::pull_fields(&[&light[..], &[("sysFlag", "6")]].concat()), b"");
+    assert!(replies(&bench.engine.feed(other, &waiting)).is_empty());
+    let properties = "INNER_MULTI_DISPATCH\u{1}%LMQ%a,%LMQ%b\u{2}UNIQ_KEY\u{1}U\u{2}";
+    let turn = bench.send("hello", &[("properties", properties), ("queueId", "2")]);
+    let all = replies(&turn);
+    assert_eq!((all[0].session, all[0].code, all[0].number("queueOffset")), (bench.session, 0, 0));
+    assert_eq!((all[1].session, all[1].code, all[1].bodies()), (other, 0, vec!["hello".to_string()]));
+    let view = RecordView::parse(&all[1].body).unwrap();
+    assert_eq!((view.topic, view.queue_id), (&b"T"[..], 2));
+    assert_eq!(property::find(view.properties, b"INNER_MULTI_QUEUE_OFFSET"), Some(&b"0,0"[..]));
+    assert_eq!(property::find(view.properties, b"UNIQ_KEY"), Some(&b"U"[..]));
+    // Any group may read any light queue; the one queue is all there is.
+    let reply = one(&bench.pull(&[("topic", "%LMQ%b")]));
+    assert_eq!((reply.code, reply.number("nextBeginOffset"), reply.number("maxOffset")), (0, 1, 1));
+    assert_eq!(bench.pull(&[("topic", "%LMQ%b"), ("queueId", "1")]).commands.len(), 1);
+    let refused = one(&bench.send("x", &[("properties", "INNER_MULTI_DISPATCH\u{1}%LMQ%a,b\u{2}")]));
+    assert_eq!(refused.code, 13);
+    bench.engine.change(|settings| settings.light_queues_max = 2);
+    let refused = one(&bench.send("x", &[("properties", "INNER_MULTI_DISPATCH\u{1}%LMQ%c\u{2}")]));
+    assert_eq!(refused.code, 2017);
+}
+
+#[test]
 fn what_only_policy_may_decide_comes_out() {
     let long_topic = "x".repeat(128);
     let long_properties = property_text(&[("k", &"v".repeat(32_760))]);

@@ -1,129 +1,14 @@
 //! The store against a disk that fails by seed, and every recovery rule against the damage it is for.
 
+mod common;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use aerobee_engine::clock::ManualClock;
-use aerobee_engine::disk::{Disk, Mode, Random, SimDisk};
+use aerobee_engine::disk::{Disk, Mode, Random};
 use aerobee_engine::error::Error;
-use aerobee_engine::record::{NewRecord, RecordView};
-use aerobee_engine::store::{DeletePolicy, Entry, FlushMode, Staged, Store, StoreOptions};
-
-const START_MS: i64 = 1_700_000_000_000;
-
-/// A disk, a clock and what the last opening said.
-struct Bench {
-    disk: SimDisk,
-    clock: Arc<ManualClock>,
-    options: StoreOptions,
-    lines: Arc<Mutex<Vec<String>>>,
-}
-
-impl Bench {
-    fn new(flush_mode: FlushMode) -> Bench {
-        let options = StoreOptions {
-            flush_mode,
-            log_file_bytes: 16 << 10,
-            queue_file_units: 50,
-            index_slots: 500,
-            index_entries: 200,
-            background: false,
-            ..StoreOptions::new("/store")
-        };
-        Bench { disk: SimDisk::new(), clock: Arc::new(ManualClock::new(START_MS)), options, lines: Arc::default() }
-    }
-
-    fn try_open(&self) -> Result<Store, Error> {
-        self.lines.lock().unwrap().clear();
-        let lines = self.lines.clone();
-        let say = move |line: &str| lines.lock().unwrap().push(line.to_string());
-        Store::open(self.options.clone(), Arc::new(self.disk.clone()), self.clock.clone(), &say)
-    }
-
-    fn open(&self) -> Store {
-        self.try_open().unwrap()
-    }
-
-    fn said(&self, part: &str) -> bool {
-        self.lines.lock().unwrap().iter().any(|l| l.contains(part))
-    }
-
-    fn silent(&self) -> bool {
-        self.lines.lock().unwrap().is_empty()
-    }
-
-    fn log_file(&self, number: u64) -> PathBuf {
-        Path::new("/store/commitlog").join(format!("{:020}", number * self.options.log_file_bytes))
-    }
-
-    fn queue_file(&self, topic: &str, queue_id: u32, number: u64) -> PathBuf {
-        let bytes = self.options.queue_file_units * 20;
-        PathBuf::from(format!("/store/consumequeue/{topic}/{queue_id}/{:020}", number * bytes))
-    }
-
-    fn write(&self, path: &Path, offset: u64, bytes: &[u8]) {
-        let file = self.disk.open(path, Mode::Create).unwrap();
-        file.write_at(offset, bytes).unwrap();
-        file.sync_data().unwrap();
-        self.disk.sync_all(path).unwrap();
-    }
-}
-
-fn stage(store: &mut Store, topic: &str, queue_id: u32, body: &[u8], key: &str) -> Result<Staged, Error> {
-    let properties = format!("UNIQ_KEY\u{1}U-{key}\u{2}KEYS\u{1}{key} other-{key}\u{2}TAGS\u{1}TagA\u{2}");
-    let queue = store.queue(topic, queue_id);
-    store.stage(
-        queue,
-        &NewRecord {
-            topic,
-            queue_id,
-            flag: 0,
-            sys_flag: 0,
-            born_timestamp: 1,
-            born_host: "10.1.2.3:4567".parse().unwrap(),
-            reconsume_times: 0,
-            prepared_offset: 0,
-            body,
-            properties: properties.as_bytes(),
-            tags_code: None,
-            known: None,
-        },
-    )
-}
-
-fn append(store: &mut Store, topic: &str, queue_id: u32, body: &[u8], key: &str) -> Staged {
-    let staged = stage(store, topic, queue_id, body, key).unwrap();
-    store.commit().unwrap();
-    staged
-}
-
-fn entry(store: &mut Store, topic: &str, queue_id: u32, offset: i64) -> Option<Entry> {
-    let queue = store.find_queue(topic, queue_id)?;
-    let mut out = Vec::new();
-    store.entries(queue, offset, 1, &mut out).unwrap();
-    out.first().copied()
-}
-
-fn bounds(store: &Store, topic: &str, queue_id: u32) -> (i64, i64) {
-    store.find_queue(topic, queue_id).map_or((0, 0), |q| store.bounds(q))
-}
-
-/// The body behind a queue's offset, if its record can be read.
-fn body(store: &mut Store, topic: &str, queue_id: u32, offset: i64) -> Option<Vec<u8>> {
-    let entry = entry(store, topic, queue_id, offset)?;
-    let mut bytes = Vec::new();
-    if !store.copy_record(entry.position, entry.size, &mut bytes) {
-        return None;
-    }
-    let view = RecordView::parse(&bytes)?;
-    assert_eq!((view.topic, view.queue_id, view.queue_offset), (topic.as_bytes(), queue_id, offset));
-    view.is_intact().then(|| view.body.to_vec())
-}
-
-fn found_by_key(store: &mut Store, topic: &str, key: &str) -> Vec<u64> {
-    store.search_index(topic, key, "", 64, 0, i64::MAX).positions
-}
+use aerobee_engine::record::NewRecord;
+use aerobee_engine::store::{DeletePolicy, FlushMode, Staged, Store};
+use common::{append, body, bounds, entry, found_by_key, stage, Bench, START_MS};
 
 /// Thirty messages in two queues, flushed and closed properly.
 fn filled() -> Bench {
@@ -536,6 +421,24 @@ fn one_damaged_record_costs_that_record() {
         }
         assert_eq!(bounds(&store, "t", 0), (0, 10), "byte {field}");
         assert_eq!(append(&mut store, "t", 0, b"new", "k").queue_offset, 10);
+    }
+}
+
+#[test]
+fn a_long_gap_does_not_hide_what_lies_before_it() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let staged: Vec<_> = (0..40).map(|n| append(&mut store, "t", 0, &[n; 100], "k")).collect();
+    drop(store);
+    bench.disk.kill();
+    for damaged in &staged[3..38] {
+        bench.disk.flip_bit(&bench.log_file(0), damaged.position + 100, 1);
+    }
+    bench.disk.remove_tree("/store/consumequeue/t".as_ref()).unwrap();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "t", 0), (0, 40));
+    for n in [0, 1, 2, 38, 39] {
+        assert_eq!(body(&mut store, "t", 0, n), Some(vec![n as u8; 100]));
     }
 }
 

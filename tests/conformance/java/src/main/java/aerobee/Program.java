@@ -48,6 +48,7 @@ public final class Program {
         Map.entry("pop.ack", Pop::ack),
         Map.entry("pop.change", Pop::change),
         Map.entry("pop.notify", Pop::notify),
+        Map.entry("pull", Pull::run),
         Map.entry("query", Query::run),
         Map.entry("offsets", Query::offsets),
         Map.entry("operate", Admin::run),
