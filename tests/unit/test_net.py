@@ -7,9 +7,11 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -446,3 +448,54 @@ def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone() 
         return [(await pool.invoke(address, request(b"child"), 5)).body for _ in range(20)]
 
     asyncio.run(parent())
+
+
+def tls_ends() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server that has the certificate beside this file, and a client that trusts nothing else."""
+    pem = Path(__file__).with_name("localhost.pem")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(pem)
+    return server, ssl.create_default_context(cafile=str(pem))
+
+
+async def test_both_ends_speak_tls() -> None:
+    """The same bytes in a tunnel: long bodies both ways, oneway requests, the peer's address, a stop that sends all."""
+    server, client = tls_ends()
+    service, listener = Frames(), Listener()
+    await listener.start(service, "127.0.0.1", 0, tls=server)
+    port = split_address(listener.address)[1]
+    try:
+        async with pooling(RemotePool(tls=client)) as pool:
+            for address in (f"127.0.0.1:{port}", f"localhost:{port}"):
+                for size in (0, 10, 3 << 20):
+                    body = os.urandom(size)
+                    assert (await pool.invoke(address, request(body), 10)).body == body
+            await pool.oneway(f"localhost:{port}", request(b"oneway"))
+            await eventually(lambda: service.requests[-1].body == b"oneway")
+            assert service.open[0].peer.startswith("127.0.0.1:")
+    finally:
+        await listener.stop(grace_s=1)
+
+
+async def test_tls_and_plain_ends_part_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger's certificate, plain bytes on a TLS port, TLS on a plain one: each ends at once, others go on."""
+    server, client = tls_ends()
+    listener = Listener()
+    await listener.start(Frames(), "127.0.0.1", 0, tls=server)
+    plain = Frames()
+    try:
+        async with listening(plain) as other, pooling(RemotePool(tls=client)) as pool:
+            async with pooling(RemotePool(tls=ssl.create_default_context())) as stranger:
+                with pytest.raises(ConnectError, match=r"(?i)certificate.verify.failed"):
+                    await stranger.invoke(listener.address, request(), 5)
+            with pytest.raises(ConnectError):
+                await pool.invoke(other.address, request(), 5)
+            assert other.counters["closed: tls"] == 1 and not plain.requests
+            reader, writer = await dial(listener)
+            writer.write(request().encode())
+            with suppress(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            assert (await pool.invoke(listener.address, request(b"alive"), 5)).body == b"alive"
+    finally:
+        await listener.stop(grace_s=1)
