@@ -8,6 +8,7 @@ export CARGO_TARGET_DIR
 BIN := .venv/bin
 PORT_BASE ?=
 DATA ?= data
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 
@@ -53,6 +54,12 @@ format: .venv/.installed rust ## bring all code into its form
 	$(BIN)/ruff check -q --fix-only .
 	$(BIN)/ruff format -q .
 	cargo fmt
+
+.PHONY: fuzz
+fuzz: rust ## hammer every parser of the engine with spoiled input, FUZZ_SECONDS=60 each (with cargo-fuzz where it is installed)
+	@if cargo +nightly fuzz --version >/dev/null 2>&1; then set -ex; cd rust/engine; for target in $$(cargo +nightly fuzz list); do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); done; else set -x; \
+		FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -q -p aerobee-engine --test fuzz_targets; fi
 
 .PHONY: bench
 bench: build java ## the design's budgets, side by side with Apache RocketMQ in one run
