@@ -66,6 +66,11 @@ class ConfigFile:
             await asyncio.to_thread(self._replace, data)
             self._written = version
 
+    @property
+    def behind(self) -> bool:
+        """A write has failed: what is in memory is not on the disk."""
+        return self._written < self._asked and not self._lock.locked()
+
     def save_now(self) -> None:
         """`save` on the calling thread, for the end of the process. Raises OSError."""
         self._replace(self._data())
@@ -79,10 +84,14 @@ class ConfigFile:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)  # on a full disk it takes the room that is missing
+            raise
         if self.path.exists():
             # The former content gets its second name before it loses the first, so one of them is always there.
             with contextlib.suppress(FileNotFoundError):
@@ -92,4 +101,9 @@ class ConfigFile:
             except OSError:
                 self.backup.write_bytes(self.path.read_bytes())
         os.replace(temporary, self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name is on the disk too
+        finally:
+            os.close(directory)
         self._last = data

@@ -156,7 +156,7 @@ class Broker:
             self._every(options.timer_flush_interval_ms / 1000, self.timer.save, "persist timers")
         self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
         self._every(lambda: options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
-        self._every(options.flush_consumer_offset_interval / 1000, self._save_offsets, "persist offsets")
+        self._every(options.flush_consumer_offset_interval / 1000, self._save_tables, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
         self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
         self._every(self.stats.sample_s, self.stats.sample, "sample statistics")
@@ -323,6 +323,13 @@ class Broker:
         await self.topics.create_for_group(topic, 1)
 
     # The inside.
+
+    async def _save_tables(self) -> None:
+        """Offsets, and topics and groups whose writing has failed before (a full disk that has room again)."""
+        await self._save_offsets()
+        for file in (self.topics.file, self.groups.file):
+            if file.behind:
+                await file.save()
 
     async def _save_offsets(self) -> None:
         await self.pop.save()

@@ -47,6 +47,8 @@ class Server:
         self.directory = directory
         self.address = ""
         self.settings = dict(settings)
+        self.prefix: list[str] = []
+        """Words in front of the command: `["taskset", "-c", "0"]`, `["nsenter", ...]`."""
         self.log = directory / "log"
         self.starts = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -74,7 +76,7 @@ class Server:
             log.write(f"--- start {self.starts}\n".encode())
             log.flush()
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "aerobee.cli", self.kind, "-c", str(config), "--stop-at-eof",
+                *self.prefix, sys.executable, "-m", "aerobee.cli", self.kind, "-c", str(config), "--stop-at-eof",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, cwd=self.directory,
                 env=_environment(),
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,24 @@ async def test_a_broken_file_falls_back_to_the_one_before(tmp_path: Path) -> Non
     for broken in (b"", b'{"n":', b"\x00" * 40):
         file.path.write_bytes(broken)
         assert file.load() == {"n": 1}
+
+
+async def test_a_file_that_could_not_be_written_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"n": 1}
+    file = ConfigFile(tmp_path / "x.json", lambda: f'{{"n":{content["n"]}}}')
+    await file.save()
+    content["n"] = 2
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("aerobee.broker.config_file.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            await file.save()
+    assert file.behind and file.load() == {"n": 1} and os.listdir(tmp_path) == ["x.json"]
+    await file.save()
+    assert not file.behind and file.load() == {"n": 2}
 
 
 async def test_many_saves_cost_few_writes(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.clients import PULL, Client
 from aerobee.broker.filters import is_tag_kind
 from aerobee.broker.store import check_sql
 from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import ServerError
+from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.client import CheckClientRequestBody, HeartbeatData, LockBatchRequestBody
@@ -19,6 +21,8 @@ from aerobee.protocol.headers.groups import GetConsumerListByGroup, UnregisterCl
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
+
+_complaints: Final = Complaints(logging.getLogger("aerobee.broker.groups"))
 
 
 async def heart_beat(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
@@ -40,12 +44,15 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
         if fingerprint and group is not None and group.fingerprint and group.fingerprint != fingerprint:
             changed_elsewhere = True
         order = any(broker.topics.is_order(subscription.topic) for subscription in consumer.subscription_data_set)
-        await broker.topics.create_for_group(
-            RETRY_PREFIX + consumer.group_name,
-            settings.retry_queue_nums,
-            order=order,
-            sys_flag=2 if consumer.unit_mode else 0,
-        )
+        try:
+            await broker.topics.create_for_group(
+                RETRY_PREFIX + consumer.group_name,
+                settings.retry_queue_nums,
+                order=order,
+                sys_flag=2 if consumer.unit_mode else 0,
+            )
+        except OSError as error:  # a full disk keeps nobody from reading; the topic is written later
+            _complaints.warn("retry topic", "retry topic of group %s not written: %s", consumer.group_name, error)
         if connection.closed:
             return command.reply()
         broker.clients.register_consumer(

@@ -14,6 +14,9 @@
 //!    whose record is damaged stays, so that its offset is not given to another message.
 //! 6. The index keeps the entries that make sense (after an unclean stop its slots are rebuilt from them); later records are added.
 //!
+//! A full disk does not stop the start: what has no room (queue and index entries, the checkpoint) waits in memory, writes are
+//! refused, and the flusher goes on when there is room.
+//!
 //! After a clean stop rule 3 does not look beyond what the queues reached: a stale tail of an earlier life is not revived.
 
 use std::collections::{BTreeSet, HashMap};
@@ -25,7 +28,7 @@ use crate::checkpoint::Checkpoint;
 use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
 use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{DirEntry, Disk, DiskFile, Mode};
-use crate::error::Error;
+use crate::error::{is_full, Error};
 use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
 use crate::light_queue;
 use crate::property::{find, flag, java_hash, scan};
@@ -122,13 +125,17 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
         index_from: 0,
         progress: Progress { say: progress, started: Instant::now(), last: Instant::now() },
         changed: false,
+        full: false,
         store,
     };
     recovery.run()?;
     snapshot::remove(shared.disk.as_ref(), &root).map_err(|e| Error::write("removing the snapshot in", &root, &e))?;
     let made = shared.disk.open(&abort, Mode::Create).and_then(|f| {
         f.set_len(0)?;
-        f.write_at(0, std::process::id().to_string().as_bytes())?;
+        match f.write_at(0, std::process::id().to_string().as_bytes()) {
+            Err(e) if is_full(&e) => {} // that it is there says enough
+            other => other?,
+        }
         f.sync_data()?;
         shared.disk.sync_dir(&root)
     });
@@ -201,6 +208,8 @@ struct Recovery<'a> {
     progress: Progress<'a>,
     /// Something was repaired, so that a checkpoint is worth writing.
     changed: bool,
+    /// Something found no room on the disk and waits in memory.
+    full: bool,
 }
 
 impl Recovery<'_> {
@@ -230,6 +239,18 @@ impl Recovery<'_> {
 
     fn disk(&self) -> &dyn Disk {
         self.store.shared.disk.as_ref()
+    }
+
+    /// What a full disk has no room for is written later, by the flusher; until then nothing new is taken.
+    fn put_off(&mut self, written: Result<(), Error>) -> Result<(), Error> {
+        match written {
+            Err(error @ Error::DiskFull(_)) => {
+                self.full = true;
+                self.store.shared.report(&error);
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Moves something that does not belong where it is to `set-aside/`.
@@ -656,11 +677,12 @@ impl Recovery<'_> {
             let state = self.store.shared.state();
             (state.tail_units, state.index.as_ref().map_or(0, |i| i.pending_bytes()))
         };
-        if units > REBUILT_UNITS_MAX || index_bytes > REBUILT_UNITS_MAX * UNIT_BYTES {
+        if (units > REBUILT_UNITS_MAX || index_bytes > REBUILT_UNITS_MAX * UNIT_BYTES) && !self.full {
             let shared = self.store.shared.clone();
             let mut worker = lock(&shared.worker);
-            worker.write_queues(&shared, 1)?;
-            worker.write_index(&shared)?;
+            let written = worker.write_queues(&shared, 1).and_then(|()| worker.write_index(&shared));
+            drop(worker);
+            self.put_off(written)?;
         }
         Ok(())
     }
@@ -845,9 +867,8 @@ impl Recovery<'_> {
             }
         }
         if !cut.is_empty() {
-            let mut worker = lock(&shared.worker);
-            worker.write_queues(&shared, 1)?;
-            drop(worker);
+            let written = lock(&shared.worker).write_queues(&shared, 1);
+            self.put_off(written)?;
             for number in cut {
                 self.cut_queue_files(number)?;
             }
@@ -917,11 +938,15 @@ impl Recovery<'_> {
         shared.state().last_end = end;
         let mut worker = lock(&shared.worker);
         worker.checkpoint = self.checkpoint;
+        let mut written = Ok(());
         if !self.clean || self.changed {
-            worker.write_checkpoint(&shared, false)?;
+            written = worker.write_checkpoint(&shared, false);
         }
-        worker.start_at(end);
-        Ok(())
+        if written.is_ok() && !self.full {
+            worker.start_at(end);
+        }
+        drop(worker);
+        self.put_off(written)
     }
 }
 

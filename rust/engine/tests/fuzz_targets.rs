@@ -44,7 +44,8 @@ fn recorded() -> Vec<Vec<u8>> {
     for file in files {
         for line in std::fs::read_to_string(file).unwrap().lines() {
             let hex = line.split("\"hex\": \"").nth(1).unwrap().split('"').next().unwrap();
-            frames.push((0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect());
+            frames
+                .push((0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect());
         }
     }
     assert!(frames.len() > 500);
@@ -121,7 +122,8 @@ fn headers_end_in_an_error_or_come_back() {
 #[test]
 fn json_ends_in_an_error_or_in_strict_json() {
     let recorded = recorded();
-    let seeds: Vec<_> = recorded.iter().flat_map(|frame| [parts(frame).0, parts(frame).1]).map(<[u8]>::to_vec).collect();
+    let seeds: Vec<_> =
+        recorded.iter().flat_map(|frame| [parts(frame).0, parts(frame).1]).map(<[u8]>::to_vec).collect();
     smoke(json::run, &seeds);
 }
 

@@ -318,6 +318,53 @@ fn a_full_disk_refuses_with_the_reason_serves_reads_and_recovers_by_itself() {
 }
 
 #[test]
+fn a_full_disk_does_not_stop_the_start() {
+    // Killed with queue and index entries in memory that found no room; started with no more room, often.
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    bench.disk.set_capacity(Some(bench.disk.used() + (64 << 10)));
+    let mut stored: i64 = 0;
+    while stage(&mut store, "t", (stored % 4) as u32, &[7; 500], &format!("k{stored}")).is_ok()
+        && store.commit().is_ok()
+    {
+        stored += 1;
+    }
+    assert!(stored > 80, "{stored}");
+    for clean in [false, false, true, false] {
+        if clean {
+            let _ = store.close();
+        }
+        drop(store);
+        bench.disk.kill();
+        bench.disk.set_capacity(Some(bench.disk.used()));
+        store = bench.open();
+        assert!(matches!(store.health(), Some(Error::DiskFull(_))), "{:?}", store.health());
+        assert!(matches!(stage(&mut store, "t", 0, b"x", "k"), Err(Error::DiskFull(_))));
+        for number in 0..stored {
+            assert_eq!(body(&mut store, "t", (number % 4) as u32, number / 4).unwrap(), [7; 500], "{number}");
+            assert_eq!(
+                store.search_index("t", &format!("k{number}"), "", 10, 0, i64::MAX).positions.len(),
+                1,
+                "{number}"
+            );
+        }
+        bench.clock.advance(2000);
+        let _ = store.tick();
+    }
+    bench.disk.set_capacity(None);
+    bench.clock.advance(2000);
+    store.tick().unwrap();
+    assert_eq!(store.health(), None);
+    let next = append(&mut store, "t", 0, b"after", "after");
+    store.close().unwrap();
+    drop(store);
+    let mut store = bench.open();
+    assert!(bench.silent());
+    assert_eq!(body(&mut store, "t", 0, next.queue_offset).unwrap(), b"after");
+    assert_eq!((0..4).map(|queue| bounds(&store, "t", queue).1).sum::<i64>(), stored + 1);
+}
+
+#[test]
 fn writes_are_refused_early_by_the_configured_share() {
     let mut bench = Bench::new(FlushMode::Async);
     bench.options.disk_used_ratio_max = 0.5;
