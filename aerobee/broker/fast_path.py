@@ -88,7 +88,11 @@ def allow_topic(broker: Broker, topic: str) -> None:
     if config is None:
         broker.store.engine.forget_topic(topic)
         return
-    fast = topic not in NOT_SENDABLE and config.topic_filter_type == "SINGLE_TAG"
+    fast = (
+        topic not in NOT_SENDABLE
+        and config.topic_filter_type == "SINGLE_TAG"
+        and broker.static_topics.get(topic) is None
+    )
     broker.store.engine.allow_topic(
         topic, config.perm, config.read_queue_nums, config.write_queue_nums, fast, sys_flag=config.topic_sys_flag
     )

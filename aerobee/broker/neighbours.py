@@ -1,4 +1,5 @@
-"""The other masters of the cluster: told of a topic that a send has created here, so that it does not stay here alone.
+"""The other masters: asked for what they have of a static topic, and told of a topic that a send has created here, so
+that it does not stay here alone.
 
 A broker creates an unknown topic when somebody sends to it, and only itself; from then on every client finds the topic
 and sends to that one broker for ever (Apache's #2744, #6657). So the one that created it asks a name server for the
@@ -14,7 +15,7 @@ from typing import Final
 
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.registration import Registration
-from aerobee.errors import AerobeeError
+from aerobee.errors import AerobeeError, ConnectError
 from aerobee.net.remote import RemotePool
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -34,12 +35,29 @@ class Neighbours:
         self._registration = registration
         self._pool = RemotePool()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._addresses: dict[str, str] = {}
 
     def created(self, config: TopicConfig) -> None:
         """A send has created this topic here: tells the others, without waiting."""
         task = asyncio.ensure_future(self._tell(config))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def ask(self, name: str, command: RemotingCommand) -> RemotingCommand:
+        """What the master of that name answers. Raises RequestTimeout, and ConnectError (also for an unknown name)."""
+        for attempt in range(2):
+            if name not in self._addresses:
+                self._addresses = await self._registration.brokers()
+            address = self._addresses.get(name)
+            if address is None:
+                raise ConnectError(f"no name server knows a master of broker {name}")
+            try:
+                return await self._pool.invoke(address, command, TIMEOUT_S)
+            except ConnectError:
+                self._addresses.pop(name, None)  # it may have come back with another address
+                if attempt:
+                    raise
+        raise AssertionError("two attempts end in a return or an error")
 
     async def stop(self) -> None:
         """Tells nobody any more."""

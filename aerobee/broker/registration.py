@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
+from aerobee.broker.static_topics import StaticTopics
 from aerobee.broker.topics import TopicTable
 from aerobee.errors import AerobeeError, error_for
 from aerobee.net.remote import RemotePool
@@ -41,6 +42,7 @@ class Registration:
         self,
         options: BrokerOptions,
         topics: TopicTable,
+        static_topics: StaticTopics,
         listeners: Listeners,
         *,
         on_order_topics: Callable[[Iterable[str]], Awaitable[None]] | None = None,
@@ -52,6 +54,7 @@ class Registration:
         self._options = options
         self._listeners = listeners
         self._topics = topics
+        self._static_topics = static_topics
         self._on_order_topics = on_order_topics
         self._pool = RemotePool(idle_s=0, on_disconnected=self._disconnected)
         self._changed: dict[str, set[str]] = {server: set() for server in options.name_servers}
@@ -105,6 +108,10 @@ class Registration:
 
     async def masters(self) -> dict[str, str]:
         """The masters of our cluster, ourselves among them: broker name → address. Raises nothing."""
+        return await self.brokers(self._options.broker_cluster_name)
+
+    async def brokers(self, cluster: str | None = None) -> dict[str, str]:
+        """The masters of a cluster, or of all: broker name → address. Raises nothing."""
         for server, known in self.registered.items():
             if not known:
                 continue
@@ -112,11 +119,10 @@ class Registration:
             with contextlib.suppress(AerobeeError, OSError):
                 reply = await self._pool.invoke(server, command, ROUTE_TIMEOUT_S)
                 if reply.code == ResponseCode.SUCCESS and reply.body:
-                    brokers = ClusterInfo.from_json(reply.body).broker_addr_table
                     return {
                         name: broker.broker_addrs[0]
-                        for name, broker in brokers.items()
-                        if broker.cluster == self._options.broker_cluster_name and 0 in broker.broker_addrs
+                        for name, broker in ClusterInfo.from_json(reply.body).broker_addr_table.items()
+                        if cluster in (None, broker.cluster) and 0 in broker.broker_addrs
                     }
         return {}
 
@@ -214,9 +220,11 @@ class Registration:
             "filterServerList": [],
             "topicConfigSerializeWrapper": {
                 **table,
-                "mappingDataVersion": {"counter": 0, "stateVersion": 0, "timestamp": 0},
+                "mappingDataVersion": self._static_topics.version.to_json(),
                 "topicQueueMappingDetailMap": {},
-                "topicQueueMappingInfoMap": {},
+                "topicQueueMappingInfoMap": {
+                    topic: info.to_dict() for topic, info in self._static_topics.infos(names).items()
+                },
             },
         }
 

@@ -24,6 +24,8 @@ from aerobee.broker.delay import Delay
 from aerobee.broker.dispatch import Dispatcher
 from aerobee.broker.groups import GroupTable
 from aerobee.broker.handlers import HANDLERS
+from aerobee.broker.handlers.static_topics import forget_empty_stretches
+from aerobee.broker.inner_pulls import InnerPulls
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.neighbours import Neighbours
 from aerobee.broker.offsets import OffsetTable
@@ -32,6 +34,7 @@ from aerobee.broker.order import OrderLocks
 from aerobee.broker.pop import Pops
 from aerobee.broker.records import Stored, encode_record
 from aerobee.broker.registration import Registration
+from aerobee.broker.static_topics import StaticTopics
 from aerobee.broker.stats import Stats
 from aerobee.broker.store import Store
 from aerobee.broker.timer import Timer
@@ -50,6 +53,7 @@ from aerobee.protocol.headers.transactions import CheckTransactionState
 _log = logging.getLogger("aerobee.broker")
 
 CLIENT_SCAN_S: Final = 10.0
+STRETCHES_S: Final = 300.0
 GRACE_S: Final = 5.0
 FIRST_REGISTRATION_S: Final = 1.0
 PRODUCER_READS_S: Final = 1.0
@@ -64,6 +68,8 @@ class Broker:
         self.clock: Clock = clock or SystemClock()
         self._config_dir = config_dir = options.store_dir / "config"
         self.topics = TopicTable(options, config_dir, on_change=self._topic_changed, on_register=self._topics_changed)
+        self.static_topics = StaticTopics(options.broker_name, config_dir, on_change=self._mapping_changed)
+        self.inner_pulls = InnerPulls(self)
         self.groups = GroupTable(options, config_dir, on_change=self._group_changed)
         self.offsets = OffsetTable(config_dir, light=options.enable_lmq, clock=self.clock, on_reset=self._group_touched)
         self.order = OrderLocks(self.clock)
@@ -76,7 +82,9 @@ class Broker:
         self.request_modes = RequestModes(options, config_dir)
         self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
         self.listeners = Listeners(options)
-        self.registration = Registration(options, self.topics, self.listeners, on_order_topics=self.topics.set_order)
+        self.registration = Registration(
+            options, self.topics, self.static_topics, self.listeners, on_order_topics=self.topics.set_order
+        )
         self.neighbours = Neighbours(options, self.registration)
         self.config_version = DataVersion()
         self.retention_complaints = Complaints(logging.getLogger("aerobee.broker.store"))
@@ -110,6 +118,7 @@ class Broker:
         self.opened = True
         try:
             self.topics.load()
+            self.static_topics.load()
             self.groups.load()
             self.offsets.load()
             self.request_modes.load()
@@ -161,6 +170,7 @@ class Broker:
         self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
         self._every(self.stats.sample_s, self.stats.sample, "sample statistics")
         self._every(options.clean_resource_interval / 1000, self._clean, "clean the store")
+        self._every(STRETCHES_S, self._forget_stretches, "forget empty stretches of static topics")
         _log.info(
             "broker %s of %s serves on %s", options.broker_name, options.broker_cluster_name, ", ".join(self.addresses)
         )
@@ -177,8 +187,8 @@ class Broker:
         await self.registration.stop()
         self.listeners.hold()
         self.pop.release()
-        await self.dispatcher.drain(GRACE_S)
         self.store.release()
+        await self.dispatcher.drain(GRACE_S)
         await self.listeners.stop(GRACE_S)
         await self._persist()
         await self.store.close()
@@ -256,6 +266,10 @@ class Broker:
         self.neighbours.created(config)
 
     def _topic_changed(self, topic: str, _: object) -> None:
+        fast_path.allow_topic(self, topic)
+
+    def _mapping_changed(self, topic: str) -> None:
+        self.topics.version.advance()  # name servers look at nothing else to see whether anything is new
         fast_path.allow_topic(self, topic)
 
     def _topics_changed(self, configs: list[TopicConfig]) -> None:
@@ -381,6 +395,9 @@ class Broker:
     async def _clean(self) -> None:
         await retention.clean(self)
         self.timer.clean()
+
+    async def _forget_stretches(self) -> None:
+        await forget_empty_stretches(self)
 
     def _every(self, period_s: float | Callable[[], float], work: Callable[[], Awaitable[None]], name: str) -> None:
         """Does it again and again. A function instead of a period: a setting that may change while we run."""

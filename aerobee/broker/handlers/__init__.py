@@ -16,6 +16,7 @@ from aerobee.broker.handlers import (
     recall,
     request_reply,
     send,
+    static_topics,
     topics,
     transactions,
 )
@@ -32,6 +33,7 @@ _FAMILIES = (
     transactions,
     request_reply,
     topics,
+    static_topics,
     groups,
     admin,
     recall,
@@ -41,4 +43,4 @@ HANDLERS: dict[int, Handler] = {}
 for _family in _FAMILIES:
     for _code, _handler in _family.HANDLERS.items():
         assert _code not in HANDLERS, f"two handlers for {_code!r}"
-        HANDLERS[int(_code)] = _handler
+        HANDLERS[int(_code)] = static_topics.with_static_topics(int(_code), _handler)

@@ -208,7 +208,9 @@ def _behind(broker: Broker, group: str, topic: str, queues: int) -> dict[Message
     table: dict[MessageQueue, OffsetWrapper] = {}
     for queue_id in range(queues):
         high = broker.store.bounds(topic, queue_id)[1]
-        consumed = max(0, broker.offsets.query(group, topic, queue_id))
+        consumed = broker.offsets.query(group, topic, queue_id)
+        if broker.static_topics.get(topic) is None:
+            consumed = max(0, consumed)  # of a static topic -1 says: look for it in an older stretch
         last_ms = broker.store.store_time(topic, queue_id, consumed - 1) if consumed > 0 else 0
         key = MessageQueue(topic=topic, broker_name=broker.options.broker_name, queue_id=queue_id)
         table[key] = OffsetWrapper(

@@ -79,6 +79,7 @@ async def delete_topic(broker: Broker, connection: Connection, command: Remoting
         ]
     for name in doomed:
         await broker.topics.delete(name)
+        await broker.static_topics.delete(name)
         broker.offsets.forget_topic(name)
         broker.pop.orders.forget_topic(name)
         broker.store.delete_topic(name)
@@ -99,8 +100,8 @@ def get_all_topic_config(broker: Broker, _: Connection, command: RemotingCommand
         )
     body = {
         **broker.topics.to_dict(names),
-        "mappingDataVersion": {"counter": 0, "stateVersion": 0, "timestamp": 0},
-        "topicQueueMappingDetailMap": {},
+        "mappingDataVersion": broker.static_topics.version.to_json(),
+        "topicQueueMappingDetailMap": broker.static_topics.to_dict(names),
     }
     return command.reply(
         header=GetAllTopicConfigReply(total_topic_num=len(broker.topics.table)), body=fastjson.dumps(body)
@@ -118,12 +119,19 @@ def page(names: list[str], first: int | None, count: int | None, version: str | 
 
 
 def get_topic_config(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
-    """GET_TOPIC_CONFIG."""
+    """GET_TOPIC_CONFIG; with `lo` also a static topic's mapping."""
     topic = command.header(GetTopicConfig).topic
     config = broker.topics.get(topic)
     if config is None:
         raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"No topic in this broker. topic: {topic}")
-    return command.reply(body=TopicConfigAndQueueMapping.from_dict(config.to_dict()).to_json())
+    answer = TopicConfigAndQueueMapping.from_dict(config.to_dict())
+    answer.mapping_detail = broker.static_topics.get(topic) if wants_mapping(command) else None
+    return command.reply(body=answer.to_json())
+
+
+def wants_mapping(command: RemotingCommand) -> bool:
+    """Tools that know static topics say so."""
+    return command.ext_fields.get("lo", "").lower() == "true"
 
 
 def get_topic_stats(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
