@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
 from aerobee.errors import AerobeeError
 
@@ -352,12 +352,16 @@ def to_text(value: Value) -> str:
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
+SLIP_CHARS_MAX: Final = 100
+"""Of a longer key so much is compared: comparing a long one holds everybody up."""
+
+
 def nearest(key: str, known: Iterable[str], what: str = "key") -> str:
     """`; the nearest known key is 'listenPort'`: the likeliest slip, however far it is."""
     import difflib  # only an error needs it
 
     by_folded = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(key.lower(), by_folded, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(key.lower()[:SLIP_CHARS_MAX], by_folded, n=1, cutoff=0.0)
     return f"; the nearest known {what} is {by_folded[near[0]]!r}" if near else ""
 
 
