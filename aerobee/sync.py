@@ -28,8 +28,10 @@ from aerobee.client import (
     MessageModel,
     MessageQueue,
     PullResult,
+    PullStatus,
     Retry,
     SendResult,
+    SendStatus,
     Sql,
 )
 
@@ -37,11 +39,16 @@ __all__ = [
     "ConsumeFrom",
     "Consumer",
     "Message",
+    "MessageExt",
     "MessageModel",
     "MessageQueue",
     "Producer",
     "PullConsumer",
+    "PullResult",
+    "PullStatus",
     "Retry",
+    "SendResult",
+    "SendStatus",
     "Sql",
 ]
 

@@ -7,7 +7,7 @@ a test that often needs one is a bug. All other tests have one try.
 
 import pytest
 
-pytest_plugins = ["aerobee.testing.plugin"]
+pytest_plugins = ["aerobee.testing.plugin", "pytester"]
 
 REAL_PROCESSES = ("tests/conformance/", "tests/cluster/")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import aerobee
@@ -39,3 +41,13 @@ def test_plain_calls_exist_for_everything() -> None:
         inner = {"consume_once", "heartbeat_data", "requested", "routes_changed", "settle", "take", "topics"}
         missing = members - inner - set(dir(getattr(sync, name)))
         assert not missing, f"aerobee.sync.{name} lacks {missing}"
+
+
+def test_a_users_program_passes_the_strict_checker(tmp_path: Path) -> None:
+    """The types that `py.typed` promises, as a stranger's checker sees them, with none of our own settings."""
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", "--python-version=3.11",
+         str(Path(__file__).with_name("typed_program.py"))],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=110,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
