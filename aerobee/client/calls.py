@@ -6,6 +6,7 @@ Sending and pulling are the hot ones: they build one dict and no object besides.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
@@ -20,8 +21,10 @@ from aerobee.protocol.bodies.client import (
 )
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
-from aerobee.protocol.message import MessageExt, MessageQueue, decode_records
+from aerobee.protocol.message import MessageExt, MessageQueue, compressed_bytes, decode_records
 
+DECODE_IN_THREAD_BYTES: Final = 16 * 1024
+"""More than this in compressed bodies is decompressed outside of the event loop's thread."""
 PULL_COMMIT: Final = 1
 PULL_SUSPEND: Final = 2
 PULL_SUBSCRIPTION: Final = 4
@@ -114,7 +117,11 @@ async def pull(
     answer = reply.ext_fields
     messages: Sequence[MessageExt] = ()
     if status is PullStatus.FOUND:
-        messages = decode_records(reply.body, broker_name=queue.broker_name)
+        data = reply.body
+        if len(data) > DECODE_IN_THREAD_BYTES and compressed_bytes(data) > DECODE_IN_THREAD_BYTES:
+            messages = await asyncio.to_thread(decode_records, data, broker_name=queue.broker_name)
+        else:
+            messages = decode_records(data, broker_name=queue.broker_name)
         if tags:
             messages = [message for message in messages if message.tags in tags]
     return PullResult(

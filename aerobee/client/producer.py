@@ -53,6 +53,8 @@ RETRYABLE: Final = frozenset(
 
 AVOID_S: Final = 5.0
 """How long a broker that could not be reached is left out while others are there."""
+POSTS_A_TURN: Final = 64
+"""So many posts in a row, then the loop's other tasks have their turn and the requests leave."""
 COMPRESS_IN_THREAD_BYTES: Final = 64 * 1024
 """Bodies above this are compressed outside of the event loop's thread: 64 KiB take about a millisecond."""
 ZLIB_LEVEL: Final = 5
@@ -91,6 +93,7 @@ class Producer:
         self._body_bytes_max = body_bytes_max
         self._in_flight_max = in_flight_max
         self._in_flight = 0
+        self._posts = 0
         self._room: asyncio.Event | None = None
         self._turn: dict[str, int] = {}
         self._avoid: dict[str, float] = {}
@@ -165,6 +168,9 @@ class Producer:
         Messages to the same queue arrive in the order of the calls unless one has to be retried.
         """
         self._check(message)
+        self._posts += 1
+        if self._posts % POSTS_A_TURN == 0:
+            await asyncio.sleep(0)
         while self._in_flight >= self._in_flight_max:
             await self._less_in_flight()
         self._in_flight += 1
@@ -313,7 +319,8 @@ class Producer:
         task.add_done_callback(lambda task: _copy(task, out))
 
     def _stored(self, reply: RemotingCommand, queue: MessageQueue, message: Message) -> SendResult:
-        result = sent(reply, queue, message.unique_id)
+        ids = ",".join(message.batch_ids) if message.batch_ids else message.unique_id
+        result = sent(reply, queue, ids)
         if message.topic not in self._seen:
             self._seen.add(message.topic)
             self.client.greet([self.client.master(queue.broker_name)])
@@ -324,13 +331,13 @@ class Producer:
     ) -> RemotingCommand:
         return sending_request(
             self.group, queue, message.body if body is None else body, message.encode_properties(), flag=message.flag,
-            sys_flag=sys_flag, batch=message.is_batch,
+            sys_flag=sys_flag, batch=bool(message.batch_ids),
         )  # fmt: skip
 
     async def _body(self, message: Message) -> tuple[bytes, int]:
         """The body as it travels, and its system flag."""
         body = message.body
-        if len(body) <= self._compress_above_bytes or message.is_batch:
+        if len(body) <= self._compress_above_bytes or message.batch_ids:
             return body, 0
         if len(body) > COMPRESS_IN_THREAD_BYTES:
             packed = await asyncio.to_thread(zlib.compress, body, ZLIB_LEVEL)

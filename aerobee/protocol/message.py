@@ -15,6 +15,7 @@ from __future__ import annotations
 import binascii
 import ipaddress
 import itertools
+import logging
 import os
 import re
 import socket
@@ -28,7 +29,10 @@ from typing import TYPE_CHECKING, Final
 import lz4.frame  # type: ignore[import-untyped]
 import zstandard
 
+from aerobee.log import Complaints
 from aerobee.protocol.fastjson import MessageQueue as MessageQueue
+
+_complaints: Final = Complaints(logging.getLogger("aerobee.protocol.message"))
 
 NAME_END: Final = "\x01"
 VALUE_END: Final = "\x02"
@@ -160,7 +164,7 @@ class Labels:
 
     @property
     def unique_id(self) -> str:
-        """The id its producer gave it (32 hex digits; of a batch: all of them, joined by commas); else ""."""
+        """The id its producer gave it (32 hex digits); else ""."""
         return self.properties.get(PROPERTY_UNIQUE_ID, "")
 
 
@@ -171,7 +175,7 @@ class Message(Labels):
     `deliver_at_ms`: a point in time, milliseconds since 1970. `flag` is the application's own number.
     """
 
-    __slots__ = ("body", "flag", "is_batch", "properties", "topic")
+    __slots__ = ("batch_ids", "body", "flag", "properties", "topic")
 
     def __init__(
         self,
@@ -190,7 +194,8 @@ class Message(Labels):
         self.body = body.encode() if isinstance(body, str) else body
         self.properties: dict[str, str] = dict(properties) if properties else {}
         self.flag = flag
-        self.is_batch = False
+        self.batch_ids: tuple[str, ...] = ()
+        """The ids of the messages that this one carries, if it is a batch."""
         if tag:
             self.properties[PROPERTY_TAGS] = tag
         joined = keys if isinstance(keys, str) else " ".join(keys)
@@ -242,7 +247,7 @@ class Message(Labels):
 
 
 class MessageExt(Labels):
-    """A message as it was stored. `body` is what the producer gave (decompressed); hosts are `ip:port`.
+    """A message as it was stored. `body` is what the producer gave (decompressed, if it can be); hosts are `ip:port`.
 
     `topic` and `reconsume_times` are what the consumer sees: of a retried message the original topic.
     `broker_name` is where it was pulled from.
@@ -325,8 +330,9 @@ def decode_records(
 ) -> list[MessageExt]:
     """The records in `data`, one behind the other. A tail that is no whole record ends the list.
 
-    ValueError when a record's lengths do not fit, a body cannot be decompressed, or (`check_crc`) is not what was
-    stored.
+    A body that cannot be decompressed is handed out as it was stored, with a warning: one bad message must not keep the
+    others from those who read them. ValueError when a record's lengths do not fit, or a body (`check_crc`) is not what
+    was stored.
     """
     messages = []
     at, end = 0, len(data)
@@ -364,7 +370,10 @@ def decode_records(
         if check_crc and crc and binascii.crc32(body) & 0x7FFFFFFF != crc:
             raise ValueError(f"the body at {message.commit_log_offset} is damaged: its checksum differs")
         if sys_flag & SYS_FLAG_COMPRESSED and decompress:
-            body = decompress_body(body, sys_flag)
+            try:
+                body = decompress_body(body, sys_flag)
+            except ValueError as error:
+                _complaints.warn("decompress", "message at %d: %s", message.commit_log_offset, error)
         message.body = body
         if magic == MAGIC_V2:
             length = int.from_bytes(data[place : place + 2], "big")
@@ -384,6 +393,19 @@ def decode_records(
         messages.append(message)
         at += size
     return messages
+
+
+def compressed_bytes(data: bytes) -> int:
+    """How many bytes of the records in `data` are compressed: whether decoding takes long enough for a thread."""
+    at, end, total = 0, len(data), 0
+    while at + 88 <= end:
+        size = int.from_bytes(data[at : at + 4], "big", signed=True)
+        if size <= 0:
+            break
+        if int.from_bytes(data[at + 36 : at + 40], "big") & SYS_FLAG_COMPRESSED:
+            total += size
+        at += size
+    return total
 
 
 def _long_hosts(data: bytes, at: int, sys_flag: int, message: MessageExt) -> tuple[int, bytes, bytes, int]:
@@ -468,8 +490,8 @@ def batch_of(messages: Sequence[Message]) -> Message:
             properties,
         ]
     batch = Message(topic, b"".join(pieces))
-    batch.is_batch = True
-    batch.properties[PROPERTY_UNIQUE_ID] = ",".join(message.unique_id for message in messages)
+    batch.batch_ids = tuple(message.unique_id for message in messages)
+    batch.give_unique_id()
     batch.properties[PROPERTY_WAIT] = messages[0].properties[PROPERTY_WAIT]
     return batch
 

@@ -123,12 +123,14 @@ async def test_the_ways_to_send(cluster: apache.Cluster, name: str) -> None:
         assert selected.queue.queue_id == 3
         batch = await producer.send_batch([Message(name, b"batch %d" % i, tag="b") for i in range(10)])
         assert len(batch.message_ids) == 10 and len(set(batch.message_ids)) == 10
+        many = await producer.send_batch([Message(name, b"many %d" % i) for i in range(1000)])
+        assert len(set(many.message_ids)) == len(many.offset_message_id.split(",")) == 1000
         await producer.send_oneway(Message(name, b"oneway"))
         spread = [await producer.send(Message(name, b"spread")) for _ in range(8)]
         assert Counter(result.queue.queue_id for result in spread) == {0: 2, 1: 2, 2: 2, 3: 2}
     async with consumer_of(cluster, name) as consumer:
-        got = Counter(m.body.partition(b" ")[0] for m in await take(consumer, 1 + 9 + 1 + 10 + 1 + 8))
-    assert got == {b"chosen": 1, b"keyed": 9, b"selected": 1, b"batch": 10, b"oneway": 1, b"spread": 8}
+        got = Counter(m.body.partition(b" ")[0] for m in await take(consumer, 1 + 9 + 1 + 10 + 1000 + 1 + 8))
+    assert got == {b"chosen": 1, b"keyed": 9, b"selected": 1, b"batch": 10, b"many": 1000, b"oneway": 1, b"spread": 8}
 
 
 async def test_posts_to_one_queue_keep_their_order(cluster: apache.Cluster, name: str) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
 from aerobee import ConnectError, Consumer, Message, Producer, sync
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.server import Broker
 from aerobee.client.client import TopicRoute, parse_name_servers
+from aerobee.nameserver.options import NameServerOptions
+from aerobee.nameserver.server import NameServer
 from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicRouteData
 from aerobee.protocol.message import MessageQueue, java_hash
 
@@ -70,6 +76,37 @@ def test_a_sharding_key_chooses_as_javas_selector_does() -> None:
     assert not by_property.may_retry
     with pytest.raises(ValueError, match="one of"):
         producer._chooser(Message("t", b"x"), MessageQueue("t", "a", 0), "key", None)
+
+
+async def test_many_posts_in_a_row_leave_the_loop_to_others(tmp_path: Path) -> None:
+    """A thousand posts without a pause of the caller's: other tasks have their turns meanwhile."""
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await name_server.start()
+    broker = Broker(
+        BrokerOptions(
+            listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / "store"),
+            mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000,
+        )
+    )  # fmt: skip
+    await broker.start()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with Producer(name_server.address) as producer:
+        await producer.send(Message("t", b"x"))
+        task = asyncio.create_task(others())
+        for _ in range(1000):
+            await producer.post(Message("t", b"x"))
+        assert turns >= 10
+        task.cancel()
+        await producer.flush()
+    await broker.stop()
+    await name_server.stop()
 
 
 async def test_nobody_there_is_an_error_within_the_time_out() -> None:

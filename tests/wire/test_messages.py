@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aerobee.log import Complaints
 from aerobee.protocol import message as wire
 from aerobee.protocol.message import Message, decode_batch, decode_records, parse_properties
 
@@ -83,6 +85,25 @@ def test_bodies_are_compressed_and_unfolded(kind: int) -> None:
         wire.decompress_body(b"nonsense" * 4, kind)
 
 
+def test_a_body_that_cannot_be_decompressed_keeps_no_other_message_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_complaints", Complaints(logging.getLogger("aerobee.protocol.message")))
+    plain = bytearray.fromhex(LINES["plain"])
+    spoiled = bytes(plain[:36]) + (int.from_bytes(plain[36:40], "big") | 0x301).to_bytes(4, "big") + bytes(plain[40:])
+    found = decode_records(bytes(plain) + spoiled * 3 + bytes(plain))
+    assert [message.body for message in found] == [BODY] * 5
+    assert found[1].sys_flag & wire.SYS_FLAG_COMPRESSED
+    assert len([record for record in caplog.records if "cannot be decompressed" in record.getMessage()]) == 1
+    assert wire.compressed_bytes(bytes(plain) + spoiled * 3 + bytes(plain)) == 3 * len(spoiled)
+
+
+def test_a_batch_of_any_size_has_one_id_and_those_of_its_messages() -> None:
+    batch = wire.batch_of([Message("orders", b"x") for _ in range(5000)])
+    assert len(set(batch.batch_ids)) == 5000
+    assert len(batch.encode_properties()) < 100 and batch.unique_id not in batch.batch_ids
+
+
 def test_a_batch_is_read_and_written() -> None:
     data = bytes.fromhex(LINES["batch"])
     read = [(flag, body, parse_properties(text)) for flag, body, text in decode_batch(data)]
@@ -90,7 +111,7 @@ def test_a_batch_is_read_and_written() -> None:
     ours = wire.batch_of([Message("orders", f"body {i}", tag=f"tag{i}", keys=f"key{i}", flag=i) for i in range(3)])
     again = decode_batch(ours.body)
     assert [(flag, body) for flag, body, _ in again] == [(flag, body) for flag, body, _ in read]
-    assert ours.unique_id.split(",") == [parse_properties(text)["UNIQ_KEY"] for _, _, text in again]
+    assert list(ours.batch_ids) == [parse_properties(text)["UNIQ_KEY"] for _, _, text in again]
 
 
 def test_a_cut_batch_is_refused() -> None:
