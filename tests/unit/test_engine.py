@@ -149,6 +149,23 @@ def test_a_subscription_filters_pulls_that_bring_none(engine: Engine) -> None:
     assert check_sql("n > 1") is None and "column" in str(check_sql("n >"))
 
 
+def test_a_filter_looks_past_what_does_not_match(engine: Engine) -> None:
+    engine.append([Record("T", 0, b"x", f"n\x01{n}".encode()) for n in range(500)])
+    batch = engine.read("T", 0, 0, 32, 1 << 20, sql="n >= 498")
+    assert (batch.count, batch.next_offset) == (2, 500)
+    batch = engine.read("T", 0, 0, 32, 1 << 20, sql="n >= 0")
+    assert (batch.count, batch.next_offset) == (32, 32)
+    batch = engine.read("T", 0, 0, 32, 1 << 20, sql="n = 500")
+    assert (batch.count, batch.next_offset, batch.status) == (0, 500, "NO_MATCHED_MESSAGE")
+
+
+def test_tags_of_a_store_with_extension_files_are_read_from_the_records(engine: Engine) -> None:
+    # What Apache's broker leaves with enableConsumeQueueExt=true: the entry has an address instead of the tag's hash.
+    tags = ["a", "b", "", "a"]
+    engine.append([Record("T", 0, b"x", f"TAGS\x01{tag}".encode(), tags_code=-(2**31) - 1 - 46) for tag in tags])
+    assert [engine.read("T", 0, 0, 32, 1 << 20, tags=[ord(tag)]).count for tag in "abc"] == [2, 1, 0]
+
+
 def test_failures_arrive_as_our_own_errors(tmp_path: Path, engine: Engine) -> None:
     with pytest.raises(StoreLocked):
         Engine.open({"root": str(tmp_path)})

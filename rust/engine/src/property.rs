@@ -135,9 +135,9 @@ pub fn pairs(properties: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// The value of `name`; the last one when it comes twice.
+/// The value of `name`; the last one when it comes twice. An empty value is none, as where RocketMQ reads properties.
 pub fn find<'a>(properties: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    pairs(properties).filter(|(n, _)| *n == name).last().map(|(_, value)| value)
+    pairs(properties).filter(|(n, value)| *n == name && !value.is_empty()).last().map(|(_, value)| value)
 }
 
 /// First place of `byte`: eight bytes at a time, since property strings are a few dozen bytes long.

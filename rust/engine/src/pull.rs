@@ -309,7 +309,7 @@ impl Reader {
         }
     }
 
-    /// Chooses the entries of the next batch from `offset` on. With an SQL filter they are candidates.
+    /// Chooses the entries of the next batch from `offset` on.
     fn choose(
         &mut self,
         store: &mut Store,
@@ -360,6 +360,15 @@ impl Reader {
                     at += 1;
                     continue;
                 }
+                if filter.asks_record(entry.tags_code) {
+                    let matched = store.with_record(entry.position, entry.size, |bytes| {
+                        RecordView::parse(bytes).is_some_and(|view| filter.matches(view.properties))
+                    });
+                    if matched == Some(false) {
+                        at += 1;
+                        continue;
+                    }
+                }
                 if found.count > 0 {
                     let bytes = found.bytes + entry.size as u64;
                     let recent = log_end.saturating_sub(entry.position) <= limits.recent_bytes;
@@ -385,35 +394,16 @@ impl Reader {
         Ok(found)
     }
 
-    /// Appends the chosen records to `out`; what cannot be read or does not match is left out and the figures adjusted.
-    fn copy(&mut self, store: &mut Store, filter: &Filter, found: &mut Found, out: &mut Vec<u8>) {
+    /// Appends the chosen records to `out`; what cannot be read is left out and the figures adjusted.
+    fn copy(&mut self, store: &mut Store, found: &mut Found, out: &mut Vec<u8>) {
         let start = out.len();
-        let mut count = 0;
-        let mut removed = false;
+        found.count = 0;
         for entry in &self.chosen {
-            if let Filter::Sql(program) = filter {
-                let matched = store.with_record(entry.position, entry.size, |bytes| {
-                    RecordView::parse(bytes).is_some_and(|view| program.matches(view.properties))
-                });
-                match matched {
-                    Some(true) => {}
-                    Some(false) => continue,
-                    None => {
-                        removed = true;
-                        continue;
-                    }
-                }
-            }
-            if store.copy_record(entry.position, entry.size, out) {
-                count += 1;
-            } else {
-                removed = true;
-            }
+            found.count += u32::from(store.copy_record(entry.position, entry.size, out));
         }
-        found.count = count;
         found.bytes = (out.len() - start) as u64;
-        if count == 0 && found.status == Status::Found {
-            found.status = if removed { Status::MessageWasRemoving } else { Status::NoMatchedMessage };
+        if found.count == 0 && found.status == Status::Found {
+            found.status = Status::MessageWasRemoving;
         }
     }
 
@@ -431,7 +421,7 @@ impl Reader {
     ) -> Result<Found, Error> {
         let mut found = self.choose(store, queue, offset, limits, filter, scan_from)?;
         out.reserve(found.bytes as usize);
-        self.copy(store, filter, &mut found, out);
+        self.copy(store, &mut found, out);
         Ok(found)
     }
 
@@ -450,12 +440,12 @@ impl Reader {
         let limits = Limits::of(settings, pull.count_max, pull.bytes_max);
         let mut found = self.choose(store, queue, pull.offset, &limits, &pull.filter, scan_from)?;
         let frame = out.len();
-        if found.count > 0 && !matches!(pull.filter, Filter::Sql(_)) {
-            // The usual case: the header first, the records behind it from where they lie.
+        if found.count > 0 {
+            // The header first, the records behind it from where they lie.
             out.reserve(found.bytes as usize + 512);
             let planned = found;
             let writer = begin_reply(out, pull, settings, &found);
-            self.copy(store, &pull.filter, &mut found, writer.out);
+            self.copy(store, &mut found, writer.out);
             if found.count == planned.count {
                 writer.finish();
                 return Ok(Some(found));
@@ -466,7 +456,7 @@ impl Reader {
         }
         let mut body = std::mem::take(&mut self.body);
         body.clear();
-        self.copy(store, &pull.filter, &mut found, &mut body);
+        self.copy(store, &mut found, &mut body);
         let waits = wait(&found);
         if !waits {
             let writer = begin_reply(out, pull, settings, &found);

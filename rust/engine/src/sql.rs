@@ -20,10 +20,14 @@ use std::fmt;
 
 use crate::property;
 
-/// Deeper nesting than this is refused, so that an expression can't exhaust the stack: a level costs five frames of at
-/// most 2 KiB, so 100 levels fit into 1 MiB. Apache's limit is its thread's stack, some thousands of levels; no
-/// hand-written filter comes near either. Chains of AND and OR have no limit.
-const NESTING_MAX: usize = 100;
+/// Deeper nesting than this is refused, so that an expression can't exhaust the stack. Apache's limit is its thread's
+/// stack: somewhat more, depending on the Java that runs it. Chains of AND and OR have no limit.
+const NESTING_MAX: usize = 1000;
+
+/// So deep is parsed where the caller is: a level costs five frames of at most 2 KiB, so this fits into 1 MiB. What is
+/// deeper, and is written by a program, gets a thread with a stack for it. Evaluation needs far less.
+const SHALLOW: usize = 100;
+const DEEP_STACK_BYTES: usize = 32 << 20;
 
 /// Why an expression was refused. `column` counts characters from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +51,17 @@ pub struct Filter(Node);
 impl Filter {
     /// Compiles `text`; the error says what is wrong and in which column.
     pub fn compile(text: &str) -> Result<Filter, SqlError> {
-        let mut parser = Parser { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0 };
-        let node = parser.or()?;
-        parser.boolean(node, 0).map(Filter)
+        let mut parser = Parser::new(text, SHALLOW);
+        match parser.whole() {
+            Err(error) if parser.too_deep => std::thread::scope(|scope| {
+                let deep = std::thread::Builder::new().name("deep filter".into()).stack_size(DEEP_STACK_BYTES);
+                match deep.spawn_scoped(scope, || Parser::new(text, NESTING_MAX).whole()) {
+                    Ok(thread) => thread.join().expect("a parser does not panic"),
+                    Err(_) => Err(error),
+                }
+            }),
+            result => result,
+        }
     }
 
     /// Whether a record with this property text (`name\x01value\x02…`) matches. Null, a value that is not boolean and a
@@ -134,65 +146,26 @@ impl Node {
         )
     }
 
+    /// Only passes on to what does the work: this is the frame that a deep expression has a thousand of.
     fn evaluate<'a>(&'a self, properties: &'a [u8]) -> Evaluated<'a> {
-        Ok(match self {
-            Node::Constant(constant) => match constant {
-                Constant::Text(text) => Some(Value::Text(text)),
-                Constant::Int(n) => Some(Value::Int(*n)),
-                Constant::Long(n) => Some(Value::Long(*n)),
-                Constant::Double(n) => Some(Value::Double(*n)),
-                Constant::Boolean(b) => Some(Value::Boolean(*b)),
-                Constant::Null => None,
+        match self {
+            Node::Constant(constant) => Ok(constant.value()),
+            Node::Property(name) => Ok(property::find(properties, name).map(Value::Text)),
+            Node::Negate(node) => node.evaluate(properties).map(negate),
+            Node::Not(node) => node.truth(properties).map(not),
+            Node::BooleanCast(node) => node.evaluate(properties).map(cast),
+            Node::And(nodes) => combine(nodes, properties, false),
+            Node::Or(nodes) => combine(nodes, properties, true),
+            Node::Equal(left, right) => equal(left.evaluate(properties)?, right.evaluate(properties)?),
+            Node::Compare(comparison, left, right) => match left.evaluate(properties)? {
+                None => Ok(None), // Apache does not look at the right side then
+                left => compare(*comparison, left, right.evaluate(properties)?),
             },
-            Node::Property(name) => property::find(properties, name).map(Value::Text),
-            Node::Negate(node) => match node.evaluate(properties)? {
-                Some(Value::Int(n)) => Some(Value::Int(n.wrapping_neg())),
-                Some(Value::Long(n)) => Some(Value::Long(n.wrapping_neg())),
-                Some(Value::Double(n)) => Some(Value::Double(-n)),
-                _ => None,
-            },
-            Node::Not(node) => node.truth(properties)?.map(|truth| Value::Boolean(!truth)),
-            Node::BooleanCast(node) => {
-                node.evaluate(properties)?.map(|value| Value::Boolean(value == Value::Boolean(true)))
+            Node::Text { test, negated, value, search } => {
+                Ok(Some(Value::Boolean(test_text(*test, *negated, value.evaluate(properties)?, search))))
             }
-            Node::And(nodes) => combine(nodes, properties, false)?,
-            Node::Or(nodes) => combine(nodes, properties, true)?,
-            Node::Equal(left, right) => match (left.evaluate(properties)?, right.evaluate(properties)?) {
-                (None, None) => Some(Value::Boolean(true)),
-                (None, Some(_)) => None,
-                (Some(_), None) => Some(Value::Boolean(false)),
-                (Some(left), Some(right)) => Some(Value::Boolean(order(left, right)? == Ordering::Equal)),
-            },
-            Node::Compare(comparison, left, right) => {
-                let Some(left) = left.evaluate(properties)? else { return Ok(None) };
-                let Some(right) = right.evaluate(properties)? else { return Ok(None) };
-                let order = match (left, right) {
-                    // Two texts are ordered only as the numbers they spell.
-                    (Value::Text(a), Value::Text(b)) => order_doubles(java_double(a)?, java_double(b)?),
-                    _ => order(left, right)?,
-                };
-                Some(Value::Boolean(match comparison {
-                    Comparison::Less => order.is_lt(),
-                    Comparison::LessEqual => order.is_le(),
-                    Comparison::Greater => order.is_gt(),
-                    Comparison::GreaterEqual => order.is_ge(),
-                }))
-            }
-            // An empty search text, a missing property and a value that is no text: false, for the negated form too.
-            Node::Text { test, negated, value, search } => Some(Value::Boolean(match value.evaluate(properties)? {
-                Some(Value::Text(text)) if !search.is_empty() => {
-                    let found = match test {
-                        TextTest::Contains => text.windows(search.len()).any(|window| window == &search[..]),
-                        TextTest::StartsWith => text.starts_with(search),
-                        TextTest::EndsWith => text.ends_with(search),
-                    };
-                    found != *negated
-                }
-                _ => false,
-            })),
-            Node::In { negated, property: name, list } => property::find(properties, name)
-                .map(|text| Value::Boolean(list.iter().any(|item| item == text) != *negated)),
-        })
+            Node::In { negated, property, list } => Ok(is_in(property::find(properties, property), list, *negated)),
+        }
     }
 
     /// The value of a boolean node; the parser lets nothing else stand under NOT, AND and OR.
@@ -203,6 +176,79 @@ impl Node {
             Some(_) => Err(Nonsense),
         }
     }
+}
+
+impl Constant {
+    fn value(&self) -> Option<Value<'_>> {
+        Some(match self {
+            Constant::Text(text) => Value::Text(text),
+            Constant::Int(n) => Value::Int(*n),
+            Constant::Long(n) => Value::Long(*n),
+            Constant::Double(n) => Value::Double(*n),
+            Constant::Boolean(b) => Value::Boolean(*b),
+            Constant::Null => return None,
+        })
+    }
+}
+
+fn negate(value: Option<Value<'_>>) -> Option<Value<'_>> {
+    match value? {
+        Value::Int(n) => Some(Value::Int(n.wrapping_neg())),
+        Value::Long(n) => Some(Value::Long(n.wrapping_neg())),
+        Value::Double(n) => Some(Value::Double(-n)),
+        _ => None,
+    }
+}
+
+fn not<'a>(truth: Option<bool>) -> Option<Value<'a>> {
+    truth.map(|truth| Value::Boolean(!truth))
+}
+
+fn cast(value: Option<Value<'_>>) -> Option<Value<'_>> {
+    value.map(|value| Value::Boolean(value == Value::Boolean(true)))
+}
+
+fn equal<'a>(left: Option<Value<'a>>, right: Option<Value<'a>>) -> Evaluated<'a> {
+    Ok(match (left, right) {
+        (None, None) => Some(Value::Boolean(true)),
+        (None, Some(_)) => None,
+        (Some(_), None) => Some(Value::Boolean(false)),
+        (Some(left), Some(right)) => Some(Value::Boolean(order(left, right)? == Ordering::Equal)),
+    })
+}
+
+fn compare<'a>(comparison: Comparison, left: Option<Value<'a>>, right: Option<Value<'a>>) -> Evaluated<'a> {
+    let (Some(left), Some(right)) = (left, right) else { return Ok(None) };
+    let order = match (left, right) {
+        // Two texts are ordered only as the numbers they spell.
+        (Value::Text(a), Value::Text(b)) => order_doubles(java_double(a)?, java_double(b)?),
+        _ => order(left, right)?,
+    };
+    Ok(Some(Value::Boolean(match comparison {
+        Comparison::Less => order.is_lt(),
+        Comparison::LessEqual => order.is_le(),
+        Comparison::Greater => order.is_gt(),
+        Comparison::GreaterEqual => order.is_ge(),
+    })))
+}
+
+/// An empty search text, a missing property and a value that is no text: false, for the negated form too.
+fn test_text(test: TextTest, negated: bool, value: Option<Value<'_>>, search: &[u8]) -> bool {
+    match value {
+        Some(Value::Text(text)) if !search.is_empty() => {
+            let found = match test {
+                TextTest::Contains => text.windows(search.len()).any(|window| window == search),
+                TextTest::StartsWith => text.starts_with(search),
+                TextTest::EndsWith => text.ends_with(search),
+            };
+            found != negated
+        }
+        _ => false,
+    }
+}
+
+fn is_in<'a>(text: Option<&'a [u8]>, list: &[Vec<u8>], negated: bool) -> Option<Value<'a>> {
+    text.map(|text| Value::Boolean(list.iter().any(|item| item == text) != negated))
 }
 
 /// AND and OR of three-valued logic: the first value equal to `decisive` decides, else null wins over the rest.
@@ -255,10 +301,39 @@ fn order_doubles(a: f64, b: f64) -> Ordering {
     }
 }
 
-/// `Integer.valueOf` and `Long.valueOf`: an optional sign and digits, no blanks.
-fn java_integer<T: std::str::FromStr>(text: &[u8]) -> Result<T, Nonsense> {
-    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or(Nonsense)
+/// `Integer.valueOf` and `Long.valueOf`: an optional sign and digits of whatever script, no blanks.
+fn java_integer<T: TryFrom<i128>>(text: &[u8]) -> Result<T, Nonsense> {
+    let text = std::str::from_utf8(text).map_err(|_| Nonsense)?;
+    let (negative, digits) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    if digits.is_empty() {
+        return Err(Nonsense);
+    }
+    let mut value = 0i128;
+    for digit in digits.chars() {
+        value = value.checked_mul(10).ok_or(Nonsense)? + i128::from(digit_value(digit)?);
+    }
+    T::try_from(if negative { -value } else { value }).map_err(|_| Nonsense)
 }
+
+/// `Character.digit(c, 10)`: Java reads UTF-16 units one by one, so digits outside the basic plane are none.
+fn digit_value(digit: char) -> Result<u32, Nonsense> {
+    if let Some(value) = digit.to_digit(10) {
+        return Ok(value);
+    }
+    let code = u32::from(digit);
+    ZEROS.iter().find(|&&zero| (zero..zero + 10).contains(&code)).map(|zero| code - zero).ok_or(Nonsense)
+}
+
+/// Where the ten decimal digits of each other script begin.
+const ZEROS: [u32; 36] = [
+    0x0660, 0x06F0, 0x07C0, 0x0966, 0x09E6, 0x0A66, 0x0AE6, 0x0B66, 0x0BE6, 0x0C66, 0x0CE6, 0x0D66, 0x0DE6, 0x0E50,
+    0x0ED0, 0x0F20, 0x1040, 0x1090, 0x17E0, 0x1810, 0x1946, 0x19D0, 0x1A80, 0x1A90, 0x1B50, 0x1BB0, 0x1C40, 0x1C50,
+    0xA620, 0xA8D0, 0xA900, 0xA9D0, 0xA9F0, 0xAA50, 0xABF0, 0xFF10,
+];
 
 /// `Double.valueOf`: blanks around, a suffix d or f, `NaN`, `Infinity` and hexadecimal floats are allowed.
 fn java_double(text: &[u8]) -> Result<f64, Nonsense> {
@@ -404,8 +479,10 @@ impl Lexer<'_> {
         Ok((token, start))
     }
 
+    /// A text in quotes, two quotes in it for one. One that does not end after such a pair ends with its first.
     fn text_literal(&mut self, start: usize) -> Result<Token, SqlError> {
         let mut text = Vec::new();
+        let mut shorter = None;
         let mut rest = self.text[start + 1..].bytes().peekable();
         let mut length = 1;
         while let Some(byte) = rest.next() {
@@ -413,6 +490,7 @@ impl Lexer<'_> {
             if byte != b'\'' {
                 text.push(byte);
             } else if rest.peek() == Some(&b'\'') {
+                shorter = Some((length, text.len()));
                 rest.next();
                 length += 1;
                 text.push(b'\'');
@@ -421,7 +499,10 @@ impl Lexer<'_> {
                 return Ok(Token::Text(text));
             }
         }
-        Err(self.error(start, "a text that does not end"))
+        let Some((length, text_length)) = shorter else { return Err(self.error(start, "a text that does not end")) };
+        self.at += length;
+        text.truncate(text_length);
+        Ok(Token::Text(text))
     }
 
     /// The longest of: a float (`5.5`, `5.`, `.5`, each with an exponent, or `5E3`), a decimal (`0`, or digits that
@@ -465,9 +546,21 @@ struct Parser<'a> {
     lexer: Lexer<'a>,
     ahead: Option<(Token, usize)>,
     depth: usize,
+    depth_max: usize,
+    /// The error is only that.
+    too_deep: bool,
 }
 
-impl Parser<'_> {
+impl<'a> Parser<'a> {
+    fn new(text: &'a str, depth_max: usize) -> Self {
+        Parser { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0, depth_max, too_deep: false }
+    }
+
+    fn whole(&mut self) -> Result<Filter, SqlError> {
+        let node = self.or()?;
+        self.boolean(node, 0).map(Filter)
+    }
+
     fn peek(&mut self) -> Result<&Token, SqlError> {
         if self.ahead.is_none() {
             self.ahead = Some(self.lexer.next()?);
@@ -521,10 +614,11 @@ impl Parser<'_> {
     }
 
     /// Counts the links of `a = b = c …`, each of which nests the ones before it.
-    fn one_more(&self, links: &mut usize) -> Result<(), SqlError> {
+    fn one_more(&mut self, links: &mut usize) -> Result<(), SqlError> {
         *links += 1;
-        if *links > NESTING_MAX {
-            return Err(self.error(self.at(), format!("more than {NESTING_MAX} comparisons in a row")));
+        if *links > self.depth_max {
+            self.too_deep = true;
+            return Err(self.error(self.at(), format!("more than {} comparisons in a row", self.depth_max)));
         }
         Ok(())
     }
@@ -692,8 +786,9 @@ impl Parser<'_> {
 
     fn unary(&mut self) -> Result<Node, SqlError> {
         self.depth += 1;
-        if self.depth > NESTING_MAX {
-            return Err(self.error(self.at(), format!("more than {NESTING_MAX} levels deep")));
+        if self.depth > self.depth_max {
+            self.too_deep = true;
+            return Err(self.error(self.at(), format!("more than {} levels deep", self.depth_max)));
         }
         let (token, at) = self.take()?;
         let node = match token {
@@ -733,7 +828,7 @@ impl Parser<'_> {
 /// The value of a node that is a constant.
 fn constant(node: &Node) -> Evaluated<'_> {
     match node {
-        Node::Constant(_) => node.evaluate(&[]),
+        Node::Constant(constant) => Ok(constant.value()),
         _ => Ok(None),
     }
 }
@@ -776,10 +871,12 @@ mod tests {
             "a in ('4', '5')",
             "text NOT IN ('x')",
             "b = 'it''s'",
+            "TRUE 'hello'' and so on",
             "price = 5.5",
             "price > 5.4",
             "flag = TRUE",
             "missing IS NULL",
+            "empty IS NULL",
             "a IS NOT NULL",
             "text CONTAINS 'ell'",
             "text STARTSWITH 'he'",
@@ -827,6 +924,8 @@ mod tests {
             "TRUE = flag",
             "price = 5",
             "empty CONTAINS ''",
+            "empty NOT CONTAINS 'x'",
+            "empty NOT IN ('x')",
             "text NOT CONTAINS ''",
             "missing NOT CONTAINS 'x'",
             "missing IN ('x')",
@@ -880,6 +979,24 @@ mod tests {
         assert!(Filter::compile(&deep).is_err());
         assert!(Filter::compile(&format!("a = 1{}", " IS NULL".repeat(100_000))).is_err());
         assert!(matches(&format!("a = 5{}", " AND a = 5".repeat(100_000))));
+        for (open, close) in [("(", ")"), ("NOT ", ""), ("(b = 'x' OR NOT ", ")")] {
+            let nested = |depth: usize| format!("{}(a = 5){}", open.repeat(depth), close.repeat(depth));
+            let most = if open.len() > 4 { NESTING_MAX / 2 } else { NESTING_MAX };
+            assert!(matches(&nested(most - 2)), "{open}");
+            assert!(Filter::compile(&nested(most)).is_err(), "{open}");
+        }
+    }
+
+    #[test]
+    fn integers_are_spelt_as_in_java() {
+        for (text, value) in [("+5", 5), ("-0", 0), ("007", 7), ("１２", 12), ("-٣", -3), ("-2147483648", i32::MIN)]
+        {
+            assert_eq!(java_integer::<i32>(text.as_bytes()).unwrap(), value, "{text}");
+        }
+        let many = "9".repeat(60);
+        for text in ["", "+", "-", "--1", " 1", "1 ", "1L", "2147483648", "²", "𝟏", &many] {
+            assert!(java_integer::<i32>(text.as_bytes()).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::light_queue;
-use crate::property::{flag, Known};
+use crate::property::{self, flag, Known};
 use crate::sql;
 use crate::store::QueueRef;
 
@@ -137,12 +137,31 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// By the queue entry alone; what only the record can tell passes.
+    /// By the queue entry alone: whether it may match. What only the record can tell passes; see `asks_record`.
     #[inline]
     pub fn admits(&self, tags_code: i64) -> bool {
         match self {
-            Filter::Tags(codes) => codes.contains(&(tags_code as i32)),
+            Filter::Tags(codes) => codes.contains(&(tags_code as i32)) || is_extension_address(tags_code),
             _ => true,
+        }
+    }
+
+    /// Only the record can tell.
+    #[inline]
+    pub fn asks_record(&self, tags_code: i64) -> bool {
+        match self {
+            Filter::All => false,
+            Filter::Tags(_) => is_extension_address(tags_code),
+            Filter::Sql(_) => true,
+        }
+    }
+
+    /// By the record's properties.
+    pub fn matches(&self, properties: &[u8]) -> bool {
+        match self {
+            Filter::All => true,
+            Filter::Tags(codes) => codes.contains(&property::find(properties, b"TAGS").map_or(0, property::java_hash)),
+            Filter::Sql(program) => program.matches(properties),
         }
     }
 
@@ -152,8 +171,14 @@ impl Filter {
             return Filter::All;
         }
         let tags = expression.split("||").map(str::trim).filter(|tag| !tag.is_empty());
-        Filter::Tags(tags.map(|tag| crate::property::java_hash(tag.as_bytes())).collect())
+        Filter::Tags(tags.map(|tag| property::java_hash(tag.as_bytes())).collect())
     }
+}
+
+/// Apache's broker with `enableConsumeQueueExt=true` keeps the tag's hash in another file and says in the entry where.
+#[inline]
+fn is_extension_address(tags_code: i64) -> bool {
+    tags_code < i32::MIN as i64
 }
 
 /// What a group's members said in their heartbeats about one topic.

@@ -51,6 +51,7 @@ public final class Program {
         Map.entry("pull", Pull::run),
         Map.entry("query", Query::run),
         Map.entry("offsets", Query::offsets),
+        Map.entry("filter", Filter::run),
         Map.entry("operate", Admin::run),
         Map.entry("admin", Program::admin));
 

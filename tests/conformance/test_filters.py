@@ -1,0 +1,206 @@
+"""SQL92 filters: the engine's evaluator against Apache's own filter classes, and filters through both brokers."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from official import Client
+
+from aerobee._engine import Engine, Record, check_sql
+
+pytestmark = pytest.mark.apache
+
+
+# Texts that mean something to Java's conversions, and texts that nearly do.
+VALUES = [
+    *["0", "1", "-1", "+5", "5", "10", "9", "007", "2147483647", "2147483648", "-2147483649", "9223372036854775807"],
+    *["-9223372036854775808", "9223372036854775808", "99999999999999999999", "1L", "1d", "2.5f", "1_000", "--1", "+"],
+    *["1.5", "-0.0", "0.0", ".5", "5.", "1e3", "1E-3", "1e400", "4.9e-324", "1e", "e1", "0x10", "0x1p3", "0x1.8p1"],
+    *["NaN", "-NaN", "nan", "Infinity", "-Infinity", "inf", " 3", "3 ", "\t4\n", "", " ", "１２", "٣", "१२३", "2²"],
+    *["true", "TRUE", "false", "FALSE", "True", "yes", "null", "NULL"],
+    *["a", "b", "ab", "abc", "cab", "aab", "A", "it's", "''", "a%b", "a_b", "日本", "日", "grün", "𝔸"],
+]
+NUMBERS = [
+    *["0", "1", "5", "9", "10", "12", "3L", "7l", "2147483647", "2147483648", "9223372036854775807", "007", "0x1"],
+    *["9223372036854775808", "1.5", "0.0", "0.5", ".5", "5.", "1e3", "1.e-3", "1E400", "1e-400", "8.0", "1d", "1.5f"],
+    *["4.9e-324", "1.7976931348623157e308"],
+]
+NAMES = ["a", "b", "c", "d", "TAGS", "_x", "$y", "a1", "missing", "A"]
+
+
+class Generator:
+    """Expressions by Apache's grammar, and such as miss it by a little."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def properties(self) -> str:
+        """Properties as a message carries them; mostly tidy."""
+        chosen = self.random.sample(NAMES[:-2], self.random.randint(0, 6))
+        pairs = [f"{name}\x01{self.random.choice(VALUES)}" for name in chosen]
+        if self.random.random() < 0.1:
+            pairs.append(self.random.choice(["a\x01twice", "\x01nameless", "bare", "", "b\x01", "c\x01x\x01y"]))
+        self.random.shuffle(pairs)
+        return "\x02".join(pairs) + self.random.choice(["", "\x02"])
+
+    def expression(self) -> str:
+        kind = self.random.random()
+        text = self.condition(self.random.randint(0, 4)) if kind < 0.9 else self.soup()
+        return self.spoil(text) if kind < 0.15 else text
+
+    def condition(self, depth: int) -> str:
+        roll = self.random.random()
+        if depth > 0 and roll < 0.45:
+            joint = self.word(self.random.choice(["AND", "OR"]))
+            return self.join(self.condition(depth - 1), joint, self.condition(depth - 1))
+        if depth > 0 and roll < 0.6:
+            return f"({self.condition(depth - 1)})"
+        if depth > 0 and roll < 0.7:
+            return self.join(self.word("NOT"), self.condition(depth - 1))
+        if roll < 0.75:
+            return self.random.choice([self.name(), self.word("TRUE"), self.word("FALSE"), self.word("NULL")])
+        return self.comparison(depth)
+
+    def comparison(self, depth: int) -> str:
+        left = self.operand(depth)
+        negated = self.word("NOT") if self.random.random() < 0.4 else ""
+        kind = self.random.randrange(5)
+        if kind == 0:
+            sign = self.random.choice(["=", "<>", ">", ">=", "<", "<="])
+            return self.join(left, sign, self.operand(depth))
+        if kind == 1:
+            return self.join(left, self.word("IS"), negated, self.word("NULL"))
+        if kind == 2:
+            return self.join(
+                left, negated, self.word("BETWEEN"), self.operand(depth), self.word("AND"), self.operand(depth)
+            )
+        if kind == 3:
+            items = ",".join(self.text() for _ in range(self.random.choice([1, 1, 2, 3, 6])))
+            return self.join(
+                left if self.random.random() < 0.2 else self.name(), negated, self.word("IN"), f"({items})"
+            )
+        test = self.word(self.random.choice(["CONTAINS", "STARTSWITH", "ENDSWITH"]))
+        return self.join(left, negated, test, self.text())
+
+    def operand(self, depth: int) -> str:
+        roll = self.random.random()
+        if roll < 0.45:
+            return self.name()
+        if roll < 0.7:
+            return self.number()
+        if roll < 0.85:
+            return self.text()
+        if roll < 0.9:
+            return self.word(self.random.choice(["TRUE", "FALSE", "NULL"]))
+        if depth > 0:
+            return f"({self.condition(depth - 1)})"
+        return self.random.choice(["-", "+", "- -", "-+"]) + self.random.choice(
+            [self.name(), self.number(), self.text()]
+        )
+
+    def name(self) -> str:
+        return self.random.choice(NAMES)
+
+    def number(self) -> str:
+        sign = self.random.choice(["", "", "", "-", "+"])
+        return sign + self.random.choice(NUMBERS)
+
+    def text(self) -> str:
+        return "'" + self.random.choice(VALUES).replace("'", "''") + "'"
+
+    def word(self, word: str) -> str:
+        return self.random.choice([word, word, word.lower(), word.title()])
+
+    def join(self, *parts: str) -> str:
+        """With blanks or comments between; now and then without."""
+        gap = self.random.choice([" "] * 12 + ["  ", "\t", "\n", " /* b */ ", " -- l\n", " /**/ ", ""])
+        return gap.join(part for part in parts if part)
+
+    def soup(self) -> str:
+        """Tokens in any order."""
+        words = ["AND", "OR", "NOT", "IN", "IS", "NULL", "BETWEEN", "TRUE", "CONTAINS", "LIKE"]
+        signs = ["=", "<>", ">", "<", ">=", "<=", "(", ")", ",", "+", "-", "--", "/*", "*/", "!", "#", ".", "''", "'"]
+        return " ".join(
+            self.random.choice([*words, *signs, self.name(), self.number(), self.text()])
+            for _ in range(self.random.randint(0, 9))
+        )
+
+    def spoil(self, text: str) -> str:
+        """One character less, more or other."""
+        at = self.random.randint(0, len(text))
+        extra = self.random.choice([*"()'=<>-+,.0aAE \\%*/é\u3000\0", "", " AND ", " NOT ", "''"])
+        return text[:at] + extra + text[at + self.random.randint(0, 1) :]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine.open({"root": str(tmp_path), "log_file_bytes": 1 << 22, "index_enable": False})
+    engine.allow_topic("T", 6, 1, 1, True)
+    yield engine
+    engine.close()
+
+
+def ours(engine: Engine, count: int, expression: str) -> str | None:
+    """What `Filter.java` answers: None, or a character a message."""
+    if check_sql(expression) is not None:
+        return None
+    matched = bytearray(b"0" * count)
+    offset = 0
+    while offset < count:
+        batch = engine.read("T", 0, offset, count, 1 << 22, sql=expression)
+        at = 0
+        while at < len(batch.records):
+            matched[struct.unpack_from(">q", batch.records, at + 20)[0]] = ord("1")
+            at += int.from_bytes(batch.records[at : at + 4], "big")
+        offset = batch.next_offset
+    return matched.decode()
+
+
+def differences(client: Client, engine: Engine, texts: list[str], expressions: list[str]) -> Iterator[str]:
+    """Where Apache's verdicts and ours are not the same, each in a line."""
+    first = engine.bounds("T", 0)[1]
+    assert first == 0
+    engine.append([Record("T", 0, b"x", text.encode()) for text in texts])
+    theirs = client.do("filter", properties=texts, expressions=expressions)["verdicts"]
+    for expression, verdict in zip(expressions, theirs, strict=True):
+        own = ours(engine, len(texts), expression)
+        if own == verdict:
+            continue
+        if own is None or verdict is None:
+            what = "refused" if verdict is None else "accepted"
+            yield f"{expression!r}: {what} by Apache, not so by us ({check_sql(expression)})"
+        else:
+            at = next(index for index, (a, b) in enumerate(zip(own, verdict, strict=True)) if a != b)
+            yield f"{expression!r} on {texts[at]!r}: Apache {verdict[at]}, we {own[at]}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_expressions_mean_the_same(client: Client, engine: Engine, seed: int) -> None:
+    generator = Generator(seed)
+    texts = [generator.properties() for _ in range(60)]
+    expressions = [generator.expression() for _ in range(5000)]
+    found = list(differences(client, engine, texts, expressions))
+    assert not found, f"{len(found)} differ:\n" + "\n".join(found[:20])
+
+
+Shape = Callable[[int], str]
+DEEP: dict[str, Shape] = {
+    "parentheses": lambda n: "(" * n + "a = '1'" + ")" * n,
+    "not": lambda n: "NOT " * n + "a = '1'",
+    "minus": lambda n: "a > " + "- " * n + "1",
+    "mixed": lambda n: "(b = '2' OR NOT (" * (n // 2) + "a = '1'" + "))" * (n // 2),
+    "chain of AND": lambda n: " AND ".join(["a = '1'"] * n),
+    "chain of OR": lambda n: "b = '2' OR " * n + "a = '1'",
+    "chain of =": lambda n: "(a = '1')" + " = TRUE" * n,
+}
+
+
+def test_deep_expressions_mean_the_same(client: Client, engine: Engine) -> None:
+    expressions = [shape(depth) for shape in DEEP.values() for depth in (1, 2, 90, 200)]
+    expressions += [DEEP["chain of AND"](2000), DEEP["chain of OR"](2000)]
+    found = list(differences(client, engine, ["a\x011", "a\x012", "b\x012"], expressions))
+    assert not found, "\n".join(line[:300] for line in found)
