@@ -35,11 +35,11 @@ _TAIL: Final = struct.Struct(">iq")
 
 
 def parse_properties(text: str) -> dict[str, str]:
-    """`name \\x01 value \\x02` repeated → a dictionary, in order."""
+    """`name \\x01 value \\x02` repeated → a dictionary, in order. What has no value is no property, as for Apache."""
     properties: dict[str, str] = {}
     for pair in text.split(PROPERTY_SEPARATOR):
-        name, separator, value = pair.partition(NAME_SEPARATOR)
-        if separator and name:
+        name, _, value = pair.partition(NAME_SEPARATOR)
+        if name and value:
             properties[name] = value
     return properties
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import apache
 import pytest
-from official import Client
+from official import Client, CommandFailed, Reply
+from room import Room, eventually
 
 from aerobee._engine import Engine, Record, check_sql
 
@@ -204,3 +207,77 @@ def test_deep_expressions_mean_the_same(client: Client, engine: Engine) -> None:
     expressions += [DEEP["chain of AND"](2000), DEEP["chain of OR"](2000)]
     found = list(differences(client, engine, ["a\x011", "a\x012", "b\x012"], expressions))
     assert not found, "\n".join(line[:300] for line in found)
+
+
+# Through the brokers.
+
+
+@pytest.fixture
+def filtering(room: Room) -> Iterator[Room]:
+    """A room whose broker serves SQL92 filters; by itself none does."""
+    room.change_settings(enablePropertyFilter="true")
+    yield room
+    room.change_settings(enablePropertyFilter="false")
+
+
+def numbers(state: Reply) -> list[int]:
+    return sorted(int(message["properties"]["seq"]) for message in state["messages"])
+
+
+def test_consumers_get_what_matches(filtering: Room) -> None:
+    room = filtering
+    room.create(2)
+    room.produce(60, tags=["TagA", "TagB", "TagC"], properties={"colour": "grün", "price": "2.5"})
+    wanted = "(TAGS IN ('TagA', 'TagB') AND seq BETWEEN 10 AND 29 AND colour = 'grün' AND price > 2.0) OR missing = 'x'"
+    expected = [number for number in range(10, 30) if number % 3 < 2]
+    room.consume(sql=wanted, list=60)
+    assert numbers(room.state(received=len(expected))) == expected
+    pulled = room.do("litepull", group=f"{room.group}_2", sql=wanted, expect=len(expected), list=60, timeout_ms=20_000)
+    assert numbers(pulled) == expected
+    # A pull that waits is not woken by what does not match.
+    room.produce(3, tags=["TagA"], properties={"colour": "rot", "price": "2.5"}, **{"from": 12})
+    room.produce(1, tags=["TagA"], properties={"colour": "grün", "price": "10"}, **{"from": 15})
+    assert numbers(room.state(received=len(expected) + 1)) == sorted([*expected, 15])
+
+
+def test_a_rare_match_is_found(filtering: Room) -> None:
+    room = filtering
+    room.create(1)
+    room.produce(3000, mode="batch", batch=100)
+    room.consume(sql="seq = 2999 OR seq = 1500", list=5)
+    assert numbers(room.state(received=2)) == [1500, 2999]
+    eventually(lambda: room.operate("stats")["queues"]["0"]["consumed"] >= 2999, 25)
+
+
+def test_an_expression_that_is_wrong_is_refused(filtering: Room) -> None:
+    room = filtering
+    room.create(1)
+    with pytest.raises(CommandFailed, match="CODE: 23 ") as refused:
+        room.consume(sql="a > 5 AND b >")
+    if room.cluster.kind == "aerobee":
+        assert "column 14" in str(refused.value)
+
+    def checked(kind: str | None, text: str) -> int:
+        subscription = {"topic": room.topic, "subString": text, "expressionType": kind, "subVersion": 1}
+        body = {"clientId": "c", "group": room.group, "subscriptionData": subscription}
+        header, _ = apache.call(room.cluster.broker_address, 46, body=json.dumps(body).encode())
+        return int(header["code"])
+
+    assert [checked("SQL92", text) for text in ("a = 1", "a = 1 #", "", "NOT", "a IN (1)")] == [0, 23, 23, 23, 23]
+    assert [checked(kind, "whatever it says") for kind in ("TAG", "", None)] == [0, 0, 0]
+    assert checked("GROOVY", "a = 1") == 23
+    assert apache.call(room.cluster.broker_address, 46)[0]["code"] == 0, "nothing to check"
+
+    def pulled(kind: str, text: str) -> int:
+        fields = {"consumerGroup": room.group, "topic": room.topic, "queueId": "0", "queueOffset": "0"}
+        fields |= {"sysFlag": "4", "subscription": text, "expressionType": kind, "subVersion": "0"}
+        fields |= {"maxMsgNums": "32", "commitOffset": "0", "suspendTimeoutMillis": "0"}
+        return int(apache.call(room.cluster.broker_address, 11, fields)[0]["code"])
+
+    room.produce(1)
+    assert [pulled("SQL92", text) for text in ("seq = 0", "seq = 1", "")] == [0, 20, 23]
+    if room.cluster.kind == "aerobee":
+        assert pulled("SQL92", "seq =") == 23
+    room.change_settings(enablePropertyFilter="false")
+    assert pulled("SQL92", "seq = 0") == 1
+    assert checked("SQL92", "a = 1") == 1

@@ -102,7 +102,10 @@ def check_client_config(broker: Broker, _: Connection, command: RemotingCommand)
             ResponseCode.SYSTEM_ERROR,
             f"The broker does not support consumer to filter message by {subscription.expression_type}",
         )
-    problem = check_sql(subscription.sub_string)
+    if subscription.expression_type == "SQL92":
+        problem = check_sql(subscription.sub_string)
+    else:
+        problem = f"there are no filters of type {subscription.expression_type}"
     if problem is not None:
         raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, problem)
     return command.reply()

@@ -135,7 +135,13 @@ def _filter(broker: Broker, header: PullMessage) -> tuple[str, str]:
             # with its own timer after the start). Clients match tags themselves, so everything is a correct answer,
             # while what we know may leave out what they want now.
             return "TAG", "*"
-        return subscription.expression_type or "TAG", subscription.sub_string or "*"
+        kind, expression = subscription.expression_type or "TAG", subscription.sub_string or "*"
+        if not is_tag_kind(kind) and check_sql(expression) is not None:
+            raise ServerError(
+                ResponseCode.FILTER_DATA_NOT_EXIST,
+                "The broker's consumer filter data is not exist!Your expression may be wrong!",
+            )
+        return kind, expression
     kind, expression = header.expression_type or "TAG", header.subscription or ""
     if not is_tag_kind(kind) and (not expression or check_sql(expression) is not None):
         raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, "parse the consumer's subscription failed")

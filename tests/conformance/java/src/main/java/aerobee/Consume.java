@@ -247,7 +247,7 @@ final class Consume {
 
     /**
      * Reads with a lite pull consumer. Arguments: namesrv, topic, group; optional assign (queue ids; otherwise it
-     * subscribes), seek (offset for every assigned queue), seek_ms (time), tags, expect (stops at so many),
+     * subscribes), seek (offset for every assigned queue), seek_ms (time), tags, sql, expect (stops at so many),
      * timeout_ms, commit, list, batch.
      */
     static JSONObject litePull(JSONObject a) throws Exception {
@@ -262,7 +262,9 @@ final class Consume {
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setPullBatchSize(a.getIntValue("batch", 32));
         JSONArray assign = a.getJSONArray("assign");
-        if (assign == null) {
+        if (assign == null && a.getString("sql") != null) {
+            consumer.subscribe(a.getString("topic"), MessageSelector.bySql(a.getString("sql")));
+        } else if (assign == null) {
             consumer.subscribe(a.getString("topic"), a.getString("tags") == null ? "*" : a.getString("tags"));
         }
         consumer.start();
