@@ -36,7 +36,10 @@ build: .venv/.installed rust ## build the engine (release) and put it beside the
 .PHONY: test
 test: build ## all tests and the checks of `make lint`
 	cargo test -q -p aerobee-engine
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q tests/unit tests/wire tests/sim
+	@# Most of their time is waiting: two processes share the files, the longest first, each with clusters of its own.
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/conformance/test_store_exchange.py tests/conformance tests/cluster
 	@$(MAKE) --no-print-directory lint
 
 .PHONY: lint
@@ -48,12 +51,15 @@ lint: build ## ruff, mypy, clippy, and the engine's stub against the built modul
 	@if cargo clippy --version >/dev/null 2>&1; then set -x; cargo clippy -q --all-targets -- -D warnings; \
 		else echo "clippy is not installed: rustup component add clippy"; fi
 	@if cargo fmt --version >/dev/null 2>&1; then set -x; cargo fmt --check -q || { echo "run 'make format'"; exit 1; }; fi
+	@if command -v gofmt >/dev/null; then set -x; \
+		test -z "$$(gofmt -l tests/conformance/go)" || { echo "run 'make format'"; exit 1; }; fi
 
 .PHONY: format
 format: .venv/.installed rust ## bring all code into its form
 	$(BIN)/ruff check -q --fix-only .
 	$(BIN)/ruff format -q .
 	cargo fmt
+	@if command -v gofmt >/dev/null; then set -x; gofmt -w tests/conformance/go; fi
 
 .PHONY: fuzz
 fuzz: rust ## hammer every parser of the engine with spoiled input, FUZZ_SECONDS=60 each (with cargo-fuzz where it is installed)

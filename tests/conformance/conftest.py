@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import apache
+import golang
 import network
 import ours
 import pytest
 from official import Client
 from room import Room
 
+# What a test needs, by its marker. Asked before any test runs, outside the private network: what is missing is built or
+# fetched then.
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "apache": lambda: network.unavailable() or apache.unavailable(),
+    "go": golang.unavailable,
+}
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what needs Java on machines without it; says why."""
-    needing_java = [
-        item for item in items if item.path.parent == apache.JAVA.parent and item.get_closest_marker("apache")
-    ]
-    if not needing_java:
-        return
-    reason = network.unavailable() or apache.unavailable()
-    if reason:
-        for item in needing_java:
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot run, and says why (the summary at the end lists it)."""
+    here = [item for item in items if item.path.parent == apache.JAVA.parent]
+    for marker, unavailable in NEEDS.items():
+        needing = [item for item in here if item.get_closest_marker(marker)]
+        reason = unavailable() if needing else None
+        for item in needing if reason else []:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+OPTIONS = {"recallMessageEnable": "true"}
+"""Of both clusters; everything else is as it comes."""
 
 
 @pytest.fixture(scope="package")
@@ -35,7 +44,7 @@ def private_network() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def apache_cluster(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[apache.Cluster]:
     """Apache RocketMQ 5.5.0: name server 127.0.0.1:9876, broker 127.0.0.1:10911."""
-    cluster = apache.start(tmp_path_factory.mktemp("apache"))
+    cluster = apache.start(tmp_path_factory.mktemp("apache"), OPTIONS)
     yield cluster
     cluster.discard()
 
@@ -43,7 +52,7 @@ def apache_cluster(private_network: None, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="package")
 def aerobee_cluster(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[apache.Cluster]:
     """Ours: name server 127.0.0.1:19876, broker 127.0.0.1:20911."""
-    cluster = ours.start(tmp_path_factory.mktemp("aerobee"))
+    cluster = ours.start(tmp_path_factory.mktemp("aerobee"), OPTIONS)
     yield cluster
     cluster.discard()
 
@@ -63,11 +72,18 @@ def client(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> I
     started.close()
 
 
+@pytest.fixture(scope="package")
+def go_client(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[golang.Client]:
+    """The official Go client."""
+    started = golang.Client(tmp_path_factory.mktemp("go"))
+    yield started
+    started.close()
+
+
 @pytest.fixture
 def room(client: Client, cluster: apache.Cluster, request: pytest.FixtureRequest) -> Iterator[Room]:
     name = request.node.originalname.removeprefix("test_")
     variant = request.node.callspec.id.replace(cluster.kind, "").strip("-")
-    tries = getattr(request.node, "execution_count", 1)  # a test that is run again has nothing of the run before
-    opened = Room(client, cluster, "_".join(filter(None, [name, variant, str(tries) if tries > 1 else ""])))
+    opened = Room(client, cluster, f"{name}_{variant}" if variant else name)
     yield opened
     opened.close()

@@ -1,11 +1,13 @@
-"""The official Java client and mqadmin: one JVM that serves many commands (see java/.../Program.java)."""
+"""The official clients, each in one process that serves many commands: see java/.../Program.java and go/main.go."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,21 +21,22 @@ class CommandFailed(Exception):
     """The program answered with an error; the text names the Java exceptions."""
 
 
-class Client:
-    """Commands to one running JVM; safe to use from several threads."""
+class Program:
+    """Commands to a running program, a JSON object a line each way; safe to use from several threads."""
 
-    def __init__(self, directory: Path, *, jvm: tuple[str, ...] = apache.SMALL_JVM, log: str = "client.log") -> None:
+    def __init__(
+        self, command: list[str], directory: Path, *, log: str = "client.log", env: Mapping[str, str] | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / log
         self._log_file = self.log.open("ab")
-        options = (f"-Duser.home={directory}", f"-Drocketmq.client.logRoot={directory / 'logs'}")
-        # Rebalance by itself every 20 s is the default; notices from the broker make it quicker, and both are tested.
         self._process = subprocess.Popen(
-            ["java", *jvm, *options, "-cp", apache.classpath(), "aerobee.Program"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log_file,
             cwd=directory,  # some commands leave files where they are run
+            env={**os.environ, **(env or {})},
             text=True,
             bufsize=1,
             preexec_fn=apache.die_with_parent,
@@ -58,11 +61,6 @@ class Client:
     def do(self, do: str, /, *, wait_s: float = 100.0, **arguments: object) -> Reply:
         """Sends a command and waits for its reply; raises `CommandFailed`."""
         return self.start(do, **arguments).result(wait_s)
-
-    def admin(self, *args: str) -> str:
-        """What `mqadmin` prints for these arguments."""
-        output: str = self.do("admin", args=list(args))["output"]
-        return output
 
     def kill(self) -> None:
         """SIGKILL: its clients say nothing, their connections just end."""
@@ -94,4 +92,18 @@ class Client:
                 future.set_result(reply)
         tail = self.log.read_text(errors="replace")[-2000:]
         for future in self._waiting.values():
-            future.set_exception(CommandFailed(f"the Java program ended: {tail}"))
+            future.set_exception(CommandFailed(f"the program ended: {tail}"))
+
+
+class Client(Program):
+    """The Java client and mqadmin."""
+
+    def __init__(self, directory: Path, *, jvm: tuple[str, ...] = apache.SMALL_JVM, log: str = "client.log") -> None:
+        options = (f"-Duser.home={directory}", f"-Drocketmq.client.logRoot={directory / 'logs'}")
+        command = ["java", *jvm, *options, "-cp", apache.classpath(), "aerobee.Program"]
+        super().__init__(command, directory, log=log)
+
+    def admin(self, *args: str) -> str:
+        """What `mqadmin` prints for these arguments."""
+        output: str = self.do("admin", args=list(args))["output"]
+        return output

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import apache
-from official import Client, Reply
+from official import Client, Program, Reply
 
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "did not become true in time"
-        time.sleep(0.1)
+from aerobee.testing.eventually import eventually_sync as eventually
 
 
 class Room:
-    """One test's topic and groups in one cluster, and the commands on them."""
+    """One test's topic and groups in one cluster, and the commands on them.
 
-    def __init__(self, client: Client, cluster: apache.Cluster, topic: str) -> None:
+    `client` sends and consumes; `tools` is mqadmin, where that is another program than the Java one.
+    """
+
+    def __init__(self, client: Program, cluster: apache.Cluster, topic: str, tools: Client | None = None) -> None:
         self.client = client
+        self._tools = tools
         self.cluster = cluster
         self.topic = topic
         self.group = f"{topic}_group"
@@ -35,6 +33,10 @@ class Room:
         fields = {"topic": topic, "defaultTopic": "TBW102", "perm": str(perm), "topicFilterType": "SINGLE_TAG"}
         fields |= {"readQueueNums": str(queues), "writeQueueNums": str(queues), "order": "false"}
         self.call(17, fields)
+        self.is_known(topic)
+
+    def is_known(self, topic: str) -> None:
+        """Waits until the name server tells of the topic."""
         eventually(lambda: apache.call(self.cluster.namesrv_address, 105, {"topic": topic})[0]["code"] == 0)
 
     def create_group(self, **settings: object) -> None:
@@ -58,7 +60,9 @@ class Room:
         return self.do("operate", call=call, **{**own, **arguments})
 
     def admin(self, *args: str) -> str:
-        return self.client.admin(*args, "-n", self.cluster.namesrv_address)
+        tools = self._tools or self.client
+        assert isinstance(tools, Client)
+        return tools.admin(*args, "-n", self.cluster.namesrv_address)
 
     def do(self, command: str, **arguments: Any) -> Reply:
         return self.client.do(command, **{"namesrv": self.cluster.namesrv_address, "topic": self.topic, **arguments})
@@ -87,8 +91,7 @@ class Room:
     def know_retries(self) -> None:
         """Has the group's retry topic made, as its first member does: that member looks for it every 30 s only."""
         self.consume("first")
-        topic = {"topic": f"%RETRY%{self.group}"}
-        eventually(lambda: apache.call(self.cluster.namesrv_address, 105, topic)[0]["code"] == 0)
+        self.is_known(f"%RETRY%{self.group}")
         self.stop("first")
 
     def stop(self, name: str = "one") -> Reply:
