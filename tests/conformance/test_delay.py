@@ -6,6 +6,7 @@ import base64
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,8 @@ from official import Client, CommandFailed
 
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(300)]
 
-RECALL = {"recallMessageEnable": "true"}
 BY_TIMER = {"TIMER_OUT_MS", "TIMER_ENQUEUE_MS", "TIMER_DEQUEUE_MS", "REAL_TOPIC", "REAL_QID"}
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module", params=["apache", "aerobee"])
-def delays(
-    request: pytest.FixtureRequest, private_network: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[apache.Cluster]:
-    """A cluster of each kind that lets messages be recalled."""
-    directory = tmp_path_factory.mktemp(f"delays-{request.param}")
-    if request.param == "apache":
-        cluster = apache.start(directory, RECALL, namesrv_port=9976, port=11911)
-    else:
-        cluster = ours.start(directory, RECALL, namesrv_port=19976, port=21911)
-    yield cluster
-    cluster.discard()
 
 
 class Topic:
@@ -70,8 +56,8 @@ class Topic:
 
 
 @pytest.fixture
-def topic(client: Client, delays: apache.Cluster) -> Iterator[Topic]:
-    made = Topic(client, delays.namesrv_address)
+def topic(client: Client, cluster: apache.Cluster) -> Iterator[Topic]:
+    made = Topic(client, cluster.namesrv_address)
     made.produce(1)
     made.consume()
     made.state(received=1)
@@ -112,48 +98,73 @@ def test_the_past_is_now(topic: Topic) -> None:
     assert "TIMER_OUT_MS" not in message["properties"]
 
 
-def test_too_far_away(client: Client, delays: apache.Cluster, topic: Topic) -> None:
-    reply = client.do("produce", namesrv=delays.namesrv_address, topic=topic.name, delay_s=259_300)
+def test_too_far_away(client: Client, cluster: apache.Cluster, topic: Topic) -> None:
+    reply = client.do("produce", namesrv=cluster.namesrv_address, topic=topic.name, delay_s=259_300)
     [error] = reply["errors"]
     assert "CODE: 13  DESC: timer message illegal, the delay time should not be bigger than the max delay" in error
 
 
-def test_recall(client: Client, delays: apache.Cluster, topic: Topic) -> None:
+def test_recall(client: Client, cluster: apache.Cluster, topic: Topic) -> None:
     kept = topic.produce(1, delay_s=5)
     [gone] = topic.produce(1, delay_s=5)
     words = base64.urlsafe_b64decode(gone["recall_handle"]).decode().split(" ")
     assert words[:3] == ["v1", topic.name, "broker-a"] and words[4] == gone["msg_id"]
-    reply = client.do("recall", namesrv=delays.namesrv_address, topic=topic.name, handle=gone["recall_handle"])
+    reply = client.do("recall", namesrv=cluster.namesrv_address, topic=topic.name, handle=gone["recall_handle"])
     assert reply["msg_id"] == gone["msg_id"]
     topic.state(received=2)
     time.sleep(1.5)  # sleeps: what was recalled would come within this time
     received = [m["msg_id"] for m in topic.state(received=0)["messages"]]
     assert kept[0]["msg_id"] in received and gone["msg_id"] not in received
     with pytest.raises(CommandFailed, match="recall failed, timestamp invalid"):
-        client.do("recall", namesrv=delays.namesrv_address, topic=topic.name, handle=gone["recall_handle"])
+        client.do("recall", namesrv=cluster.namesrv_address, topic=topic.name, handle=gone["recall_handle"])
     with pytest.raises(CommandFailed, match="recall handle is invalid"):
-        client.do("recall", namesrv=delays.namesrv_address, topic=topic.name, handle="djEgeA==")
+        client.do("recall", namesrv=cluster.namesrv_address, topic=topic.name, handle="djEgeA==")
+
+
+HANDOVERS = [
+    (first, second, end)
+    for first, second in (("apache", "aerobee"), ("aerobee", "apache"), ("aerobee", "aerobee"))
+    for end in ("kill", "stop")
+]
+PENDING_MS = 30_000
+START: dict[str, Callable[..., apache.Process]] = {"apache": apache.start_broker, "aerobee": ours.start_broker}
+
+
+@pytest.fixture(scope="module")
+def handovers(
+    client: Client, private_network: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, str, str], Future[None]]]:
+    """All handovers side by side: each waits half a minute, and most of it for the clock."""
+    with ThreadPoolExecutor(len(HANDOVERS)) as threads:
+        yield {
+            handover: threads.submit(hand_over, client, tmp_path_factory.mktemp("handover"), 100 * number, *handover)
+            for number, handover in enumerate(HANDOVERS)
+        }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [("apache", "aerobee"), ("aerobee", "apache"), ("aerobee", "aerobee")])
-@pytest.mark.parametrize("end", ["kill", "stop"])
+@pytest.mark.parametrize(("first", "second", "end"), HANDOVERS)
 def test_pending_messages_go_on_at_the_next_broker(
-    first: str, second: str, end: str, client: Client, private_network: None, tmp_path: Path
+    first: str, second: str, end: str, handovers: dict[tuple[str, str, str], Future[None]]
 ) -> None:
-    # Claim: what waits at one broker, by level or by time, comes once and in time from the other, on the same store;
-    # what was delivered does not come again.
-    start: dict[str, Callable[..., apache.Process]] = {"apache": apache.start_broker, "aerobee": ours.start_broker}
-    namesrv = ours.start_namesrv(tmp_path, 29876)
-    broker = start[first](tmp_path, "127.0.0.1:29876", 30911)
-    topic = Topic(client, "127.0.0.1:29876")
+    """Claim: what waits at one broker, by level or by time, comes once and in time from the other, on the same store;
+    what was delivered does not come again."""
+    handovers[first, second, end].result()
+
+
+def hand_over(client: Client, directory: Path, ports: int, first: str, second: str, end: str) -> None:
+    address, port = f"127.0.0.1:{29876 + ports}", 30911 + ports
+    options = {"timerFlushIntervalMs": 1000}
+    namesrv = ours.start_namesrv(directory, 29876 + ports)
+    broker = START[first](directory, address, port, options)
+    topic = Topic(client, address)
     try:
         topic.produce(1)
         topic.consume()
         topic.produce(10, delay_ms=1500)
         topic.produce(10, level=1)
-        topic.produce(40, delay_s=30)
-        topic.produce(40, deliver_ms=30_000)
+        topic.produce(40, delay_ms=PENDING_MS)
+        topic.produce(40, deliver_ms=PENDING_MS)
         topic.produce(40, level=4)
         assert topic.state(received=21)["received"] == 21
         time.sleep(2.5)  # sleeps: Apache syncs its timer files every second, ours have theirs in the page cache at once
@@ -162,16 +173,18 @@ def test_pending_messages_go_on_at_the_next_broker(
             broker.kill()
         else:
             broker.stop()
-        broker = start[second](tmp_path, "127.0.0.1:29876", 30911)
+        broker = START[second](directory, address, port, options)
+        up_ms = time.time() * 1000
         topic.consume()
-        state = topic.state(received=141, timeout_s=60)
+        topic.state(received=141, timeout_s=90)
         time.sleep(1.5)  # sleeps: whatever comes twice would come within this time
         state = topic.state(received=0)
         late = [m for m in state["messages"] if int(m["properties"]["seq"]) > 20]
-        assert {int(m["properties"]["seq"]) for m in late} == set(range(21, 141))
-        assert all(29_900 <= m["stored"] - m["born"] <= 32_500 for m in late)
-        numbers = [int(m["properties"]["seq"]) for m in late]
-        assert len(numbers) == len(set(numbers))
+        assert sorted(int(m["properties"]["seq"]) for m in late) == list(range(21, 141))
+        for message in late:
+            assert message["stored"] - message["born"] >= PENDING_MS - 100
+            # On a busy machine the next broker may be up only after that.
+            assert message["stored"] <= max(message["born"] + PENDING_MS, up_ms) + 2500
     finally:
         topic.stop()
         broker.kill()
