@@ -7,14 +7,18 @@ Both clusters are prepared alike, every command runs on both, and what it printe
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import apache
 import pytest
 from official import Client
+
+from aerobee.testing.eventually import eventually_sync as eventually
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.apache
 
@@ -42,9 +46,13 @@ class Pair:
         filled = [argument.format_map(own) if "{" in argument else argument for argument in args]
         return self.clients[cluster.kind].admin(*filled, "-n", cluster.namesrv_address)
 
+    def on_both(self, what: Callable[[apache.Cluster], T]) -> list[T]:
+        """The same with Apache's cluster and with ours, at the same time."""
+        return list(self._pool.map(what, self.clusters))
+
     def both(self, *args: str) -> tuple[str, str]:
         """Apache's output and ours, made comparable."""
-        first, second = self._pool.map(lambda cluster: neutral(self.run(cluster, *args), cluster), self.clusters)
+        first, second = self.on_both(lambda cluster: neutral(self.run(cluster, *args), cluster))
         return first, second
 
 
@@ -89,15 +97,7 @@ def pair(
     clusters = [apache_cluster, aerobee_cluster]
     other = Client(tmp_path_factory.mktemp("admin"))
     made = Pair({apache_cluster.kind: client, aerobee_cluster.kind: other}, clusters)
-    for cluster in clusters:
-        prepare(made, cluster)
-    time.sleep(6)  # sleeps: a consumer writes its offsets every 5 s
-    for cluster in clusters:
-        # The first commit may lack the retry topic's queue; progress has its row from the next one on.
-        for _ in range(20):
-            if "%RETRY%tools_group" in made.run(cluster, "consumerProgress", "-g", "tools_group"):
-                break
-            time.sleep(0.5)  # sleeps: until the next commit
+    made.on_both(lambda cluster: prepare(made, cluster))
     yield made
     for cluster in clusters:
         made.clients[cluster.kind].do("consume.stop", name="tools")
@@ -107,16 +107,31 @@ def pair(
 def prepare(pair: Pair, cluster: apache.Cluster) -> None:
     """Topic Tools with two queues, ten messages (0 to 4 in queue 0, the rest in queue 1), a live group, an idle one."""
     pair.run(cluster, "updateTopic", "-c", "{cluster}", "-t", "Tools", "-r", "2", "-w", "2")
-    time.sleep(1)  # sleeps: name servers and brokers tell each other
     namesrv, client = cluster.namesrv_address, pair.clients[cluster.kind]
+    eventually(lambda: apache.call(namesrv, 105, {"topic": "Tools"})[0]["code"] == 0)
     for queue in range(2):
         arguments = {"topic": "Tools", "mode": "queue", "broker": cluster.broker_name, "queue": queue, "keys": "tool-"}
         sent = client.do("produce", namesrv=namesrv, count=5, tags=["TagA", "TagB"], **{**arguments, "from": 5 * queue})
         assert sent["errors"] == {}
         pair.offset_ids.setdefault(cluster.kind, sent["results"][0]["offset_msg_id"])
         pair.unique_ids.setdefault(cluster.kind, sent["results"][0]["msg_id"])
-    client.do("consume.start", namesrv=namesrv, name="tools", topic="Tools", group="tools_group")
-    client.do("consume.state", name="tools", received=10, timeout_ms=20_000)
+
+    consumer = {"namesrv": namesrv, "name": "tools", "topic": "Tools", "group": "tools_group"}
+    client.do("consume.start", **consumer)
+    assert client.do("consume.state", name="tools", received=10, timeout_ms=20_000)["received"] == 10
+    # A member commits when it goes, otherwise 10 s after it came; and for its retry queue, which is empty, after the
+    # first pull there, which waits for 15 s.
+    client.do("consume.stop", name="tools")
+    retry = {"consumerGroup": "tools_group", "topic": "%RETRY%tools_group", "queueId": "0", "commitOffset": "0"}
+    assert apache.call(cluster.broker_address, 15, retry)[0]["code"] == 0
+
+    def progress() -> bool:
+        printed = pair.run(cluster, "consumerProgress", "-g", "tools_group")
+        return "%RETRY%tools_group" in printed and re.search(r"Consume Diff Total: 0\s", printed) is not None
+
+    eventually(progress)
+    client.do("consume.start", **consumer)
+    assert len(client.do("consume.state", name="tools", queues=2, timeout_ms=20_000)["assigned"]) == 2
     pair.run(cluster, "updateSubGroup", "-c", "{cluster}", "-g", "idle_group", "-r", "3", "-q", "2")
 
 
