@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from aerobee.broker.filters import is_tag_kind
 from aerobee.clock import Clock
 from aerobee.net.connection import Connection
 from aerobee.protocol.bodies.client import SubscriptionData
@@ -293,15 +294,19 @@ def _versions(subscriptions: dict[str, SubscriptionData]) -> dict[str, int]:
     return {topic: subscription.sub_version for topic, subscription in subscriptions.items()}
 
 
+def _terms(wanted: SubscriptionData) -> tuple[str, str]:
+    """Kind and expression; tags in one order and spelling: `b||a` is `a || b`."""
+    kind, expression = wanted.expression_type or "TAG", wanted.sub_string or "*"
+    if not is_tag_kind(kind):
+        return kind, expression
+    return "TAG", " || ".join(sorted({tag.strip() for tag in expression.split("||")} - {""})) or "*"
+
+
 def _mismatch(group: ConsumerGroup) -> str:
     """How the members differ, in a sentence; empty when they agree."""
     by_terms: dict[tuple[tuple[str, str, str], ...], str] = {}
     for member in group.members.values():
-        terms = tuple(
-            sorted(
-                (topic, s.expression_type or "TAG", s.sub_string or "*") for topic, s in member.subscriptions.items()
-            )
-        )
+        terms = tuple(sorted((topic, *_terms(wanted)) for topic, wanted in member.subscriptions.items()))
         by_terms.setdefault(terms, member.client_id)
     if len(by_terms) < 2:
         return ""

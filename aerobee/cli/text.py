@@ -6,8 +6,8 @@ import sys
 
 
 def fail(sentence: str) -> int:
-    """Prints why a command failed; returns its exit code."""
-    print(f"aerobee: {sentence}", file=sys.stderr)
+    """Prints why a command failed; returns its exit code. Remarks of servers have a second line, for Java's client."""
+    print(f"aerobee: {sentence.partition(chr(10))[0]}", file=sys.stderr)
     return 1
 
 

@@ -253,7 +253,7 @@ def _check_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             reason = f"port {port} on 127.0.0.1 cannot be used ({error.strerror})"
-            raise UpError(f"{reason}; choose other ports with --port-base") from None
+            raise UpError(f"{reason}; choose others with --port-base (make up PORT_BASE=20000)") from None
 
 
 def _name_server_arguments(data: Path, ports: Ports) -> list[str]:

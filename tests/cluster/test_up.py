@@ -128,7 +128,7 @@ def test_the_first_message(up: Callable[..., Up]) -> None:
     assert again.end()[0] == 0
     fresh = up("--fresh")
     got = run("consume", "-t", "greetings", "-g", "third", "--wait", "1", "-n", fresh.name_server)
-    assert "greetings" in got.stderr and got.stdout == ""
+    assert "greetings" in got.stderr and got.stderr.count("\n") == 1 and got.stdout == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

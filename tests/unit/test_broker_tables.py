@@ -279,6 +279,10 @@ def test_members_that_differ_do_not_take_each_others_topics_away_and_are_noticed
     assert clients.table.counters["mismatches"] == 1
     clients.join("a", one, ("bills", "*", 2))
     assert group.mismatch == ""
+    clients.join("a", one, ("bills", "new || paid", 3))
+    assert "new || paid" in group.mismatch and clients.table.counters["mismatches"] == 2
+    clients.join("b", two, ("bills", "paid||new", 4))
+    assert group.mismatch == "", "the same tags in another spelling"
 
 
 def test_the_newest_subscription_is_in_force() -> None:
