@@ -156,6 +156,7 @@ class Pops:
             broker_name=options.broker_name,
             place=self._place,
             on_order_state=self._order_state,
+            timer_passed=lambda ms: not options.timer_wheel_enable or broker.timer.passed(ms),
         )
 
     # Life.

@@ -11,6 +11,9 @@ record of each queue before which nothing is open, is kept among the consumer of
 reads on from there. Since the groups' own offsets are written with the same file, they are repaired on the way: a
 check point proves that its queue was popped so far.
 
+Apache's broker writes check points and acknowledgements only when they are due: they wait as timed messages first. One
+that came this way ends only once the timer has delivered everything of that time, its acknowledgements among it.
+
 A message that is hidden for days would hold progress back, and with it how much a start has to read: a check point
 that has fallen far behind is written again at the end.
 
@@ -58,6 +61,8 @@ RENEWED: Final = -1
 READ_COUNT: Final = 1024
 RETRY_MS: Final = 1000
 """After a failed write (a full disk) what is due is tried again."""
+TIMER_LOOK_MS: Final = 100
+"""So often it is asked how far the timer is."""
 FAR_BEHIND: Final = 50_000
 """Records of a queue behind which an open check point is written again."""
 DUE_BATCH: Final = 256
@@ -95,6 +100,8 @@ class CheckPoint:
     suspend: bool
     left: int
     revive_queue: int
+    timed: bool = False
+    """Its acknowledgements may still wait in the timer."""
     renewed: bool = False
     """Not a pop, but a message of one that is hidden for longer; it proves nothing about the group's offset."""
     revive_offset: int = -1
@@ -146,6 +153,8 @@ class Entry(NamedTuple):
     queue_offset: int
     tag: bytes
     body: bytes
+    timed: bool
+    """It waited in the timer first."""
 
 
 _HEAD: Final = struct.Struct(">i16xq8xi")
@@ -153,6 +162,7 @@ _HEAD: Final = struct.Struct(">i16xq8xi")
 _HOSTS: Final = 40 + 8 + 8 + 4 + 8
 """Where the body's length is, but for the two hosts."""
 _TAGS: Final = b"TAGS\x01"
+_TIMED: Final = b"TIMER_OUT_MS\x01"
 
 
 def _entries(records: bytes) -> Iterator[Entry]:
@@ -163,7 +173,10 @@ def _entries(records: bytes) -> Iterator[Entry]:
         end = body + 4 + int.from_bytes(records[body : body + 4], "big")
         tag = records.find(_TAGS, end, at + size) + len(_TAGS)
         yield Entry(
-            offset, records[tag : records.find(b"\x02", tag, at + size)] if tag >= end else b"", records[body + 4 : end]
+            offset,
+            records[tag : records.find(b"\x02", tag, at + size)] if tag >= end else b"",
+            records[body + 4 : end],
+            records.find(_TIMED, end, at + size) >= 0,
         )
         at += size
 
@@ -172,7 +185,8 @@ class ReviveLog:
     """See the head of this file.
 
     `place(topic, group)` makes the retry topic if need be and returns it with the number of queues to use: a message
-    stays in the queue of its number if that is one of them. None: topic or group are gone.
+    stays in the queue of its number if that is one of them. None: topic or group are gone. `timer_passed(ms)`: whatever
+    waited in the timer until then has been delivered.
     """
 
     def __init__(
@@ -185,6 +199,7 @@ class ReviveLog:
         broker_name: str,
         place: Callable[[str, str], Awaitable[tuple[str, int] | None]],
         on_order_state: Callable[[OrderState], None] = lambda state: None,
+        timer_passed: Callable[[int], bool] = lambda ms: True,
     ) -> None:
         self.topic = f"{SYSTEM_PREFIX}REVIVE_LOG_{cluster}"
         self.counters: Counter[str] = Counter()
@@ -197,6 +212,7 @@ class ReviveLog:
         self._broker_name = broker_name
         self._place = place
         self._on_order_state = on_order_state
+        self._timer_passed = timer_passed
         self._open: dict[CheckPointKey, CheckPoint] = {}
         self._by_queue: list[OrderedDict[int, CheckPoint]] = [OrderedDict() for _ in range(REVIVE_QUEUES)]
         self._due: list[tuple[int, int, CheckPoint]] = []
@@ -309,6 +325,7 @@ class ReviveLog:
             suspend=stored.sp,
             left=((1 << len(diffs)) - 1) & ~stored.bm,
             revive_queue=queue,
+            timed=record.timed,
             renewed=stored.ro == RENEWED,
             revive_offset=record.queue_offset,
         )
@@ -386,6 +403,9 @@ class ReviveLog:
                 break
             _, _, point = heapq.heappop(self._due)
             if self._open.get(point.key) is not point:
+                continue
+            if point.timed and not self._timer_passed(point.due_ms):
+                heapq.heappush(self._due, (now_ms + TIMER_LOOK_MS, next(self._sequence), point))
                 continue
             try:
                 came += await self._revive(point)

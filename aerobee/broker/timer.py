@@ -343,6 +343,10 @@ class Timer:
             "timerCongestNum": str(self.waiting),
         }
 
+    def passed(self, ms: int) -> bool:
+        """Whatever is due until then has been delivered."""
+        return self.read_ms > ms and not self.behind
+
     @property
     def behind(self) -> int:
         """Messages that are not taken in yet."""
