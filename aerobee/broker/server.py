@@ -142,6 +142,7 @@ class Broker:
                 ask=self._ask_producer,
                 make_topic=self._make_internal_topic,
                 place=self._place_committed,
+                host=lambda: self.listeners.store_host,
             )
             self.transactions.load()
             self.pop = Pops(self)

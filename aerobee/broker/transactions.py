@@ -130,7 +130,7 @@ class Transactions:
 
     `ask(half)` asks a producer, False when none is connected and reads. `make_topic(name)` creates the topic for those
     that are given up. `place(topic, queue, properties)` says where a committed message waits until its time, and its
-    tags code.
+    tags code. `host()`: this broker's ip:port.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Transactions:
             queue,
             None,
         ),
-        store_host: str = "127.0.0.1:10911",
+        host: Callable[[], str] = lambda: "127.0.0.1:10911",
     ) -> None:
         self._place = place
         self.counters = dict.fromkeys(("prepared", "committed", "rolled_back", "asked", "given_up", "skipped"), 0)
@@ -157,7 +157,7 @@ class Transactions:
         self._offsets = offsets
         self._ask = ask
         self._make_topic = make_topic
-        self._store_host = store_host
+        self._host = host
         self.half_offset = 0
         """Halves before this queue offset are all dealt with."""
         self._op_offset = 0
@@ -186,6 +186,12 @@ class Transactions:
     def pending(self) -> int:
         """Halves that nobody has ended (holes count too)."""
         return max(0, self._store.bounds(HALF_TOPIC, 0)[1] - self.half_offset - len(self._ended))
+
+    def runtime(self) -> dict[str, str]:
+        """What brokerStatus shows."""
+        return {"transactionsOpen": str(self.pending)} | {
+            f"transactions{name.title().replace('_', '')}": str(count) for name, count in self.counters.items()
+        }
 
     def load(self) -> None:
         """Goes on where the consumer offsets say: reads the marks from there on."""
@@ -403,7 +409,7 @@ class Transactions:
                         bytes(body),
                         properties,
                         born_timestamp=now_ms,
-                        born_host=self._store_host,
+                        born_host=self._host(),
                     ),
                     marked,
                 )

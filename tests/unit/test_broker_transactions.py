@@ -165,6 +165,26 @@ async def test_any_producer_of_the_group_is_asked_and_one_that_reads(tmp_path: P
         await broker.stop()
 
 
+async def test_broker_status_shows_open_transactions(tmp_path: Path) -> None:
+    broker = await start(tmp_path)
+    producer = Producer(broker)
+    try:
+        ended = [await producer.send(f"{n}") for n in range(3)]
+        await producer.end(ended[0], COMMIT)
+        await producer.end(ended[1], ROLLBACK)
+        reply = await producer.pool.invoke(
+            broker.address, RemotingCommand.request(RequestCode.GET_BROKER_RUNTIME_INFO), 10
+        )
+        table = fastjson.loads(reply.body)["table"]
+        names = ("Open", "Prepared", "Committed", "RolledBack", "Asked", "GivenUp")
+        assert [table[f"transactions{name}"] for name in names] == ["1", "3", "1", "1", "0", "0"]
+        mark = parse_record(broker.store.read(OP_HALF_TOPIC, 0, 0, 1).records)
+        assert mark.born_host == broker.listeners.store_host
+    finally:
+        await producer.pool.close()
+        await broker.stop()
+
+
 async def test_the_interval_of_rounds_can_be_changed_while_we_run(tmp_path: Path) -> None:
     broker = await start(tmp_path, transaction_check_interval=50)
     producer = Producer(broker, ROLLBACK)

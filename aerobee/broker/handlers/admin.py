@@ -103,6 +103,7 @@ def _runtime(broker: Broker) -> dict[str, str]:
     for level, (done, end) in broker.delay.behind().items():
         table[f"scheduleMessageOffset_{level}"] = f"{done},{end}"
     table.update(broker.timer.runtime())
+    table.update(broker.transactions.runtime())
     table.update(broker.stats.runtime())
     return table
 
