@@ -137,11 +137,12 @@ class Engine:
     @staticmethod
     def open(options: dict[str, object]) -> Engine:
         """Opens and recovers the store; blocks, so call it in a thread. `root` (directory), and optionally sync_flush
-        (bool), log_file_bytes, queue_file_units, index_slots, index_entries, index_enable, store_host (ip:port),
-        log_flush_interval_ms, log_flush_bytes_min, log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms,
-        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list), light_queues (records get
-        entries in the light queues they name), utc_offset_ms (for the names of index files), background (False: no
-        flusher). Unknown keys raise TypeError."""
+        (bool), log_file_bytes, queue_file_units, batch_file_units, batch_topics (those with batch queues), index_slots,
+        index_entries, index_enable, store_host (ip:port), log_flush_interval_ms, log_flush_bytes_min,
+        log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms, checkpoint_bytes, unflushed_bytes_max,
+        disk_used_ratio_max, delay_levels_ms (list), light_queues (records get entries in the light queues they name),
+        utc_offset_ms (for the names of index files), background (False: no flusher).
+        Unknown keys raise TypeError."""
     def session(self, peer: str) -> int:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
@@ -171,6 +172,8 @@ class Engine:
         narrower, pulls that wait on it are answered at the next `expire`."""
     def allow_sends(self, topic: str, plain: bool, keyed: bool) -> None:
         """Which sends of a known topic are served: without and with a sharding key; at first both."""
+    def batch_topic(self, topic: str, batch: bool) -> None:
+        """The topic's queues are batch queues, or are not; before its first message."""
     def forget_topic(self, topic: str) -> None: ...
     def allow_group(self, group: str, consume: bool, fast: bool, sys_flag: int = 0) -> None:
         """Adds a consumer group or changes its row; as `allow_topic`."""

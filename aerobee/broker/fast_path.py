@@ -15,7 +15,7 @@ from aerobee.broker import message_types
 from aerobee.broker.clients import BROADCASTING, PULL
 from aerobee.broker.filters import is_tag_kind
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import NOT_SENDABLE
+from aerobee.broker.topics import NOT_SENDABLE, has_batch_queues
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("aerobee.broker.store")
 
 UNIT_BYTES: Final = 20
+BATCH_UNIT_BYTES: Final = 46
 UNFLUSHED_BYTES_MAX: Final = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10
 """Log written and not flushed, from which senders wait: less than the kernel allows before a write of its own accord
 waits for the disk (15 of 100), which would hold up everybody."""
@@ -30,13 +31,15 @@ UNFLUSHED_BYTES_MAX_SYNC: Final = 32 << 20
 """The same with synchronous flush, where a reply in memory waits for every message."""
 
 
-def store_settings(options: BrokerOptions) -> dict[str, object]:
+def store_settings(options: BrokerOptions, batch_topics: list[str]) -> dict[str, object]:
     """What the engine needs to open the store."""
     settings: dict[str, object] = {
         "root": options.store_path_root_dir,
         "sync_flush": options.sync_flush,
         "log_file_bytes": options.mapped_file_size_commit_log,
         "queue_file_units": options.mapped_file_size_consume_queue // UNIT_BYTES,
+        "batch_file_units": options.mapper_file_size_batch_consume_queue // BATCH_UNIT_BYTES,
+        "batch_topics": batch_topics,
         "index_slots": options.max_hash_slot_num,
         "index_entries": options.max_index_num,
         "index_enable": options.message_index_enable,
@@ -93,13 +96,19 @@ def allow_topic(broker: Broker, topic: str) -> None:
         and config.topic_filter_type == "SINGLE_TAG"
         and broker.static_topics.get(topic) is None
     )
+    batches = has_batch_queues(config)
+    broker.store.engine.batch_topic(topic, batches)
     broker.store.engine.allow_topic(
         topic, config.perm, config.read_queue_nums, config.write_queue_nums, fast, sys_flag=config.topic_sys_flag
     )
     kind = "MIXED"
     if broker.options.enable_topic_message_type_check and message_types.is_checked(config):
         kind = message_types.type_of_topic(config)
-    broker.store.engine.allow_sends(topic, plain=kind in ("NORMAL", "MIXED"), keyed=kind in ("FIFO", "MIXED"))
+    broker.store.engine.allow_sends(
+        topic,
+        plain=kind in ("NORMAL", "MIXED") and not batches,
+        keyed=kind in ("FIFO", "MIXED") and not batches,
+    )
 
 
 def allow_group(broker: Broker, group: str) -> None:

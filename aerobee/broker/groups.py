@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from aerobee.broker.attributes import LONG_MAX, Attribute, alter
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import alter_attributes, is_light, validate_group
+from aerobee.broker.topics import is_light, validate_group
 from aerobee.errors import error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
@@ -36,15 +37,15 @@ _SYSTEM: Final = (
 SYSTEM_GROUP_PREFIX: Final = "CID_RMQ_SYS_"
 PRIORITY_FACTOR: Final = "priority.factor"
 PRIORITY_FACTOR_MAX: Final = 100
-_ATTRIBUTES: Final[dict[str, tuple[str, ...] | range]] = {
-    PRIORITY_FACTOR: range(PRIORITY_FACTOR_MAX + 1),
-    "lite.bind.topic": (),
-    "lite.sub.model": (),
-    "lite.sub.reset.offset.exclusive": (),
-    "lite.sub.reset.offset.unsubscribe": (),
-    "lite.sub.client.quota": (),
-    "lite.sub.client.max.event.cnt": (),
-    "lite.sub.wildcard": (),
+_ATTRIBUTES: Final = {
+    PRIORITY_FACTOR: Attribute(range(PRIORITY_FACTOR_MAX + 1)),
+    "lite.bind.topic": Attribute(),
+    "lite.sub.model": Attribute(("Shared", "Exclusive")),
+    "lite.sub.reset.offset.exclusive": Attribute(),
+    "lite.sub.reset.offset.unsubscribe": Attribute(),
+    "lite.sub.client.quota": Attribute(range(-1, LONG_MAX + 1)),
+    "lite.sub.client.max.event.cnt": Attribute(range(10, LONG_MAX + 1)),
+    "lite.sub.wildcard": Attribute(),
 }
 FORBIDDEN_READ: Final = 1 << 2
 
@@ -127,9 +128,7 @@ class GroupTable:
                 continue
             current = self.table.get(config.group_name)
             try:
-                config.attributes = alter_attributes(
-                    current.attributes if current else {}, config.attributes, _ATTRIBUTES
-                )
+                config.attributes = alter(current.attributes if current else None, config.attributes, _ATTRIBUTES)
             except ValueError as error:
                 raise error_for(ResponseCode.SYSTEM_ERROR, str(error)) from None
             self.table[config.group_name] = config

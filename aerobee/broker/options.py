@@ -112,6 +112,13 @@ class BrokerOptions(Options):
         high=1 << 31,
         remote=False,
     )
+    mapper_file_size_batch_consume_queue = setting(
+        13_800_000,
+        "Bytes of a batch queue file, in units of 46.",
+        low=460,
+        high=1 << 31,
+        remote=False,
+    )
     max_hash_slot_num = setting(5_000_000, "Hash slots of an index file.", low=100, remote=False)
     max_index_num = setting(20_000_000, "Entries of an index file.", low=100, remote=False)
     message_index_enable = setting(True, "Index messages by key, so that they can be queried.", remote=False)
@@ -281,6 +288,8 @@ class BrokerOptions(Options):
         problems = []
         if self.mapped_file_size_consume_queue % 20:
             problems.append("mappedFileSizeConsumeQueue must be a multiple of 20")
+        if self.mapper_file_size_batch_consume_queue % 46:
+            problems.append("mapperFileSizeBatchConsumeQueue must be a multiple of 46")
         if not self.broker_name:
             problems.append("brokerName must not be empty")
         if not self.broker_cluster_name:

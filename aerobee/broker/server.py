@@ -109,15 +109,15 @@ class Broker:
         """
         options = self.options
         self.started_ms = self.clock.now_ms()
+        self.topics.load()
         self.store = await Store.open(
-            fast_path.store_settings(options),
+            fast_path.store_settings(options, self.topics.with_batch_queues()),
             self.clock,
             sync_flush=options.sync_flush,
             flush_timeout_s=options.sync_flush_timeout / 1000,
         )
         self.opened = True
         try:
-            self.topics.load()
             self.static_topics.load()
             self.groups.load()
             self.offsets.load()

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from aerobee.broker.attributes import LONG_MAX, Attribute, alter
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
@@ -89,12 +90,15 @@ SEE_FAQ: Final = "\nSee https://rocketmq.apache.org/docs/bestPractice/06FAQ for 
 """Apache appends this to several remarks; tools show it to people."""
 
 _ATTRIBUTES: Final = {
-    "queue.type": ("BatchCQ", "SimpleCQ"),
-    "cleanup.policy": ("DELETE", "COMPACTION"),
-    "message.type": ("UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION", "MIXED", "PRIORITY", "LITE"),
+    "queue.type": Attribute(("SimpleCQ", "BatchCQ"), changeable=False),
+    "cleanup.policy": Attribute(("DELETE", "COMPACTION"), changeable=False),
+    "message.type": Attribute(
+        ("UNSPECIFIED", "MIXED", "TRANSACTION", "PRIORITY", "FIFO", "DELAY", "LITE", "NORMAL"),
+    ),
+    "reserve.time": Attribute(range(-1, LONG_MAX + 1)),
+    "lite.topic.expiration": Attribute(range(-1, 30 * 24 * 60 + 1)),
 }
-"""Attribute of a topic → values that Apache's broker accepts."""
-_UNSERVED: Final = {"queue.type": "BatchCQ", "cleanup.policy": "COMPACTION", "message.type": "LITE"}
+_UNSERVED: Final = {"cleanup.policy": "COMPACTION", "message.type": "LITE"}
 
 
 def validate_name(topic: str) -> str | None:
@@ -130,30 +134,9 @@ def validate_group(group: str) -> str | None:
     return None
 
 
-def alter_attributes(
-    current: Mapping[str, str], changes: Mapping[str, str], known: Mapping[str, tuple[str, ...] | range]
-) -> dict[str, str]:
-    """Applies `+key` → value and `-key` changes. ValueError for an unknown key or value, or a key without its sign."""
-    result = dict(current)
-    for signed, value in changes.items():
-        sign, key = signed[:1], signed[1:]
-        if sign not in "+-" or not key:
-            if current.get(signed) == value:  # tools send unchanged attributes back without a sign
-                continue
-            raise ValueError(f"add/alter attribute must start with '+': wrong format key: {signed}")
-        if key not in known:
-            raise ValueError(f"unsupported key: {key}")
-        if sign == "-":
-            result.pop(key, None)
-            continue
-        allowed = known[key]
-        if isinstance(allowed, range):
-            if not value.isdigit() or int(value) not in allowed:
-                raise ValueError(f"value is not in range({allowed.start}, {allowed.stop - 1})")
-        elif allowed and value not in allowed:
-            raise ValueError(f"value is not in set: {sorted(allowed)}")
-        result[key] = value
-    return result
+def has_batch_queues(config: TopicConfig) -> bool:
+    """A sender's batch stays one record in this topic, with an offset for each of its messages."""
+    return config.attributes.get("queue.type") == "BatchCQ"
 
 
 class TopicTable:
@@ -279,7 +262,7 @@ class TopicTable:
                 continue  # it is as it is
             current = self.table.get(config.topic_name)
             try:
-                attributes = alter_attributes(current.attributes if current else {}, config.attributes, _ATTRIBUTES)
+                attributes = alter(current.attributes if current else None, config.attributes, _ATTRIBUTES)
             except ValueError as error:
                 raise error_for(ResponseCode.SYSTEM_ERROR, str(error)) from None
             for key, value in _UNSERVED.items():
@@ -330,6 +313,10 @@ class TopicTable:
         self.version.advance()
         self._on_register(list(configs))
         await self.file.save()
+
+    def with_batch_queues(self) -> list[str]:
+        """Topics with batch queues; the store has to know them when it is opened."""
+        return sorted(name for name, config in self.table.items() if has_batch_queues(config))
 
     # The file, and what replicas and tools are told.
 

@@ -544,3 +544,34 @@ async def test_light_queues(tmp_path: Path) -> None:
     assert queues.code == 0 and b'"maxOffset":2' in queues.body
     await peer.pool.close()
     await broker.stop()
+
+
+async def test_batch_queues(tmp_path: Path) -> None:
+    def inner(body: bytes) -> bytes:
+        return struct.pack(">iiiii", 22 + len(body), 0, 0, 0, len(body)) + body + struct.pack(">h", 0)
+
+    broker = Broker(small(tmp_path))
+    await broker.start()
+    peer = Peer(broker.address)
+    made = dict(readQueueNums=1, writeQueueNums=1, perm=6, order=False, defaultTopic="TBW102", topicSysFlag=0)
+    kind = dict(topicFilterType="SINGLE_TAG", attributes="+queue.type=BatchCQ")
+    assert (await peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC, topic="batches", **made, **kind)).code == 0
+    three = b"".join(inner(b"%d" % number) for number in range(3))
+    reply = await peer.send("batches", three, m="true", properties="UNIQ_KEY\x01U\x02TAGS\x01TagA\x02")
+    assert reply.code == 0 and reply.ext_fields["batchUniqId"] == "U" and reply.ext_fields["queueOffset"] == "0"
+    assert (await peer.send("batches", b"single")).ext_fields["queueOffset"] == "3"
+    assert (await peer.send("batches", three, m="true")).ext_fields["queueOffset"] == "4", (
+        "without a key it is taken apart"
+    )
+    [whole, single, *apart] = decode_records((await peer.pull("batches", offset=1)).body)
+    assert (whole.body, whole.sys_flag & 0xC0, single.body, len(apart)) == (three, 0xC0, b"single", 3)
+    assert (whole.properties["INNER_NUM"], whole.properties["INNER_BASE"]) == ("3", "0")
+    for wrong in ({"f": 0x80}, {"properties": "INNER_NUM\x013\x02"}):
+        assert (await peer.send("plain", b"x", **wrong)).code == ResponseCode.MESSAGE_ILLEGAL
+    await peer.pool.close()
+    await broker.stop()
+    again = Broker(small(tmp_path))
+    await again.start()
+    assert again.store.bounds("batches", 0) == (0, 7)
+    assert again.store.store_time("batches", 0, 1) == again.store.store_time("batches", 0, 0) > 0
+    await again.stop()

@@ -181,12 +181,23 @@ async def test_attributes_are_added_and_removed(tmp_path: Path) -> None:
     assert table.table["t"].attributes == {"message.type": "FIFO"}
     await table.update([TopicConfig(topic_name="t", attributes=parse_attributes("-message.type"))])
     assert table.table["t"].attributes == {}
-    for wrong in ("+no.such=1", "+message.type=NONE", "+queue.type=BatchCQ"):
+    for wrong in ("+no.such=1", "+message.type=NONE", "-message.type", "+queue.type=BatchCQ"):
         with pytest.raises(ServerError):
             await table.update([TopicConfig(topic_name="t", attributes=parse_attributes(wrong))])
     for wrong in ("message.type=FIFO", "+message.type", "-a,-a"):
         with pytest.raises(ServerError):
             parse_attributes(wrong)
+
+
+async def test_the_kind_of_queue_is_chosen_when_a_topic_is_made(tmp_path: Path) -> None:
+    table = topics(tmp_path)
+    batch = {"+queue.type": "BatchCQ"}
+    await table.update([TopicConfig(topic_name="t", attributes=batch)])
+    await table.update([TopicConfig(topic_name="t", read_queue_nums=8)])
+    for change in (batch, {"+queue.type": "SimpleCQ"}, {"-queue.type": ""}):
+        with pytest.raises(ServerError, match="unchangeable"):
+            await table.update([TopicConfig(topic_name="t", attributes=dict(change))])
+    assert table.with_batch_queues() == ["t"] and topics(tmp_path).with_batch_queues() == ["t"]
 
 
 async def test_light_queues_and_their_groups_need_not_be_made(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from aerobee.broker import message_types, retry
 from aerobee.broker.records import PREPARED, format_properties, parse_properties
 from aerobee.broker.store import Record
 from aerobee.broker.timer import recall_handle
-from aerobee.broker.topics import NOT_SENDABLE, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, TIMER_TOPIC, validate_name
+from aerobee.broker.topics import (
+    NOT_SENDABLE,
+    PERM_WRITE,
+    RETRY_PREFIX,
+    SEE_FAQ,
+    TIMER_TOPIC,
+    has_batch_queues,
+    validate_name,
+)
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
@@ -34,6 +42,8 @@ PRIORITY: Final = "_SYS_MSG_PRIORITY_"
 UNIQUE_KEY: Final = "UNIQ_KEY"
 DISPATCHED_OFFSETS: Final = b"INNER_MULTI_QUEUE_OFFSET"
 MULTI_TAGS: Final = 1 << 1
+NEED_UNWRAP: Final = 1 << 6
+INNER_BATCH: Final = 1 << 7
 PROPERTIES_BYTES_MAX: Final = 32767
 V2_CODES: Final = frozenset(
     {RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE, RequestCode.SEND_REPLY_MESSAGE_V2}
@@ -56,11 +66,15 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
     config = await sendable_topic(broker, header)
     queue_id = choose_queue(broker, connection, header, config)
     if header.batch or command.code == RequestCode.SEND_BATCH_MESSAGE:
+        outer = parse_properties(header.properties)
+        if has_batch_queues(config) and outer.get(UNIQUE_KEY):
+            return await _send_whole_batch(broker, connection, command, header, config, queue_id, outer)
         return await _send_batch(broker, connection, command, header, config, queue_id)
 
     topic = header.topic
     check_body(broker, command.body)
     properties = sender_properties(broker, header)
+    check_inner_batch(broker, config, header.sys_flag, properties)
     if broker.options.enable_topic_message_type_check:
         message_types.check(config, properties)
     reconsume_times = header.reconsume_times
@@ -120,6 +134,7 @@ async def _send_batch(
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"batch request does not support retry group {header.topic}")
     check_body(broker, command.body)
     sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
+    check_inner_batch(broker, config, sys_flag, {})
     records = []
     for flag, body, properties in unpack_batch(command.body):
         if broker.options.enable_topic_message_type_check:
@@ -147,6 +162,45 @@ async def _send_batch(
     unique = parse_properties(header.properties).get(UNIQUE_KEY)
     ids = ",".join(receipt.message_id for receipt in receipts)
     return _accepted(broker, command, ids, queue_id, receipts[0].queue_offset, unique)
+
+
+async def _send_whole_batch(
+    broker: Broker,
+    connection: Connection,
+    command: RemotingCommand,
+    header: SendMessage | SendMessageV2,
+    config: TopicConfig,
+    queue_id: int,
+    properties: dict[str, str],
+) -> RemotingCommand:
+    """To a topic with batch queues: the batch is one record that the reader takes apart."""
+    check_body(broker, command.body)
+    count = 0
+    for _, _, inner in unpack_batch(command.body):
+        if broker.options.enable_topic_message_type_check:
+            message_types.check(config, parse_properties(inner.decode("utf-8", "replace")))
+        count += 1
+    properties["CLUSTER"] = broker.options.broker_cluster_name
+    properties["INNER_NUM"] = str(count)
+    record = Record(
+        header.topic,
+        queue_id,
+        command.body,
+        stored_properties(broker, properties),
+        flag=header.flag,
+        sys_flag=header.sys_flag
+        | NEED_UNWRAP
+        | INNER_BATCH
+        | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0),
+        born_timestamp=header.born_timestamp,
+        born_host=connection.peer,
+        reconsume_times=header.reconsume_times,
+    )
+    receipt = await broker.store.put(record)
+    unique = properties[UNIQUE_KEY]
+    reply = _accepted(broker, command, receipt.message_id, queue_id, receipt.queue_offset, unique)
+    reply.ext_fields["batchUniqId"] = unique
+    return reply
 
 
 async def send_back(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
@@ -205,6 +259,13 @@ def choose_queue(
 def check_body(broker: Broker, body: bytes) -> None:
     """Raises ServerError MESSAGE_ILLEGAL for a body that is too large or empty."""
     if len(body) > broker.options.max_message_size:
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, illegal_remark(broker))
+
+
+def check_inner_batch(broker: Broker, config: TopicConfig, sys_flag: int, properties: dict[str, str]) -> None:
+    """Raises ServerError MESSAGE_ILLEGAL for a batch in one message where none can be, or one that does not say so."""
+    whole = bool(sys_flag & INNER_BATCH)
+    if (whole and not has_batch_queues(config)) or ("INNER_NUM" in properties and not whole):
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, illegal_remark(broker))
 
 

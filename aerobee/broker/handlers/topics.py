@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from aerobee.broker import attributes
 from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
@@ -155,19 +156,11 @@ def get_system_topics(broker: Broker, _: Connection, command: RemotingCommand) -
 
 
 def parse_attributes(text: str | None) -> dict[str, str]:
-    """`+key=value,-key` → {"+key": "value", "-key": ""}. Raises ServerError SYSTEM_ERROR for anything else."""
-    changes: dict[str, str] = {}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        key, separator, value = part.strip().partition("=")
-        if (key[:1] == "+" and separator and value) or (key[:1] == "-" and not separator):
-            if key in changes:
-                raise ServerError(ResponseCode.SYSTEM_ERROR, f"key duplication: {key}")
-            changes[key] = value
-        else:
-            raise ServerError(ResponseCode.SYSTEM_ERROR, f"kv string format wrong: {part}")
-    return changes
+    """`attributes.parse`, but ServerError SYSTEM_ERROR as tools expect it."""
+    try:
+        return attributes.parse(text)
+    except ValueError as error:
+        raise ServerError(ResponseCode.SYSTEM_ERROR, str(error)) from None
 
 
 HANDLERS = {

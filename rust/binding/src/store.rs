@@ -257,6 +257,8 @@ fn store_options(options: &Bound<'_, PyDict>) -> PyResult<StoreOptions> {
             "sync_flush" => out.flush_mode = if value.extract()? { FlushMode::Sync } else { FlushMode::Async },
             "log_file_bytes" => out.log_file_bytes = value.extract()?,
             "queue_file_units" => out.queue_file_units = value.extract()?,
+            "batch_file_units" => out.batch_file_units = value.extract()?,
+            "batch_topics" => out.batch_topics = value.extract()?,
             "index_slots" => out.index_slots = value.extract()?,
             "index_entries" => out.index_entries = value.extract()?,
             "index_enable" => out.index_enable = value.extract()?,
@@ -400,6 +402,10 @@ impl Engine {
 
     fn allow_sends(&self, py: Python<'_>, topic: &str, plain: bool, keyed: bool) -> PyResult<()> {
         self.enter(py, |engine| engine.allow_sends(topic, plain, keyed))
+    }
+
+    fn batch_topic(&self, py: Python<'_>, topic: &str, batch: bool) -> PyResult<()> {
+        self.enter(py, |engine| engine.batch_topic(topic, batch))
     }
 
     fn forget_topic(&self, py: Python<'_>, topic: &str) -> PyResult<()> {

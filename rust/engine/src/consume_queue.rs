@@ -12,6 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::batch_queue::BatchUnits;
 use crate::commit_log::file_name;
 use crate::disk::{Disk, DiskFile, Mode};
 
@@ -66,6 +67,22 @@ impl Entry {
     }
 }
 
+/// A unit of a queue's file.
+pub(crate) trait FileUnit: Sized {
+    const BYTES: usize;
+
+    /// The unit, if it was ever written.
+    fn read(bytes: &[u8]) -> Option<Self>;
+}
+
+impl FileUnit for Entry {
+    const BYTES: usize = UNIT_BYTES;
+
+    fn read(bytes: &[u8]) -> Option<Entry> {
+        bytes.try_into().ok().map(Entry::decode).filter(Entry::is_valid)
+    }
+}
+
 /// A queue in memory. Small: there may be many thousands.
 pub(crate) struct Queue {
     pub topic: Arc<str>,
@@ -82,6 +99,8 @@ pub(crate) struct Queue {
     /// Offset of the tail's first unit; all before are in files.
     pub tail_base: i64,
     pub tail: Vec<Unit>,
+    /// A batch queue's units: it has none of the others.
+    pub batches: Option<Box<BatchUnits>>,
     /// Position of the unit at `min`; below the log's minimum, `min` has to be corrected.
     pub min_position: u64,
 }
@@ -98,6 +117,7 @@ impl Queue {
             visible: 0,
             tail_base: 0,
             tail: Vec::new(),
+            batches: None,
             min_position: 0,
         }
     }
@@ -136,10 +156,12 @@ impl Queue {
     }
 }
 
-/// Files of consume queues, of which at most `open_max` are open. Each user (owner, flusher) has its own.
+/// Files of consume queues (or of batch queues: then with units of another size), of which at most `open_max` are open. Each user
+/// (owner, flusher) has its own.
 pub(crate) struct QueueFiles {
     pub root: PathBuf,
     pub units: u64,
+    unit_bytes: usize,
     disk: Arc<dyn Disk>,
     open: HashMap<(u32, u64), (Arc<dyn DiskFile>, u64)>,
     open_max: usize,
@@ -155,12 +177,12 @@ pub(crate) struct QueueKey<'a> {
 }
 
 impl QueueFiles {
-    pub fn new(root: PathBuf, units: u64, disk: Arc<dyn Disk>, open_max: usize) -> QueueFiles {
-        QueueFiles { root, units, disk, open: HashMap::new(), open_max, clock: 0 }
+    pub fn new(root: PathBuf, units: u64, unit_bytes: usize, disk: Arc<dyn Disk>, open_max: usize) -> QueueFiles {
+        QueueFiles { root, units, unit_bytes, disk, open: HashMap::new(), open_max, clock: 0 }
     }
 
     pub fn file_bytes(&self) -> u64 {
-        self.units * UNIT_BYTES as u64
+        self.units * self.unit_bytes as u64
     }
 
     pub fn queue_dir(&self, topic: &str, queue_id: u32) -> PathBuf {
@@ -221,19 +243,20 @@ impl QueueFiles {
     }
 
     /// Reads the units `from..from + count`; stops early at the end of what is there.
-    pub fn read(&mut self, key: QueueKey<'_>, from: i64, count: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+    pub fn read(&mut self, key: QueueKey<'_>, from: u64, count: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
         bytes.clear();
-        let mut at = from as u64;
+        let unit = self.unit_bytes;
+        let mut at = from;
         let end = at + count as u64;
         while at < end {
             let file = at / self.units;
             let n = (end - at).min((file + 1) * self.units - at);
             let open = self.open_for_reading(key, file)?;
             let filled = bytes.len();
-            bytes.resize(filled + n as usize * UNIT_BYTES, 0);
-            let got = open.read_at((at % self.units) * UNIT_BYTES as u64, &mut bytes[filled..])?;
-            if got < n as usize * UNIT_BYTES {
-                bytes.truncate(filled + got - got % UNIT_BYTES);
+            bytes.resize(filled + n as usize * unit, 0);
+            let got = open.read_at((at % self.units) * unit as u64, &mut bytes[filled..])?;
+            if got < n as usize * unit {
+                bytes.truncate(filled + got - got % unit);
                 return Ok(());
             }
             at += n;
@@ -241,37 +264,36 @@ impl QueueFiles {
         Ok(())
     }
 
-    /// One unit; `None` when its file is missing.
-    pub fn read_one(&mut self, key: QueueKey<'_>, offset: i64) -> Option<Entry> {
-        let mut unit: Unit = [0; UNIT_BYTES];
-        let file = offset as u64 / self.units;
-        let open = self.open_for_reading(key, file).ok()?;
-        let n = open.read_at((offset as u64 % self.units) * UNIT_BYTES as u64, &mut unit).ok()?;
-        (n == UNIT_BYTES).then(|| Entry::decode(&unit))
+    /// One unit's bytes; `None` when its file is missing.
+    pub fn read_unit<const N: usize>(&mut self, key: QueueKey<'_>, number: u64) -> Option<[u8; N]> {
+        let mut unit = [0; N];
+        let open = self.open_for_reading(key, number / self.units).ok()?;
+        let n = open.read_at((number % self.units) * N as u64, &mut unit).ok()?;
+        (n == N).then_some(unit)
     }
 
-    /// Writes units from `from` on, making files and filling the holes before a queue's first unit.
+    /// One consume queue unit; `None` when its file is missing.
+    pub fn read_one(&mut self, key: QueueKey<'_>, offset: i64) -> Option<Entry> {
+        self.read_unit(key, offset as u64).map(|unit| Entry::decode(&unit))
+    }
+
+    /// Writes whole units from `from` on, making files and filling the holes before a consume queue's first unit.
     /// `wrote` gets the number of each file written to.
-    pub fn write(
-        &mut self,
-        key: QueueKey<'_>,
-        from: i64,
-        units: &[Unit],
-        mut wrote: impl FnMut(u64),
-    ) -> io::Result<()> {
-        let mut at = from as u64;
+    pub fn write(&mut self, key: QueueKey<'_>, from: u64, units: &[u8], mut wrote: impl FnMut(u64)) -> io::Result<()> {
+        let unit = self.unit_bytes;
+        let mut at = from;
         let mut rest = units;
         while !rest.is_empty() {
             let file = at / self.units;
             let first = at % self.units;
-            let n = rest.len().min((self.units - first) as usize);
+            let n = (rest.len() / unit).min((self.units - first) as usize);
             let (open, made) = self.open_for_writing(key, file)?;
-            if made && first > 0 {
+            if made && first > 0 && unit == UNIT_BYTES {
                 open.write_at(0, &HOLE.repeat(first as usize))?;
             }
-            open.write_at(first * UNIT_BYTES as u64, &rest[..n].concat())?;
+            open.write_at(first * unit as u64, &rest[..n * unit])?;
             wrote(file);
-            rest = &rest[n..];
+            rest = &rest[n * unit..];
             at += n as u64;
         }
         Ok(())
@@ -301,11 +323,11 @@ mod tests {
     #[test]
     fn a_queue_that_begins_late_is_filled_with_holes_and_spans_files() {
         let disk = SimDisk::new();
-        let mut files = QueueFiles::new("/cq".into(), 10, Arc::new(disk.clone()), 2);
+        let mut files = QueueFiles::new("/cq".into(), 10, UNIT_BYTES, Arc::new(disk.clone()), 2);
         let key = QueueKey { number: 0, topic: "t", queue_id: 7 };
         let unit = |n: u64| Entry { position: n * 100, size: 100, tags_code: -(n as i64) }.encode();
         let units: Vec<Unit> = (13..45).map(unit).collect();
-        files.write(key, 13, &units, |_| {}).unwrap();
+        files.write(key, 13, &units.concat(), |_| {}).unwrap();
         let bytes = disk.read_file(&files.path("t", 7, 1)).unwrap();
         assert_eq!(bytes.len(), 200);
         assert_eq!(bytes[..20], HOLE);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::Checkpoint;
 use crate::commit_log::failed_sync;
-use crate::consume_queue::{QueueKey, Unit, UNIT_BYTES};
+use crate::consume_queue::{QueueKey, UNIT_BYTES};
 use crate::error::{is_full, Error};
 use crate::store::{lock, FlushMode, Shared};
 
@@ -126,7 +126,7 @@ pub(crate) struct Worker {
     index_unloaded: bool,
     /// Queue files written since they were last synced.
     unsynced: HashSet<(u32, u64)>,
-    copy: Vec<Unit>,
+    copy: Vec<u8>,
 }
 
 impl Worker {
@@ -321,22 +321,34 @@ impl Worker {
 
     /// Writes one queue's tail; false if it stays dirty.
     fn write_queue(&mut self, shared: &Shared, number: u32, units_min: usize) -> Result<bool, Error> {
-        let mut files = lock(&shared.queue_files);
+        let is_batch = shared.state().queues[number as usize].batches.is_some();
+        let mut files = lock(if is_batch { &shared.batch_files } else { &shared.queue_files });
         let mut first = true;
         loop {
-            let (topic, queue_id, from) = {
+            let (topic, queue_id, from, count) = {
                 let state = &mut *shared.state();
                 let queue = &mut state.queues[number as usize];
-                if queue.deleted || queue.tail.is_empty() {
+                let waiting = queue.batches.as_ref().map_or(queue.tail.len(), |batches| batches.tail.len());
+                if queue.deleted || waiting == 0 {
                     queue.dirty = false;
                     return Ok(true);
                 }
-                if first && queue.tail.len() < units_min {
+                if first && waiting < units_min {
                     return Ok(false);
                 }
+                let count = waiting.min(UNITS_PER_COPY);
                 self.copy.clear();
-                self.copy.extend_from_slice(&queue.tail[..queue.tail.len().min(UNITS_PER_COPY)]);
-                (queue.topic.clone(), queue.queue_id, queue.tail_base)
+                let from = match &queue.batches {
+                    Some(batches) => {
+                        batches.tail[..count].iter().for_each(|unit| self.copy.extend_from_slice(unit));
+                        batches.tail_base
+                    }
+                    None => {
+                        queue.tail[..count].iter().for_each(|unit| self.copy.extend_from_slice(unit));
+                        queue.tail_base as u64
+                    }
+                };
+                (queue.topic.clone(), queue.queue_id, from, count)
             };
             first = false;
             let key = QueueKey { number, topic: &topic, queue_id };
@@ -350,8 +362,11 @@ impl Worker {
             let state = &mut *shared.state();
             let queue = &mut state.queues[number as usize];
             if !queue.deleted {
-                queue.trim(self.copy.len());
-                state.tail_units -= self.copy.len();
+                match queue.batches.as_mut() {
+                    Some(batches) => batches.trim(count),
+                    None => queue.trim(count),
+                }
+                state.tail_units -= count;
             }
         }
     }
@@ -450,15 +465,15 @@ impl Worker {
     }
 
     fn sync_queue_file(&mut self, shared: &Shared, number: u32, file: u64) -> Result<(), Error> {
-        let (topic, queue_id) = {
+        let (topic, queue_id, is_batch) = {
             let state = shared.state();
             let queue = &state.queues[number as usize];
             if queue.deleted {
                 return Ok(());
             }
-            (queue.topic.clone(), queue.queue_id)
+            (queue.topic.clone(), queue.queue_id, queue.batches.is_some())
         };
-        let mut files = lock(&shared.queue_files);
+        let mut files = lock(if is_batch { &shared.batch_files } else { &shared.queue_files });
         let key = QueueKey { number, topic: &topic, queue_id };
         let path = files.path(&topic, queue_id, file);
         if !shared.disk.exists(&path) {

@@ -1,4 +1,5 @@
 //! The engine of aerobee: bytes in, log records out, and back. It knows no policy.
+pub mod batch_queue;
 pub mod checkpoint;
 pub mod clock;
 pub mod commit_log;

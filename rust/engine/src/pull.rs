@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use crate::batch_queue::BatchEntry;
 use crate::error::Error;
 use crate::header::{parse_i64, Encoding, Fixed, Header, Writer, FLAG_RESPONSE};
 use crate::record::RecordView;
-use crate::store::{Entry, QueueRef, Store};
+use crate::store::{Entry, Position, QueueRef, Store};
 use crate::tables::{Filter, Settings, Tables, PERM_READ};
 
 pub const PULL_MESSAGE: i32 = 11;
@@ -291,11 +292,24 @@ impl Pull {
     }
 }
 
+/// What the entry does not say: whether the record's properties match. One that cannot be read counts as matching, and is
+/// missed when it is copied.
+fn matches_record(store: &mut Store, filter: &Filter, tags_code: i64, position: Position, size: u32) -> bool {
+    !filter.asks_record(tags_code)
+        || store
+            .with_record(position, size, |bytes| {
+                RecordView::parse(bytes).is_some_and(|view| filter.matches(view.properties))
+            })
+            .unwrap_or(true)
+}
+
 /// Reads queues; keeps its buffers.
 pub struct Reader {
     queue_file_units: i64,
     looked: Vec<Entry>,
     chosen: Vec<Entry>,
+    /// Of a batch queue: how many messages each of the chosen has.
+    counts: Vec<u16>,
     body: Vec<u8>,
 }
 
@@ -305,6 +319,7 @@ impl Reader {
             queue_file_units: queue_file_units.max(1) as i64,
             looked: Vec::new(),
             chosen: Vec::new(),
+            counts: Vec::new(),
             body: Vec::new(),
         }
     }
@@ -320,6 +335,7 @@ impl Reader {
         scan_from: i64,
     ) -> Result<Found, Error> {
         self.chosen.clear();
+        self.counts.clear();
         let (min_offset, max_offset) = queue.map_or((0, 0), |queue| store.bounds(queue));
         let mut found =
             Found { status: Status::NoMatchedMessage, next_offset: offset, min_offset, max_offset, count: 0, bytes: 0 };
@@ -334,6 +350,10 @@ impl Reader {
         }
         if offset > max_offset {
             return Ok(Found { status: Status::OffsetOverflowBadly, next_offset: max_offset, ..found });
+        }
+        if store.is_batch(queue) {
+            self.choose_batches(store, queue, scan_from.max(offset), limits, filter, &mut found);
+            return Ok(found);
         }
         let log_end = store.durable();
         let mut at = scan_from.max(offset);
@@ -356,18 +376,12 @@ impl Reader {
                 break;
             }
             for entry in &self.looked {
-                if entry.size == HOLE_BYTES || !filter.admits(entry.tags_code) {
+                if entry.size == HOLE_BYTES
+                    || !filter.admits(entry.tags_code)
+                    || !matches_record(store, filter, entry.tags_code, entry.position, entry.size)
+                {
                     at += 1;
                     continue;
-                }
-                if filter.asks_record(entry.tags_code) {
-                    let matched = store.with_record(entry.position, entry.size, |bytes| {
-                        RecordView::parse(bytes).is_some_and(|view| filter.matches(view.properties))
-                    });
-                    if matched == Some(false) {
-                        at += 1;
-                        continue;
-                    }
                 }
                 if found.count > 0 {
                     let bytes = found.bytes + entry.size as u64;
@@ -394,12 +408,62 @@ impl Reader {
         Ok(found)
     }
 
+    /// [`Reader::choose`] in a batch queue: whole batches, at least one, and a batch counts as the messages it has.
+    fn choose_batches(
+        &mut self,
+        store: &mut Store,
+        queue: QueueRef,
+        from: i64,
+        limits: &Limits,
+        filter: &Filter,
+        found: &mut Found,
+    ) {
+        let mut at = from;
+        let scan_end = at.saturating_add(i64::from(limits.filter_entries_max)).min(found.max_offset);
+        let mut looked = Vec::new();
+        'look: while at < scan_end {
+            looked.clear();
+            store.batches(queue, at, LOOK_ENTRIES, &mut looked);
+            if looked.is_empty() {
+                break;
+            }
+            for batch in &looked {
+                if batch.base >= scan_end {
+                    break 'look;
+                }
+                if !filter.admits(batch.tags_code)
+                    || !matches_record(store, filter, batch.tags_code, batch.position, batch.size)
+                {
+                    at = batch.end();
+                    continue;
+                }
+                let full = found.count + u32::from(batch.count) > limits.count_max
+                    || found.bytes + u64::from(batch.size) > limits.bytes_max;
+                if found.count > 0 && full {
+                    break 'look;
+                }
+                let BatchEntry { position, size, tags_code, count, .. } = *batch;
+                self.chosen.push(Entry { position, size, tags_code });
+                self.counts.push(count);
+                found.count += u32::from(count);
+                found.bytes += u64::from(size);
+                at = batch.end();
+            }
+        }
+        found.next_offset = at;
+        if found.count > 0 {
+            found.status = Status::Found;
+        }
+    }
+
     /// Appends the chosen records to `out`; what cannot be read is left out and the figures adjusted.
     fn copy(&mut self, store: &mut Store, found: &mut Found, out: &mut Vec<u8>) {
         let start = out.len();
         found.count = 0;
-        for entry in &self.chosen {
-            found.count += u32::from(store.copy_record(entry.position, entry.size, out));
+        for (number, entry) in self.chosen.iter().enumerate() {
+            if store.copy_record(entry.position, entry.size, out) {
+                found.count += self.counts.get(number).map_or(1, |count| u32::from(*count));
+            }
         }
         found.bytes = (out.len() - start) as u64;
         if found.count == 0 && found.status == Status::Found {

@@ -19,19 +19,23 @@
 //!
 //! After a clean stop rule 3 does not look beyond what the queues reached: a stale tail of an earlier life is not revived.
 
+mod batches;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::batch_queue::{self, BatchEntry};
 use crate::checkpoint::Checkpoint;
 use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
-use crate::consume_queue::{Entry, Queue, QueueKey, HOLE, UNIT_BYTES};
+use crate::consume_queue::{Entry, FileUnit, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{DirEntry, Disk, DiskFile, Mode};
 use crate::error::{is_full, Error};
 use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
 use crate::light_queue;
-use crate::property::{find, flag, java_hash, scan};
+use crate::property::{find, flag, java_hash, scan, Known};
 use crate::record::{
     has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK, MAGIC_V1, MAGIC_V2,
     PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
@@ -75,29 +79,33 @@ pub(crate) fn adopt_sizes(options: &mut StoreOptions, disk: &dyn Disk, progress:
             options.log_file_bytes = *bytes;
         }
     }
-    let root = options.root.join("consumequeue");
-    if let Some(units) = first_queue_file_units(disk, &root).map_err(|e| Error::open("reading", &root, &e))? {
-        if units != options.queue_file_units {
+    let kinds = [
+        ("consumequeue", "consume", UNIT_BYTES as u64, &mut options.queue_file_units),
+        ("batchconsumequeue", "batch", batch_queue::UNIT_BYTES as u64, &mut options.batch_file_units),
+    ];
+    for (dir, kind, unit_bytes, configured) in kinds {
+        let root = options.root.join(dir);
+        let found = first_queue_file_units(disk, &root, unit_bytes).map_err(|e| Error::open("reading", &root, &e))?;
+        if let Some(units) = found.filter(|units| units != configured) {
             progress(&format!(
-                "consume queue files of this store hold {units} units, not {} as configured: keeping {units}",
-                options.queue_file_units
+                "{kind} queue files of this store hold {units} units, not {configured} as configured: keeping {units}"
             ));
-            options.queue_file_units = units;
+            *configured = units;
         }
     }
     Ok(())
 }
 
-fn first_queue_file_units(disk: &dyn Disk, root: &Path) -> io::Result<Option<u64>> {
+fn first_queue_file_units(disk: &dyn Disk, root: &Path, unit_bytes: u64) -> io::Result<Option<u64>> {
     for topic in disk.list(root)?.iter().filter(|e| e.is_dir) {
         let topic_dir = root.join(&topic.name);
         for queue in disk.list(&topic_dir)?.iter().filter(|e| e.is_dir) {
             let dir = topic_dir.join(&queue.name);
             for file in disk.list(&dir)?.iter().filter(|e| !e.is_dir && parse_file_name(&e.name).is_some()) {
                 let bytes = disk.open(&dir.join(&file.name), Mode::Read)?.len()?;
-                let fits = bytes > 0 && bytes % UNIT_BYTES as u64 == 0;
+                let fits = bytes > 0 && bytes % unit_bytes == 0;
                 if fits && parse_file_name(&file.name).is_some_and(|first| first % bytes == 0) {
-                    return Ok(Some(bytes / UNIT_BYTES as u64));
+                    return Ok(Some(bytes / unit_bytes));
                 }
             }
         }
@@ -120,6 +128,7 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
         checkpoint: Checkpoint::load(shared.disk.as_ref(), &checkpoint_path)
             .map_err(|e| Error::open("reading", &checkpoint_path, &e))?,
         queues: HashMap::new(),
+        batches: HashMap::new(),
         prefixes: HashMap::new(),
         lost_bytes: 0,
         index_from: 0,
@@ -147,7 +156,7 @@ pub(crate) fn save_snapshot(store: &Store) -> Result<(), Error> {
     let shared = &store.shared;
     let mut queues = Vec::new();
     let state = shared.state();
-    for queue in state.queues.iter().filter(|q| !q.deleted && q.next() > 0) {
+    for queue in state.queues.iter().filter(|q| !q.deleted && q.next() > 0 && q.batches.is_none()) {
         queues.push(QueueBounds {
             topic: queue.topic.to_string(),
             queue_id: queue.queue_id,
@@ -201,6 +210,7 @@ struct Recovery<'a> {
     clean: bool,
     checkpoint: Checkpoint,
     queues: HashMap<u32, Rebuilt>,
+    batches: HashMap<u32, batches::Rebuilt>,
     prefixes: HashMap<Vec<u8>, i32>,
     lost_bytes: u64,
     /// Records at this position and later are not in the index.
@@ -215,7 +225,9 @@ struct Recovery<'a> {
 impl Recovery<'_> {
     fn run(&mut self) -> Result<(), Error> {
         let bases = self.load_log_files()?;
-        let reached = self.load_queues()?;
+        let mut of_batches = Reached::default();
+        self.load_batch_queues(&mut of_batches)?;
+        let reached = self.load_queues()?.with(of_batches);
         let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
         self.log().start_at(bases.first().copied().unwrap_or(0), log_limit);
         let mut start = self.scan_start(&bases, &reached);
@@ -372,8 +384,8 @@ impl Recovery<'_> {
         Ok(reached)
     }
 
-    fn load_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
-        let file_bytes = self.store.shared.options.queue_file_units * UNIT_BYTES as u64;
+    /// Numbers of a queue's files, ascending, and whether some are missing or were half-made. Those have their full size now.
+    fn queue_file_numbers(&self, dir: &Path, file_bytes: u64) -> Result<(Vec<u64>, bool), Error> {
         let mut numbers: Vec<u64> = Vec::new();
         let mut damaged = false;
         for entry in self.disk().list(dir).map_err(|e| Error::open("reading", dir, &e))? {
@@ -386,12 +398,10 @@ impl Recovery<'_> {
             numbers.push(first / file_bytes);
         }
         numbers.sort_unstable();
-        // Only the newest file can be half-made; it is also the only one that is opened now.
-        let mut newest_file = None;
+        // Only the newest file can be half-made.
         if let Some(last) = numbers.last() {
             let path = dir.join(file_name(last * file_bytes));
-            let file = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
-            let bytes = file.len().map_err(|e| Error::open("reading", &path, &e))?;
+            let bytes = self.disk().file_len(&path).map_err(|e| Error::open("reading", &path, &e))?;
             if bytes > file_bytes {
                 self.set_aside(&path, &format!("has {bytes} bytes where {file_bytes} belong"))?;
                 numbers.pop();
@@ -401,11 +411,15 @@ impl Recovery<'_> {
                 let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
                 file.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
                 damaged = true;
-            } else {
-                newest_file = Some((*last, file));
             }
         }
         damaged |= numbers.windows(2).any(|p| p[0] + 1 != p[1]);
+        Ok((numbers, damaged))
+    }
+
+    fn load_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
+        let file_bytes = self.store.shared.options.queue_file_units * UNIT_BYTES as u64;
+        let (numbers, damaged) = self.queue_file_numbers(dir, file_bytes)?;
         let queue_ref = self.store.queue(topic, queue_id);
         let units = self.store.shared.options.queue_file_units as i64;
         let first = numbers.first().map_or(0, |n| *n as i64 * units);
@@ -413,14 +427,9 @@ impl Recovery<'_> {
         let mut newest = None;
         let mut oldest = None;
         for number in numbers.iter().rev() {
-            let file = match newest_file.take().filter(|(n, _)| n == number) {
-                Some((_, file)) => file,
-                None => {
-                    let path = dir.join(file_name(number * file_bytes));
-                    self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?
-                }
-            };
-            let mut scan = QueueFileScan::new(file.as_ref(), units as u64);
+            let path = dir.join(file_name(number * file_bytes));
+            let file = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
+            let mut scan = QueueFileScan::<Entry>::new(file.as_ref(), units as u64);
             let count = scan.count();
             if count == 0 {
                 continue;
@@ -646,14 +655,7 @@ impl Recovery<'_> {
             && !topic.contains('/')
             && !topic.starts_with('.')
         {
-            let tags_code = self.tags_code(view, known.tags.of(view.properties), known.any(flag::DELAY));
-            let entry = Entry { position: view.position, size: view.raw.len() as u32, tags_code };
-            self.place(topic, view.queue_id, view.queue_offset, entry, start);
-            if known.any(flag::MULTI_DISPATCH) && self.store.has_light_queues() {
-                for (name, offset) in light_queue::entries(topic, view.properties) {
-                    self.place(name, light_queue::QUEUE_ID, offset, entry, start);
-                }
-            }
+            self.place_entries(topic, view, &known, start);
         }
         {
             let state = &mut *self.store.shared.state();
@@ -685,6 +687,27 @@ impl Recovery<'_> {
             self.put_off(written)?;
         }
         Ok(())
+    }
+
+    /// Puts a record's entries into its queue and the light queues it names.
+    fn place_entries(&mut self, topic: &str, view: &RecordView<'_>, known: &Known, start: Position) {
+        let tags_code = self.tags_code(view, known.tags.of(view.properties), known.any(flag::DELAY));
+        let (position, size) = (view.position, view.raw.len() as u32);
+        if self.store.is_batch_topic(topic) {
+            if let Some((base, count)) = batch_queue::span_of(view.queue_offset, view.properties) {
+                let store_timestamp = view.store_timestamp;
+                let entry = BatchEntry { position, size, tags_code, store_timestamp, base, count };
+                self.place_batch(topic, view.queue_id, entry, start);
+            }
+            return;
+        }
+        let entry = Entry { position, size, tags_code };
+        self.place(topic, view.queue_id, view.queue_offset, entry, start);
+        if known.any(flag::MULTI_DISPATCH) && self.store.has_light_queues() {
+            for (name, offset) in light_queue::entries(topic, view.properties) {
+                self.place(name, light_queue::QUEUE_ID, offset, entry, start);
+            }
+        }
     }
 
     /// What the queue entry carries: the tag's hash, or for a delayed message its delivery time.
@@ -819,6 +842,9 @@ impl Recovery<'_> {
         let count = shared.state().queues.len() as u32;
         let mut cut = Vec::new();
         for number in 0..count {
+            if self.finish_batches(number, end, complete) {
+                cut.push(number);
+            }
             let state = &mut *shared.state();
             let queue = &mut state.queues[number as usize];
             let units = queue.tail.len();
@@ -841,7 +867,7 @@ impl Recovery<'_> {
                 }
                 state.tail_units = state.tail_units + queue.tail.len() - units;
                 cut.push(number);
-            } else if !complete {
+            } else if !complete && queue.batches.is_none() {
                 let before = queue.next();
                 while queue.next() > queue.min {
                     let entry = self.store.unit_at(number, queue, queue.next() - 1);
@@ -874,32 +900,35 @@ impl Recovery<'_> {
             }
         }
         lock(&self.store.queue_reader).close_all();
+        lock(&self.store.batch_reader).close_all();
         Ok(())
     }
 
     /// Makes the files of a queue end where the queue ends.
     fn cut_queue_files(&mut self, number: u32) -> Result<(), Error> {
         let shared = self.store.shared.clone();
-        let (topic, queue_id, next) = {
+        let (topic, queue_id, next, is_batch) = {
             let state = shared.state();
             let queue = &state.queues[number as usize];
-            (queue.topic.clone(), queue.queue_id, queue.next())
+            let next = queue.batches.as_ref().map_or(queue.next() as u64, |batches| batches.next());
+            (queue.topic.clone(), queue.queue_id, next, queue.batches.is_some())
         };
-        let mut files = lock(&shared.queue_files);
+        let mut files = lock(if is_batch { &shared.batch_files } else { &shared.queue_files });
         let units = files.units;
+        let unit_bytes = files.file_bytes() / units;
         let dir = files.queue_dir(&topic, queue_id);
         let failed = |e: io::Error| Error::write("cutting a file in", &dir, &e);
         for entry in self.disk().list(&dir).map_err(failed)? {
             let Some(first) = parse_file_name(&entry.name) else { continue };
             let file = first / files.file_bytes();
             let path = dir.join(&entry.name);
-            if file * units >= next as u64 && file > 0 {
+            if file * units >= next && file > 0 {
                 files.forget(number);
                 self.disk().remove_file(&path).map_err(failed)?;
                 self.changed = true;
-            } else if (file + 1) * units > next as u64 {
+            } else if (file + 1) * units > next {
                 let open = self.disk().open(&path, Mode::Write).map_err(failed)?;
-                let keep = (next as u64 - file * units) * UNIT_BYTES as u64;
+                let keep = (next - file * units) * unit_bytes;
                 if !is_zero(open.as_ref(), keep, files.file_bytes()).map_err(failed)? {
                     open.set_len(keep).and_then(|()| open.set_len(files.file_bytes())).map_err(failed)?;
                     self.changed = true;
@@ -951,32 +980,33 @@ impl Recovery<'_> {
 }
 
 /// Reads one queue file in blocks, to find how many units it has with few reads.
-struct QueueFileScan<'a> {
+struct QueueFileScan<'a, U> {
     file: &'a dyn DiskFile,
     units: u64,
     block: u64,
     bytes: Vec<u8>,
+    kind: PhantomData<U>,
 }
 
-impl<'a> QueueFileScan<'a> {
+impl<'a, U: FileUnit> QueueFileScan<'a, U> {
     /// Units a block.
     const BLOCK: u64 = 128;
 
-    fn new(file: &'a dyn DiskFile, units: u64) -> QueueFileScan<'a> {
-        QueueFileScan { file, units, block: u64::MAX, bytes: Vec::new() }
+    fn new(file: &'a dyn DiskFile, units: u64) -> QueueFileScan<'a, U> {
+        QueueFileScan { file, units, block: u64::MAX, bytes: Vec::new(), kind: PhantomData }
     }
 
     /// The unit, if it was ever written.
-    fn unit(&mut self, number: u64) -> Option<Entry> {
+    fn unit(&mut self, number: u64) -> Option<U> {
         let block = number / Self::BLOCK;
         if block != self.block {
-            self.bytes.resize(Self::BLOCK as usize * UNIT_BYTES, 0);
-            let n = self.file.read_at(block * Self::BLOCK * UNIT_BYTES as u64, &mut self.bytes).ok()?;
+            self.bytes.resize(Self::BLOCK as usize * U::BYTES, 0);
+            let n = self.file.read_at(block * Self::BLOCK * U::BYTES as u64, &mut self.bytes).ok()?;
             self.bytes.truncate(n);
             self.block = block;
         }
-        let at = (number % Self::BLOCK) as usize * UNIT_BYTES;
-        self.bytes.get(at..at + UNIT_BYTES)?.try_into().ok().map(Entry::decode).filter(Entry::is_valid)
+        let at = (number % Self::BLOCK) as usize * U::BYTES;
+        self.bytes.get(at..at + U::BYTES).and_then(U::read)
     }
 
     /// How many units from the file's start on were written.
@@ -1005,6 +1035,13 @@ struct Reached {
     newest: Option<Position>,
     /// Some queue is damaged and has to be rebuilt from here.
     rebuild_from: Option<Position>,
+}
+
+impl Reached {
+    fn with(self, other: Reached) -> Reached {
+        let rebuild_from = [self.rebuild_from, other.rebuild_from].into_iter().flatten().min();
+        Reached { newest: self.newest.max(other.newest), rebuild_from }
+    }
 }
 
 /// Forgets the units from `offset` on.

@@ -225,6 +225,11 @@ impl Engine {
         self.tables.allow_sends(topic, plain, keyed);
     }
 
+    /// Says whether the topic's queues are batch queues; before its first message.
+    pub fn batch_topic(&mut self, topic: &str, batch: bool) {
+        self.store.set_batch_topic(topic, batch);
+    }
+
     pub fn forget_topic(&mut self, topic: &str) {
         self.tables.topics.remove(topic);
         self.parked.end(|pull| &*pull.topic == topic);

@@ -9,7 +9,7 @@
 //! [`Store::settle`] after the sync with synchronous flush.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use crate::batch_queue::{self, BatchEntry, BatchUnits, Units};
 use crate::clock::Clock;
 use crate::commit_log::{CommitLog, LogReader, LogWriter, Run};
-use crate::consume_queue::{Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE};
+use crate::consume_queue::{Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::flush::{Flusher, Wake, Worker};
@@ -65,6 +66,10 @@ pub struct StoreOptions {
     pub log_file_bytes: u64,
     /// Units of 20 bytes a consume queue file holds; an existing store keeps its own.
     pub queue_file_units: u64,
+    /// Units of 46 bytes a batch queue file holds; an existing store keeps its own.
+    pub batch_file_units: u64,
+    /// Topics with batch queues ([`crate::batch_queue`]); known here, because queues are rebuilt when the store is opened.
+    pub batch_topics: Vec<String>,
     pub index_slots: u32,
     pub index_entries: u32,
     pub index_enable: bool,
@@ -105,6 +110,8 @@ impl StoreOptions {
             flush_mode: FlushMode::Async,
             log_file_bytes: 1 << 30,
             queue_file_units: 300_000,
+            batch_file_units: 300_000,
+            batch_topics: Vec::new(),
             index_slots: 5_000_000,
             index_entries: 20_000_000,
             index_enable: true,
@@ -256,6 +263,8 @@ pub(crate) struct Shared {
     pub state: Mutex<State>,
     /// The flusher's queue files; held while one queue's entries are written, so that a topic is not deleted meanwhile.
     pub queue_files: Mutex<QueueFiles>,
+    /// The same for batch queues.
+    pub batch_files: Mutex<QueueFiles>,
     pub worker: Mutex<Worker>,
     pub wake: Wake,
     pub event: OwnedFd,
@@ -383,11 +392,17 @@ struct Slot {
     prefix_hash: i32,
     deleted: bool,
     light: bool,
+    batch: bool,
 }
 
 struct PendingUnit {
     queue: u32,
     unit: Unit,
+}
+
+struct PendingBatch {
+    queue: u32,
+    entry: BatchEntry,
 }
 
 /// The store. One owner calls it; the flusher thread works beside it. Dropping it without [`Store::close`] is
@@ -397,6 +412,8 @@ pub struct Store {
     pub(crate) writer: LogWriter,
     pub(crate) reader: LogReader,
     pub(crate) queue_reader: Mutex<QueueFiles>,
+    pub(crate) batch_reader: Mutex<QueueFiles>,
+    batch_topics: HashSet<String>,
     topics: HashMap<Arc<str>, Topic>,
     slots: Vec<Slot>,
     store_host: SocketAddr,
@@ -408,6 +425,7 @@ pub struct Store {
     chunk: Vec<u8>,
     runs: Vec<Run>,
     pending: Vec<PendingUnit>,
+    pending_batches: Vec<PendingBatch>,
     keys: Vec<KeyHash>,
     staged_end: Position,
     staged_last: Position,
@@ -450,7 +468,12 @@ impl Store {
             rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
                 .map_err(|e| Error::open("making an event for", &root, &e.into()))?;
         let queue_root = root.join("consumequeue");
-        let files = |max| QueueFiles::new(queue_root.clone(), options.queue_file_units, disk.clone(), max);
+        let files = |max| QueueFiles::new(queue_root.clone(), options.queue_file_units, UNIT_BYTES, disk.clone(), max);
+        let batch_root = root.join("batchconsumequeue");
+        let batch_files = |max| {
+            let unit_bytes = batch_queue::UNIT_BYTES;
+            QueueFiles::new(batch_root.clone(), options.batch_file_units, unit_bytes, disk.clone(), max)
+        };
         let geometry = Geometry { slots: options.index_slots.max(1), entries: options.index_entries.max(2) };
         let index =
             options.index_enable.then(|| Index::new(root.join("index"), geometry, disk.clone(), options.utc_offset_ms));
@@ -467,6 +490,7 @@ impl Store {
                 last_end: 0,
             }),
             queue_files: Mutex::new(files(WRITE_FILES_MAX)),
+            batch_files: Mutex::new(batch_files(WRITE_FILES_MAX)),
             worker: Mutex::new(Worker::new(clock.now_ms())),
             wake: Wake::default(),
             event,
@@ -483,6 +507,8 @@ impl Store {
             writer: LogWriter::default(),
             reader: LogReader::default(),
             queue_reader: Mutex::new(files(READ_FILES_MAX)),
+            batch_reader: Mutex::new(batch_files(READ_FILES_MAX)),
+            batch_topics: options.batch_topics.iter().cloned().collect(),
             topics: HashMap::new(),
             slots: Vec::new(),
             store_host: options.store_host,
@@ -493,6 +519,7 @@ impl Store {
             chunk: Vec::new(),
             runs: Vec::new(),
             pending: Vec::new(),
+            pending_batches: Vec::new(),
             keys: Vec::new(),
             staged_end: 0,
             staged_last: 0,
@@ -541,8 +568,11 @@ impl Store {
         if let Some(topic) = self.topics.get_mut(topic) {
             topic.queues.insert(queue_id, queue);
             let light = light_queue::is_light(&topic.name);
-            self.slots.push(Slot { next: 0, prefix_hash: topic.prefix_hash, deleted: false, light });
-            self.shared.state().queues.push(Queue::new(topic.name.clone(), queue_id));
+            let batch = self.batch_topics.contains(&*topic.name);
+            self.slots.push(Slot { next: 0, prefix_hash: topic.prefix_hash, deleted: false, light, batch });
+            let mut made = Queue::new(topic.name.clone(), queue_id);
+            made.batches = batch.then(Box::default);
+            self.shared.state().queues.push(made);
         }
         queue
     }
@@ -560,8 +590,60 @@ impl Store {
     #[inline]
     pub fn stage(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
         match record.known {
-            Some(known) if !known.any(flag::MULTI_DISPATCH) => self.stage_one(queue, record),
+            Some(known) if !known.any(flag::MULTI_DISPATCH) && !self.is_batch(queue) => self.stage_one(queue, record),
+            _ if self.is_batch(queue) => self.stage_batch(queue, record),
             _ => self.stage_with_light_queues(queue, record),
+        }
+    }
+
+    /// True if the queue is a batch queue.
+    #[inline]
+    pub fn is_batch(&self, queue: QueueRef) -> bool {
+        self.slots.get(queue.0 as usize).is_some_and(|slot| slot.batch)
+    }
+
+    /// [`Store::stage`] in a batch queue: the record takes an offset for each of its messages.
+    fn stage_batch(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
+        let count = batch_queue::messages_in(record.sys_flag, record.properties)?;
+        let base = self.slots[queue.0 as usize].next;
+        let properties = match record.sys_flag & batch_queue::INNER_BATCH {
+            0 => record.properties.to_vec(),
+            _ => batch_queue::with_base(record.properties, base),
+        };
+        let known = scan(&properties);
+        let staged = self.stage_one(queue, &NewRecord { properties: &properties, known: Some(known), ..*record })?;
+        // Its entry is of another kind than the one that was just made for it.
+        if has_queue_entry(record.sys_flag) {
+            self.pending.pop();
+            let (position, size, store_timestamp) = (staged.position, staged.size, staged.store_timestamp);
+            let tags_code = record.tags_code.unwrap_or_else(|| i64::from(java_hash(known.tags.of(&properties))));
+            let entry = BatchEntry { position, size, tags_code, store_timestamp, base, count };
+            self.pending_batches.push(PendingBatch { queue: queue.0, entry });
+            self.slots[queue.0 as usize].next = entry.end();
+        }
+        Ok(staged)
+    }
+
+    /// True if the topic's new queues are batch queues.
+    pub fn is_batch_topic(&self, topic: &str) -> bool {
+        self.batch_topics.contains(topic)
+    }
+
+    /// Says whether the topic's queues are batch queues. Those that have messages stay what they are.
+    pub fn set_batch_topic(&mut self, topic: &str, batch: bool) {
+        let changed = match batch {
+            true => self.batch_topics.insert(topic.to_owned()),
+            false => self.batch_topics.remove(topic),
+        };
+        if !changed {
+            return;
+        }
+        for queue in self.queues_of(topic) {
+            let slot = &mut self.slots[queue.0 as usize];
+            if slot.next == 0 {
+                slot.batch = batch;
+                self.shared.state().queues[queue.0 as usize].batches = batch.then(Box::default);
+            }
         }
     }
 
@@ -763,6 +845,16 @@ impl Store {
                 touched.push(QueueRef(pending.queue));
             }
         }
+        for pending in &self.pending_batches {
+            let queue = &mut state.queues[pending.queue as usize];
+            if batch_queue::push(queue, &pending.entry) {
+                state.dirty.push(pending.queue);
+            }
+            if queue.touched_by != number {
+                queue.touched_by = number;
+                touched.push(QueueRef(pending.queue));
+            }
+        }
         for queue in touched.iter() {
             let numbered = &mut state.queues[queue.0 as usize];
             if self.sync {
@@ -771,11 +863,11 @@ impl Store {
                 numbered.visible = numbered.next();
             }
         }
-        state.tail_units += self.pending.len();
+        state.tail_units += self.pending.len() + self.pending_batches.len();
         state.last_position = Some(self.staged_last);
         state.last_timestamp = self.now_ms;
         state.last_end = end;
-        let mut waiting = state.tail_units * crate::consume_queue::UNIT_BYTES;
+        let mut waiting = state.tail_units * UNIT_BYTES;
         if let Some(index) = state.index.as_mut() {
             for (at, key) in self.keys.iter().enumerate() {
                 if let Some(ahead) = self.keys.get(at + 16) {
@@ -797,6 +889,9 @@ impl Store {
         for pending in &self.pending {
             self.slots[pending.queue as usize].next -= 1;
         }
+        for pending in &self.pending_batches {
+            self.slots[pending.queue as usize].next -= i64::from(pending.entry.count);
+        }
         self.clear_chunk();
         self.staged_end = self.shared.log.written();
     }
@@ -808,6 +903,7 @@ impl Store {
         }
         self.runs.clear();
         self.pending.clear();
+        self.pending_batches.clear();
         self.keys.clear();
         self.staged_records = 0;
     }
@@ -845,7 +941,7 @@ impl Store {
         self.waiting = {
             let state = lock(&self.shared.state);
             let index = state.index.as_ref().map_or(0, |i| i.pending_bytes());
-            state.tail_units * crate::consume_queue::UNIT_BYTES + index
+            state.tail_units * UNIT_BYTES + index
         };
         self.behind = (unflushed > self.shared.options.unflushed_bytes_max / 2 || self.waiting > PENDING_BYTES_MAX / 2)
             && self.health().is_none()
@@ -902,10 +998,22 @@ impl Store {
         lock(&self.queue_reader).read_one(key, offset)
     }
 
+    /// A batch queue's units.
+    pub(crate) fn units<'a>(&'a self, number: u32, queue: &'a Queue, units: &'a BatchUnits) -> Units<'a> {
+        let key = QueueKey { number, topic: &queue.topic, queue_id: queue.queue_id };
+        Units { units, files: &self.batch_reader, key }
+    }
+
     /// Moves `min` to the first unit whose record is still in the log.
     #[cold]
     pub(crate) fn correct_min(&self, number: u32, queue: &mut Queue) {
         let log_min = self.shared.log.min();
+        if let Some(batches) = &queue.batches {
+            let units = self.units(number, queue, batches);
+            let first = units.get(units.first_that(|entry| entry.position < log_min));
+            (queue.min, queue.min_position) = first.map_or((queue.next(), u64::MAX), |e| (e.base, e.position));
+            return;
+        }
         let (mut low, mut high) = (queue.min, queue.next());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -935,11 +1043,33 @@ impl Store {
         };
     }
 
-    /// Appends up to `count` visible entries from `offset` on to `out`; nothing when `offset` is outside the bounds.
+    /// Appends up to `count` visible units of a batch queue to `out`, from the one that has `offset` on; nothing when `offset` is
+    /// outside the bounds.
+    pub fn batches(&self, queue: QueueRef, offset: i64, count: usize, out: &mut Vec<BatchEntry>) {
+        let state = lock(&self.shared.state);
+        let Some(queue_state) = state.queues.get(queue.0 as usize) else { return };
+        let Some(batches) = queue_state.batches.as_ref().filter(|_| (0..queue_state.visible).contains(&offset)) else {
+            return;
+        };
+        let units = self.units(queue.0, queue_state, batches);
+        let first = units.holding(offset);
+        let found = (first..batches.next()).take(count).map_while(|number| units.get(number));
+        out.extend(found.take_while(|entry| entry.base < queue_state.visible));
+    }
+
+    /// Appends up to `count` visible entries from `offset` on to `out`; nothing when `offset` is outside the bounds. Of a batch queue:
+    /// one for each unit.
     ///
     /// # Errors
     /// [`Error::Unusable`] when the queue's file cannot be read.
     pub fn entries(&mut self, queue: QueueRef, offset: i64, count: usize, out: &mut Vec<Entry>) -> Result<(), Error> {
+        if self.is_batch(queue) {
+            let mut batches = Vec::new();
+            self.batches(queue, offset, count, &mut batches);
+            let plain = |e: BatchEntry| Entry { position: e.position, size: e.size, tags_code: e.tags_code };
+            out.extend(batches.into_iter().map(plain));
+            return Ok(());
+        }
         let state = lock(&self.shared.state);
         let Some(queue_state) = state.queues.get(queue.0 as usize) else { return Ok(()) };
         let wanted = queue_state.visible.saturating_sub(offset).clamp(0, count as i64) as usize;
@@ -959,11 +1089,11 @@ impl Store {
         drop(state);
         let key = QueueKey { number: queue.0, topic: &topic, queue_id };
         let mut files = lock(&self.queue_reader);
-        if let Err(e) = files.read(key, offset, from_file, &mut self.scratch) {
+        if let Err(e) = files.read(key, offset as u64, from_file, &mut self.scratch) {
             let path = files.path(&topic, queue_id, offset as u64 / files.units);
             return Err(Error::Unusable(format!("reading {} failed: {e}", path.display())));
         }
-        out.extend(self.scratch.chunks_exact(crate::consume_queue::UNIT_BYTES).filter_map(|unit| {
+        out.extend(self.scratch.chunks_exact(UNIT_BYTES).filter_map(|unit| {
             let entry = Entry::decode(unit.try_into().ok()?);
             Some(if entry.is_valid() { entry } else { Entry { position: 0, size: HOLE_SIZE, tags_code: 0 } })
         }));
@@ -1021,6 +1151,12 @@ impl Store {
     /// it, 0 if all are newer. 0 for an empty queue.
     pub fn offset_by_time(&mut self, queue: QueueRef, timestamp_ms: i64, upper: bool) -> i64 {
         let (min, max) = self.bounds(queue);
+        if self.is_batch(queue) {
+            let state = lock(&self.shared.state);
+            let queue_state = &state.queues[queue.0 as usize];
+            let Some(batches) = &queue_state.batches else { return 0 };
+            return self.units(queue.0, queue_state, batches).offset_by_time(timestamp_ms, upper).clamp(min, max);
+        }
         if min >= max {
             return if upper { 0 } else { max };
         }
@@ -1102,22 +1238,27 @@ impl Store {
         for (_, queue) in gone.queues.all() {
             self.slots[queue.0 as usize].deleted = true;
             let queue = &mut state.queues[queue.0 as usize];
-            let units = queue.tail.len();
+            let units = queue.tail.len() + queue.batches.as_ref().map_or(0, |batches| batches.tail.len());
             *queue = Queue { deleted: true, ..Queue::new(queue.topic.clone(), queue.queue_id) };
             state.tail_units -= units;
         }
         drop(state);
-        let mut files = lock(&self.shared.queue_files);
-        let mut reader = lock(&self.queue_reader);
-        for (_, queue) in gone.queues.all() {
-            files.forget(queue.0);
-            reader.forget(queue.0);
+        for (files, reader) in
+            [(&self.shared.queue_files, &self.queue_reader), (&self.shared.batch_files, &self.batch_reader)]
+        {
+            let mut files = lock(files);
+            let mut reader = lock(reader);
+            for (_, queue) in gone.queues.all() {
+                files.forget(queue.0);
+                reader.forget(queue.0);
+            }
+            let dir = files.root.join(topic);
+            self.shared
+                .disk
+                .remove_tree(&dir)
+                .map_err(|e| Error::DiskFailed(format!("removing {} failed: {e}", dir.display())))?;
         }
-        let dir = files.root.join(topic);
-        self.shared
-            .disk
-            .remove_tree(&dir)
-            .map_err(|e| Error::DiskFailed(format!("removing {} failed: {e}", dir.display())))
+        Ok(())
     }
 
     /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file.
@@ -1155,6 +1296,10 @@ impl Store {
         let mut removed = 0;
         let numbers = 0..self.slots.len() as u32;
         for number in numbers {
+            if self.is_batch(QueueRef(number)) {
+                removed += self.delete_batch_files(number, min_position)?;
+                continue;
+            }
             let (topic, queue_id, files) = {
                 let state = &mut *lock(&self.shared.state);
                 let queue = &mut state.queues[number as usize];
@@ -1186,6 +1331,39 @@ impl Store {
         Ok(removed)
     }
 
+    fn delete_batch_files(&self, number: u32, min_position: Position) -> Result<usize, Error> {
+        let mut state = lock(&self.shared.state);
+        let queue = &mut state.queues[number as usize];
+        if queue.deleted || queue.min_position >= min_position {
+            return Ok(0);
+        }
+        self.correct_min(number, queue);
+        let (topic, queue_id) = (queue.topic.clone(), queue.queue_id);
+        let Some(batches) = &queue.batches else { return Ok(0) };
+        let units = self.units(number, queue, batches);
+        let first_kept = units.first_that(|entry| entry.position < min_position);
+        // The file with the newest unit stays, so that the queue's maximum is not forgotten.
+        let last = first_kept.min(batches.tail_base.saturating_sub(1)) / self.shared.options.batch_file_units;
+        let files = batches.first / self.shared.options.batch_file_units..last;
+        if let Some(batches) = queue.batches.as_mut() {
+            batches.first = batches.first.max(last * self.shared.options.batch_file_units);
+        }
+        drop(state);
+        let mut removed = 0;
+        let mut writer = lock(&self.shared.batch_files);
+        writer.forget(number);
+        lock(&self.batch_reader).forget(number);
+        for file in files {
+            let path = writer.path(&topic, queue_id, file);
+            match self.shared.disk.remove_file(&path) {
+                Ok(()) => removed += 1,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::DiskFailed(format!("removing {} failed: {e}", path.display()))),
+            }
+        }
+        Ok(removed)
+    }
+
     /// Why writes are refused; `None`: they are not.
     pub fn health(&self) -> Option<Error> {
         self.shared.health()
@@ -1200,7 +1378,8 @@ impl Store {
         };
         let counters = &self.shared.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let open_files = lock(&self.queue_reader).open_files() + lock(&self.shared.queue_files).open_files();
+        let readers = [&self.queue_reader, &self.batch_reader, &self.shared.queue_files, &self.shared.batch_files];
+        let open_files: usize = readers.iter().map(|files| lock(files).open_files()).sum();
         let state = lock(&self.shared.state);
         StoreStats {
             min_position,
@@ -1209,7 +1388,7 @@ impl Store {
             dispatched_position: get(&counters.dispatched),
             log_files: self.shared.log.files().bases.len() as u64,
             queues: state.queues.iter().filter(|q| !q.deleted).count() as u64,
-            queue_tail_bytes: (state.tail_units * crate::consume_queue::UNIT_BYTES) as u64,
+            queue_tail_bytes: (state.tail_units * UNIT_BYTES) as u64,
             index_files: state.index.as_ref().map_or(0, |i| i.files() as u64),
             records_appended: get(&counters.records),
             bytes_appended: get(&counters.bytes),
@@ -1270,7 +1449,9 @@ impl Store {
         let result = self.close_files();
         self.reader = LogReader::default();
         lock(&self.queue_reader).close_all();
+        lock(&self.batch_reader).close_all();
         lock(&self.shared.queue_files).close_all();
+        lock(&self.shared.batch_files).close_all();
         self.lock = None;
         result
     }

@@ -186,7 +186,7 @@ fn cleaning_moves_the_front_and_keeps_the_end() {
             let (low, high) = bounds(&store, queue, id);
             assert!(low > 0 && high == end, "{queue} {low} {high}");
             assert!(entry(&mut store, queue, id, low).unwrap().position >= deleted.min_position);
-            assert!(entry(&mut store, queue, id, low - 1).is_none_or(|e| e.position < deleted.min_position));
+            assert!(!entry(&mut store, queue, id, low - 1).is_some_and(|e| e.position >= deleted.min_position));
         }
         store.close().unwrap();
         store = bench.open();

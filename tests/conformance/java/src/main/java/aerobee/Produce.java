@@ -63,6 +63,10 @@ final class Produce {
         producer.setInstanceName("p" + System.nanoTime());
         producer.setSendMsgTimeout(a.getIntValue("timeout_ms", 10_000));
         producer.setVipChannelEnabled(a.getBooleanValue("vip", false));
+        if (a.getBooleanValue("auto_batch")) {
+            producer.setAutoBatch(true);
+            producer.batchMaxDelayMs(a.getIntValue("batch_delay_ms", 20));
+        }
         if (a.containsKey("queues")) {
             producer.setDefaultTopicQueueNums(a.getIntValue("queues"));
         }
@@ -88,7 +92,7 @@ final class Produce {
             message.setTags(tags.getString(number % tags.size()));
         }
         if (a.getString("keys") != null) {
-            message.setKeys(a.getString("keys") + number);
+            message.setKeys(a.getString("keys") + (a.getBooleanValue("unnumbered_keys") ? "" : number));
         }
         JSONArray priorities = a.getJSONArray("priorities");
         if (priorities != null) {
