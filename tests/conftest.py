@@ -1,3 +1,19 @@
-"""Fixtures for all tests come from the plugin that users get too."""
+"""Fixtures for all tests come from the plugin that users get too.
+
+Tests of `conformance` and `cluster` run other people's JVMs, kill processes and live by real clocks on whatever machine
+CI has; such a test may fail for the machine's sake. It is run again at most twice, and the summary counts every rerun:
+a test that often needs one is a bug. All other tests have one try.
+"""
+
+import pytest
 
 pytest_plugins = ["aerobee.testing.plugin", "pytester"]
+
+REAL_PROCESSES = ("tests/conformance/", "tests/cluster/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See the head of this file."""
+    for item in items:
+        if item.nodeid.startswith(REAL_PROCESSES):
+            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))
