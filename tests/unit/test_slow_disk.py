@@ -36,8 +36,8 @@ async def broker(
 ) -> AsyncIterator[Broker]:
     original = fast_path.store_settings
 
-    def settings(options: BrokerOptions) -> dict[str, object]:
-        return {**original(options), "background": False, "unflushed_bytes_max": UNFLUSHED_MAX}
+    def settings(options: BrokerOptions, batch_topics: list[str]) -> dict[str, object]:
+        return {**original(options, batch_topics), "background": False, "unflushed_bytes_max": UNFLUSHED_MAX}
 
     monkeypatch.setattr(fast_path, "store_settings", settings)
     flush = "SYNC_FLUSH" if request.param == "synchronous" else "ASYNC_FLUSH"
