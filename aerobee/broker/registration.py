@@ -168,7 +168,9 @@ class Registration:
                 await asyncio.sleep(RETRY_MAX_S)
                 continue
             try:
-                await asyncio.wait_for(wake.wait(), self._options.register_name_server_period / 1000)
+                # Not `wait_for`: before Python 3.12 it forgets a cancellation that meets the wake-up: a stop hung.
+                async with asyncio.timeout(self._options.register_name_server_period / 1000):
+                    await wake.wait()
                 await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 self._everything[server] = True

@@ -137,7 +137,8 @@ class Remote:
             reason = self.failure or "no answer"
             raise ConnectError(f"cannot connect to {self.address} within {timeout_s:g} s: {reason}") from None
         except asyncio.CancelledError:
-            if self._closed:
+            asked = asyncio.current_task()
+            if self._closed and not (asked is not None and asked.cancelling()):
                 raise ConnectError(f"the connection to {self.address} was closed by this process") from None
             raise
 

@@ -121,14 +121,26 @@ def test_a_group_without_offset_is_told_so_when_it_asks(room: Room) -> None:
     assert asked(setZeroIfNotFound="false") == (22, None)
 
 
+def test_a_member_whose_heartbeats_leave_out_what_has_not_changed(room: Room) -> None:
+    room.create(2)
+    room.consume(heartbeat_v2=True, heartbeat_ms=300)
+    room.produce(20)
+    assert room.state(received=20)["received"] == 20
+    time.sleep(1.5)  # sleeps: several heartbeats, whose effect must be none
+    room.produce(20, **{"from": 20})
+    assert room.state(received=40)["received"] == 40
+    assert room.topic in room.admin("consumerConnection", "-g", room.group)
+
+
 def test_an_application_that_pulls_may_seek_back_and_commit_that(room: Room) -> None:
     room.create(1)
     room.produce(40)
-    arguments = {"group": room.group, "assign": [0], "commit": True}
-    assert room.do("litepull", seek=0, expect=40, **arguments)["committed"] == {"0": 40}
+    arguments = {"group": room.group, "assign": [0], "commit": True, "timeout_ms": 30_000}
+    everything = room.do("litepull", seek=0, expect=40, **arguments)
+    assert (everything["received"], everything["committed"]) == (40, {"0": 40})
     back = room.do("litepull", seek=0, expect=10, batch=10, **arguments)["committed"]["0"]
     assert 10 <= back < 40
-    again = room.do("litepull", expect=40 - back, timeout_ms=15_000, **arguments)
+    again = room.do("litepull", expect=40 - back, **arguments)
     assert again["received"] == 40 - back, "it goes on where it had committed"
 
 

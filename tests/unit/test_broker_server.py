@@ -14,6 +14,8 @@ import pytest
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.errors import StoreError
+from aerobee.nameserver.options import NameServerOptions
+from aerobee.nameserver.server import NameServer
 from aerobee.net.connection import Connection
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
@@ -99,10 +101,18 @@ class Peer:
         return int((await self.call(RequestCode.QUERY_CONSUMER_OFFSET, **fields)).ext_fields["offset"])
 
     async def join(
-        self, client_id: str, *topics: str, group: str = "g", consume_type: str = "CONSUME_PASSIVELY"
+        self,
+        client_id: str,
+        *topics: str,
+        group: str = "g",
+        consume_type: str = "CONSUME_PASSIVELY",
+        fingerprint: int = 0,
+        without_sub: bool = False,
     ) -> RemotingCommand:
         body = {
             "clientID": client_id,
+            "heartbeatFingerprint": fingerprint,
+            "withoutSub": without_sub,
             "producerDataSet": [{"groupName": "producers"}],
             "consumerDataSet": [
                 {
@@ -254,6 +264,30 @@ async def test_a_pull_of_a_group_that_only_subscribed_by_heartbeat(broker: Broke
     assert (await peer.pull("orders", sysFlag=0, subVersion=2, expressionType="SQL92")).code == (
         ResponseCode.SUBSCRIPTION_NOT_LATEST
     )
+
+
+async def test_heartbeats_that_leave_out_what_has_not_changed(broker: Broker, peer: Peer) -> None:
+    async def beat(fingerprint: int, *topics: str, client: Peer = peer) -> str:
+        reply = await client.join(f"c{id(client)}", *topics, fingerprint=fingerprint, without_sub=not topics)
+        assert reply.code == 0 and reply.ext_fields["IS_SUPPORT_HEART_BEAT_V2"] == "true"
+        return reply.ext_fields["IS_SUB_CHANGE"]
+
+    assert await beat(0, "orders") == "true", "version 1 is sent whole each time"
+    assert await beat(7, "orders") == "false"
+    await peer.send("orders")
+    assert await beat(7) == "false"
+    assert (await peer.pull("orders", sysFlag=0, subVersion=1)).code == 0, "what was subscribed stays"
+    other = Peer(broker.address)
+    assert await beat(8, "orders", "more", client=other) == "true", "another member subscribes to something else"
+    assert await beat(7) == "true"
+    await other.pool.close()
+    await peer.pool.close()
+    await eventually(lambda: not broker.clients.consumers)
+    again = Peer(broker.address)
+    assert await beat(7, client=again) == "true", "nothing is known of it: it must tell all"
+    assert await beat(7, "orders", client=again) == "false"
+    assert (await again.pull("orders", sysFlag=0, subVersion=1)).code == 0
+    await again.pool.close()
 
 
 async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, peer: Peer) -> None:
@@ -519,6 +553,25 @@ async def test_synchronous_flush_answers_both_ways(tmp_path: Path) -> None:
     finally:
         await peer.pool.close()
         await broker.stop()
+
+
+async def test_a_stop_at_the_moment_of_a_registration(tmp_path: Path) -> None:
+    # A name server that stops with its broker ends their connection, and that wakes the registration: whichever step
+    # of it the stop meets, it ends.
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json")))
+    await name_server.start()
+    for steps in range(6):
+        broker = Broker(small(tmp_path / str(steps), namesrv_addr=name_server.address))
+        await broker.start()
+        assert await broker.registration.first(5)
+        await asyncio.sleep(0.01)  # it waits for the next time
+        broker.registration.changed([])
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await broker.registration.stop()
+        await broker.stop()
+    await name_server.stop()
 
 
 async def test_light_queues(tmp_path: Path) -> None:

@@ -26,10 +26,14 @@ _complaints: Final = Complaints(logging.getLogger("aerobee.broker.groups"))
 
 
 async def heart_beat(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
-    """HEART_BEAT. Version 2 has a fingerprint of the subscriptions and leaves them out while they are the same."""
+    """HEART_BEAT. Version 2 has a fingerprint of the subscriptions and leaves them out while they are the same.
+
+    IS_SUB_CHANGE "true" has the client send them with its next heartbeat: also when it left out what nobody here knows
+    (the broker was restarted, the connection is a new one).
+    """
     data = HeartbeatData.from_json(command.body)
     fingerprint = data.heartbeat_fingerprint
-    changed_elsewhere = False
+    tell_again = not fingerprint
 
     def client() -> Client:
         return Client(data.client_id, connection, command.language, command.version)
@@ -42,7 +46,7 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
             continue
         group = broker.clients.consumers.get(consumer.group_name)
         if fingerprint and group is not None and group.fingerprint and group.fingerprint != fingerprint:
-            changed_elsewhere = True
+            tell_again = True
         order = any(broker.topics.is_order(subscription.topic) for subscription in consumer.subscription_data_set)
         try:
             await broker.topics.create_for_group(
@@ -55,21 +59,25 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
             _complaints.warn("retry topic", "retry topic of group %s not written: %s", consumer.group_name, error)
         if connection.closed:
             return command.reply()
+        without_sub = bool(fingerprint) and data.is_without_sub
         broker.clients.register_consumer(
             consumer.group_name,
             client(),
             consume_type=consumer.consume_type,
             message_model=consumer.message_model,
             consume_from_where=consumer.consume_from_where,
-            subscriptions=None if fingerprint and data.is_without_sub else consumer.subscription_data_set,
+            subscriptions=None if without_sub else consumer.subscription_data_set,
             notify=settings.notify_consumer_ids_changed_enable,
         )
-        broker.clients.consumers[consumer.group_name].fingerprint = fingerprint
+        group = broker.clients.consumers[consumer.group_name]
+        group.fingerprint = fingerprint
+        if without_sub and not group.members[connection.id].subscriptions:
+            tell_again = True
     for producer in data.producer_data_set:
         broker.clients.register_producer(producer.group_name, client())
     reply = command.reply()
     reply.ext_fields["IS_SUPPORT_HEART_BEAT_V2"] = "true"
-    reply.ext_fields["IS_SUB_CHANGE"] = "true" if not fingerprint or changed_elsewhere else "false"
+    reply.ext_fields["IS_SUB_CHANGE"] = "true" if tell_again else "false"
     return reply
 
 

@@ -134,7 +134,8 @@ final class Consume {
         consumer.setVipChannelEnabled(a.getBooleanValue("vip", false));
         // A heartbeat that crosses a rebalance leaves the broker with the older subscription until the next one, and a
         // retry topic that its first member has made is looked for by time only: both every 30 s, unless told so.
-        consumer.setHeartbeatBrokerInterval(3_000);
+        consumer.setHeartbeatBrokerInterval(a.getIntValue("heartbeat_ms", 3_000));
+        consumer.setUseHeartbeatV2(a.getBooleanValue("heartbeat_v2", false));
         consumer.setPollNameServerInterval(3_000);
         consumer.setConsumeFromWhere(switch (a.getString("from") == null ? "first" : a.getString("from")) {
             case "last" -> ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET;
