@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "conformance"
@@ -201,6 +201,13 @@ class Cluster:
         """Ends both at once; a clean stop of Apache's broker takes 15 s."""
         self.broker.kill()
         self.namesrv.kill()
+
+
+NO_SPIN: Final = {"transactionOpBatchInterval": 3_600_000, "transactionOpMsgMaxSize": 1}
+"""For Apache's broker: it notes the end of a transaction at once.
+
+By default it notes ends every three seconds, and from three seconds after the last one a thread of it spins for ever.
+"""
 
 
 def start_namesrv(directory: Path, port: int = 9876, options: Mapping[str, object] | None = None) -> Process:

@@ -11,7 +11,7 @@ import ours
 import pytest
 from official import Client
 
-pytestmark = pytest.mark.apache
+pytestmark = [pytest.mark.apache, pytest.mark.timeout(400)]  # two of Apache's brokers start, twice
 
 TOPIC = "static"
 BLOCK = 10_000
@@ -32,6 +32,7 @@ class Pair:
         self._namesrv = self._maker.start_namesrv(directory / "names", names)
         self._brokers = {name: self._start(name) for name in self._ports}
         self._number = 0
+        self._groups: list[str] = []
         self.sent: dict[str, int] = {}
         """Unique id → number of each message that was accepted."""
 
@@ -43,6 +44,8 @@ class Pair:
         self._brokers[name] = self._start(name)
 
     def discard(self) -> None:
+        for group in self._groups:
+            self.client.do("consume.stop", name=f"{self.kind}/{group}")
         for process in [*self._brokers.values(), self._namesrv]:
             process.kill()
 
@@ -70,6 +73,7 @@ class Pair:
             "consume.start", name=f"{self.kind}/{group}", group=group, namesrv=self.names, topic=TOPIC,
             orderly=True, list=100_000,
         )  # fmt: skip
+        self._groups.append(group)
 
     def received(self, group: str, count: int, timeout_s: float = 60.0) -> list[dict[str, Any]]:
         state = self.client.do(
@@ -86,7 +90,7 @@ def eventually(check: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module", params=["apache", "aerobee"])
+@pytest.fixture(params=["apache", "aerobee"])
 def pair(
     request: pytest.FixtureRequest,
     private_network: None,
@@ -154,5 +158,3 @@ def test_queues_move_under_a_producer_and_a_consumer(pair: Pair) -> None:
     assert len(again) == len(pair.sent), "a new group reads all of it, through every stretch"
     table = pair.admin("topicStatus", "-t", TOPIC)
     assert "__syslo__global__" in table or "left" in table
-    for group in ("followers", "readers"):
-        pair.client.do("consume.stop", name=f"{pair.kind}/{group}")

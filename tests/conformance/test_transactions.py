@@ -133,7 +133,7 @@ def test_topics_that_are_not_there(halves: Halves) -> None:
 
 # The official client.
 
-SETTINGS = {"transactionTimeOut": 1000, "transactionCheckInterval": 1000, "transactionOpBatchInterval": 100}
+SETTINGS = {"transactionTimeOut": 1000, "transactionCheckInterval": 1000, **apache.NO_SPIN}
 PLAN = ["commit/commit", "rollback/rollback", "unknown/commit", "unknown/rollback", "unknown/unknown", "unknown/commit"]
 IMMUNITY_S = [0, 0, 0, 0, 0, 4]
 

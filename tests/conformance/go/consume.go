@@ -257,7 +257,8 @@ func pull(a Object) (Object, error) {
 	reply["next"], reply["min"], reply["max"] = result.NextBeginOffset, result.MinOffset, result.MaxOffset
 	if commit := a.number("commit", -1); commit >= 0 {
 		// It keeps offsets of queues that are its own only: it has this one when it polls from it.
-		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		// It shares queues out when it starts and every 20 s: a first time that failed is made up for by the second.
+		for deadline := time.Now().Add(50 * time.Second); time.Now().Before(deadline); {
 			got, err := c.Poll(context.Background(), 200*time.Millisecond)
 			if err == nil && got.GetMQ().QueueId == queue.QueueId {
 				break
