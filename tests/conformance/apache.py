@@ -326,7 +326,7 @@ def call(
     }
     request["serializeTypeCurrentRPC"] = "JSON"
     header = json.dumps(request, separators=(",", ":")).encode()
-    with socket.create_connection((host, int(port)), timeout_s) as sock:
+    with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as sock:
         sock.sendall(struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body)
         size, header_size = struct.unpack(">II", _exactly(sock, 8))
         rest = _exactly(sock, size - 4)

@@ -2,8 +2,8 @@
 
 The chain: Apache writes and is killed; ours reads all, writes and is killed; Apache reads all, writes and stops; ours
 reads all, writes and stops; Apache reads all. "All" is every record of every queue, byte by byte, and every answer to
-queries by key, unique key and offset. What was pending (a delayed message, a half message, a retry) goes on at the
-broker that has the store when its time comes.
+queries by key, unique key and offset. What was pending goes on at the broker that has the store when its time comes:
+delays by level and by time, half messages, retries, popped messages; what was done with stays done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import apache
 import network
 import ours
 import pytest
+import raw
 from official import Client
 
-pytestmark = [pytest.mark.apache, pytest.mark.timeout(300)]
+from aerobee.broker.records import BORN_HOST_V6, STORE_HOST_V6, Stored, parse_record
+
+pytestmark = [pytest.mark.apache, pytest.mark.timeout(480)]
 
 NAMESRV, BROKER = "127.0.0.1:9876", "127.0.0.1:10911"
 # Only retry topics may be longer than 127 bytes, and then the record is of version 2. No request makes a group with so
@@ -28,13 +31,18 @@ NAMESRV, BROKER = "127.0.0.1:9876", "127.0.0.1:10911"
 LONG_GROUP = "g" * 200
 LONG_TOPIC = f"%RETRY%{LONG_GROUP}"
 LONG_GROUP_FILE = {"subscriptionGroupTable": {LONG_GROUP: {"groupName": LONG_GROUP, "retryMaxTimes": 16}}}
-# By default Apache's broker notes ends of transactions every 3 s only; a round of questions in between asks about an
-# ended half once more, and delivers it twice.
 OPTIONS = {
     "transactionTimeOut": 1000,
     "transactionCheckInterval": 2000,
-    **apache.NO_SPIN,
+    "transactionCheckMax": 1000,
     "mappedFileSizeCommitLog": 1024 * 1024,
+    "reviveScanTime": 1000,
+}
+OPTIONS_OF: dict[str, dict[str, object]] = {
+    # By default Apache's broker notes ends of transactions every 3 s only; a round of questions in between asks about an
+    # ended half once more, and delivers it twice. And it forgets the keys of older messages at every unclean stop.
+    "apache": {**apache.NO_SPIN, "messageIndexSafe": "true"},
+    "aerobee": {},
 }
 
 Snapshot = dict[str, Any]
@@ -59,9 +67,7 @@ class Exchange:
     def open(self, kind: str) -> None:
         """Starts Apache's or our broker on the store."""
         start: Callable[..., apache.Process] = apache.start_broker if kind == "apache" else ours.start_broker
-        # Without this Apache's broker forgets the keys of older messages at every unclean stop, its own ones too.
-        safe = {"messageIndexSafe": "true"} if kind == "apache" else {}
-        self.broker = start(self.directory, NAMESRV, 10911, {**OPTIONS, **safe})
+        self.broker = start(self.directory, NAMESRV, 10911, {**OPTIONS, **OPTIONS_OF[kind]})
         self.kind = kind
 
     def write(self) -> None:
@@ -75,7 +81,7 @@ class Exchange:
         # Bodies that fill files: the log rolls in every round.
         self._produce(f"Large{n}", count=12, size=100_000, compress_over=4_000_000, keys=f"large{n}-")
         for number in range(3):
-            self._raw_send(LONG_TOPIC, f"{kind} {n} {number}".encode())
+            assert raw.send(BROKER, LONG_TOPIC, f"{kind} {n} {number}".encode(), {"KEYS": "long"})["code"] == 0
         consumer = {"namesrv": NAMESRV, "name": plain, "topic": plain, "group": f"group{n}"}
         self.client.do("consume.start", fail_times=1 if n == 1 else 0, **consumer)
         self.client.do("consume.state", name=plain, received=20, timeout_ms=3_000 if n == 1 else 10_000)
@@ -85,6 +91,9 @@ class Exchange:
         self._transactions("unknown", f"Open{n}")
         self._produce(f"Soon{n}", count=2, level=1)
         self._produce(f"Later{n}", count=2, level=3, keys=f"later{n}-")
+        self._produce(f"Timed{n}", count=2, delay_ms=12_000, keys=f"timed{n}-")
+        self._send_back(f"Back{n}")
+        self._pop(f"Popped{n}")
         time.sleep(6)  # sleeps: offsets are written every 5 s
 
     def _produce(self, topic: str, **arguments: Any) -> None:
@@ -100,11 +109,37 @@ class Exchange:
             "transaction", namesrv=NAMESRV, topic=topic, queues=2, count=2, outcome=outcome, keys=f"{topic}-"
         )
 
-    def _raw_send(self, topic: str, body: bytes) -> None:
-        fields = {"a": "raw", "b": topic, "c": "TBW102", "d": "1", "e": "0", "f": "0", "g": "1700000000000", "h": "7"}
-        fields |= {"i": "KEYS\x01long\x02TAGS\x01TagL\x02", "j": "0", "k": "false", "l": "16", "m": "false"}
-        header, _ = apache.call(BROKER, 310, fields, body)
-        assert header["code"] == 0, header.get("remark")
+    def _send_back(self, topic: str) -> None:
+        """One message goes to its group's retry topic in 10 s, the other one to the dead letters at once."""
+        self._produce(topic, count=2)
+        records = [record for queue in range(2) for record in records_of(topic, queue)]
+        for record, level in zip(records, ("3", "-1"), strict=True):
+            fields = {"offset": str(record.position), "group": f"group{topic}", "delayLevel": level}
+            fields |= {"originMsgId": record.properties["UNIQ_KEY"], "originTopic": topic, "maxReconsumeTimes": "16"}
+            header, _ = apache.call(BROKER, 36, {**fields, "unitMode": "false"})
+            assert header["code"] == 0, header.get("remark")
+
+    def _pop(self, topic: str) -> None:
+        """Four messages are given out, two of them are acknowledged."""
+        self._produce(topic, count=4)
+        messages = self.popped(topic, 4)
+        self.ack(topic, [message for message in messages if message["properties"]["seq"] in "01"])
+
+    def popped(self, topic: str, count: int, timeout_s: float = 60) -> list[dict[str, Any]]:
+        """So many messages of the topic, and what comes with them."""
+        messages: list[dict[str, Any]] = []
+        deadline = time.monotonic() + timeout_s
+        where = {"broker": BROKER, "broker_name": "broker-a", "topic": topic, "group": f"group{topic}"}
+        while len(messages) < count:
+            assert time.monotonic() < deadline, f"{len(messages)} of {count} messages were given out"
+            messages += self.client.do("pop", poll_ms=1000, invisible_ms=12_000, **where)["messages"]
+        return messages
+
+    def ack(self, topic: str, messages: list[dict[str, Any]]) -> None:
+        handles = [message["handle"] for message in messages]
+        where = {"broker": BROKER, "topic": topic, "group": f"group{topic}"}
+        statuses = self.client.do("pop.ack", handles=handles, **where)["statuses"]
+        assert set(statuses) == {"OK"}
 
     def snapshot(self) -> Snapshot:
         """All that can be read: records by queue, answers to queries, offsets of groups."""
@@ -113,13 +148,13 @@ class Exchange:
         names = [topic for topic in topics if topic not in VOLATILE]
         for topic in names:
             for queue in range(topics[topic]["readQueueNums"]):
-                records = pull(topic, queue)
+                records = raw.pull(BROKER, topic, queue)
                 if records:
                     found[f"queue {topic} {queue}"] = records
         for topic, key in self.keys:
-            found[f"key {topic} {key}"] = query(topic, key, "K")
+            found[f"key {topic} {key}"] = raw.query(BROKER, topic, key, "K")
         for topic, unique in self.unique:
-            found[f"unique {topic} {unique}"] = query(topic, unique, "U")
+            found[f"unique {topic} {unique}"] = raw.query(BROKER, topic, unique, "U")
         return found
 
     def offsets(self) -> dict[str, int]:
@@ -139,48 +174,11 @@ VOLATILE = {"RMQ_SYS_TRANS_HALF_TOPIC", "RMQ_SYS_TRANS_OP_HALF_TOPIC", "rmq_sys_
 
 def stored(topic: str) -> int:
     """How many messages the topic's two queues have."""
-    return sum(high - low for low, high in (bounds(topic, queue) for queue in range(2)))
+    return sum(high - low for low, high in (raw.bounds(BROKER, topic, queue) for queue in range(2)))
 
 
-def bounds(topic: str, queue: int) -> tuple[int, int]:
-    place = {"topic": topic, "queueId": str(queue)}
-    low, high = (apache.call(BROKER, code, place)[0]["extFields"]["offset"] for code in (31, 30))
-    return int(low), int(high)
-
-
-def pull(topic: str, queue: int) -> list[bytes]:
-    """Every record of a queue, as it lies in the log."""
-    offset, end = bounds(topic, queue)
-    records: list[bytes] = []
-    while offset < end:
-        fields = {"consumerGroup": "TOOLS_CONSUMER", "topic": topic, "queueId": str(queue), "queueOffset": str(offset)}
-        fields |= {"maxMsgNums": "32", "sysFlag": "4", "commitOffset": "0", "suspendTimeoutMillis": "0"}
-        fields |= {"subscription": "*", "subVersion": "0", "expressionType": "TAG"}
-        header, body = apache.call(BROKER, 11, fields)
-        assert header["code"] == 0, (topic, queue, offset, end, header)
-        records += split(body)
-        offset = int(header["extFields"]["nextBeginOffset"])
-    return records
-
-
-def query(topic: str, key: str, kind: str) -> list[bytes]:
-    fields = {"topic": topic, "key": key, "maxNum": "32", "beginTimestamp": "0", "endTimestamp": str(2**62)}
-    fields |= {"indexType": kind}
-    if kind == "U":
-        fields["_UNIQUE_KEY_QUERY"] = "true"
-    header, body = apache.call(BROKER, 12, fields)
-    # By time of storing, then place: the order within an answer is the walk through the index, newest first.
-    assert header["code"] in (0, 22), header
-    return sorted(split(body))
-
-
-def split(body: bytes) -> list[bytes]:
-    records, at = [], 0
-    while at < len(body):
-        size = int.from_bytes(body[at : at + 4], "big")
-        records.append(body[at : at + size])
-        at += size
-    return records
+def records_of(topic: str, queue: int = 0) -> list[Stored]:
+    return [parse_record(data) for data in raw.pull(BROKER, topic, queue)]
 
 
 @pytest.fixture
@@ -214,37 +212,94 @@ def test_a_store_goes_to_and_fro(exchange: Exchange) -> None:
                 else:
                     assert set(records) <= set(found), f"{story}: {place}"
             assert exchange.offsets() == offsets, story
-            later = f"Later{exchange.round}"
-            # A broker notes every few seconds how far it is with delays and halves: a kill makes it do some again.
-            exactly = steps[number - 1][1] == "stop"
-            assert reaches(later, 2) == 2 if exactly else reaches(later, 2) >= 2, f"{story}: delayed messages"
-            checked = exchange.client.do(
-                "transaction",
-                namesrv=NAMESRV,
-                topic="Tick",
-                queues=1,
-                count=1,
-                outcome="commit",
-                check="commit",
-                wait_ms=5000,
-            )
-            opened = f"Open{exchange.round}"
-            assert checked["checks"] >= 2, f"{story}: halves without an answer are asked about"
-            committed = reaches(opened, 2)
-            assert committed == 2 if exactly else committed >= 2, f"{story}: {committed} of 2 open halves"
+            goes_on(exchange, story, exactly=steps[number - 1][1] == "stop")
         if number == len(steps) - 1:
             break
         exchange.write()
-        assert len(pull(LONG_TOPIC, 0)) == 3 * exchange.round
+        assert len(raw.pull(BROKER, LONG_TOPIC, 0)) == 3 * exchange.round
         before, offsets = exchange.snapshot(), exchange.offsets()
         assert all(offset >= 0 for offset in offsets.values())
         assert exchange.broker is not None
         exchange.broker.kill() if end == "kill" else exchange.broker.stop()
 
 
-def reaches(topic: str, count: int, timeout_s: float = 20.0) -> int:
+def goes_on(exchange: Exchange, story: str, *, exactly: bool) -> None:
+    """What the last round left pending ends here, once; what it ended stays ended."""
+    n = exchange.round
+    checked = exchange.client.do(
+        "transaction", namesrv=NAMESRV, topic="Tick", queues=1, count=1, outcome="commit", check="commit", wait_ms=5000
+    )
+    assert checked["checks"] >= 2, f"{story}: halves without an answer are asked about"
+    assert reaches(f"Open{n}", 2) == 2, f"{story}: open halves"
+    for topic, count in ((f"Later{n}", 2), (f"Timed{n}", 2), (f"%RETRY%groupBack{n}", 1)):
+        # A broker notes every few seconds how far it is with delays: a kill can make it do some again.
+        delivered = reaches(topic, count)
+        assert delivered == count if exactly else delivered >= count, f"{story}: {topic}"
+    again = exchange.popped(f"Popped{n}", 2)
+    assert sorted(message["properties"]["seq"] for message in again) == ["2", "3"], f"{story}: popped messages"
+    exchange.ack(f"Popped{n}", again)
+    for before in range(1, n + 1):
+        assert [stored(f"{topic}{before}") for topic in ("Committed", "Rolled", "Open")] == [2, 0, 2], story
+
+
+def reaches(topic: str, count: int, timeout_s: float = 30.0) -> int:
     """How many messages the topic has, once there are so many or the time is over."""
     deadline = time.monotonic() + timeout_s
     while stored(topic) < count and time.monotonic() < deadline:
         time.sleep(0.1)
     return stored(topic)
+
+
+V6_BROKER = "[::1]:10911"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "end", "second"), [("apache", "kill", "aerobee"), ("aerobee", "stop", "apache")])
+def test_hosts_of_ipv6(first: str, end: str, second: str, tmp_path: Path) -> None:
+    """Claim: records whose hosts are IPv6 addresses are read, found by id, moved and ended by the other broker."""
+
+    def start(kind: str) -> apache.Process:
+        open_: Callable[..., apache.Process] = apache.start_broker if kind == "apache" else ours.start_broker
+        settings = {**OPTIONS, **OPTIONS_OF[kind], "bindAddress": "::1", "brokerIP1": "::1", "brokerIP2": "::1"}
+        return open_(tmp_path, NAMESRV, 10911, settings, ready=lambda: apache.call(V6_BROKER, 28)[0]["code"] == 0)
+
+    def sent(topic: str, sys_flag: int = 0, **properties: str) -> dict[str, str]:
+        every = {"KEYS": topic, "own": "grün \u4e2d", **properties}
+        header = raw.send(V6_BROKER, topic, topic.encode(), every, group="g", sys_flag=sys_flag)
+        assert header["code"] == 0, header
+        fields: dict[str, str] = header["extFields"]
+        return fields
+
+    with network.private_network():
+        namesrv = ours.start_namesrv(tmp_path, 9876)
+        broker = start(first)
+        try:
+            plain = sent("Plain")
+            half = sent("Ended", 4, TRAN_MSG="true", PGROUP="g", UNIQ_KEY="unique")
+            sent("Later", DELAY="2")
+            before = raw.pull(V6_BROKER, "Plain", 0)
+            time.sleep(1.5)  # sleeps: Apache's broker flushes its files every second
+            broker.kill() if end == "kill" else broker.stop()
+            broker = start(second)
+            assert raw.pull(V6_BROKER, "Plain", 0) == before
+            record = parse_record(before[0])
+            assert record.sys_flag & (BORN_HOST_V6 | STORE_HOST_V6) == BORN_HOST_V6 | STORE_HOST_V6
+            assert record.store_host == V6_BROKER and record.born_host.startswith("[::1]:")
+            assert raw.query(V6_BROKER, "Plain", "Plain", "K") == before
+            position = str(int(plain["msgId"][-16:], 16))
+            assert len(plain["msgId"]) == 56
+            assert apache.call(V6_BROKER, 33, {"topic": "Plain", "offset": position})[1] == before[0]
+            fields = {"producerGroup": "g", "tranStateTableOffset": half["queueOffset"], "commitOrRollback": "8"}
+            fields["commitLogOffset"] = str(int(half["msgId"][-16:], 16))
+            assert apache.call(V6_BROKER, 37, fields)[0]["code"] == 0
+            deadline = time.monotonic() + 30
+            for topic in ("Ended", "Later"):
+                while raw.bounds(V6_BROKER, topic, 0) == (0, 0):
+                    assert time.monotonic() < deadline, f"{topic} did not come"
+                    time.sleep(0.1)
+                (moved,) = [parse_record(data) for data in raw.pull(V6_BROKER, topic, 0)]
+                assert moved.body == topic.encode() and moved.properties["own"] == "grün \u4e2d"
+                assert moved.born_host.startswith("[::1]:") and moved.store_host == V6_BROKER
+        finally:
+            broker.kill()
+            namesrv.kill()
