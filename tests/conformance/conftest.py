@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import apache
 import golang
 import network
+import nodejs
 import ours
 import pytest
 from official import Client
@@ -17,6 +18,7 @@ from room import Room
 NEEDS: dict[str, Callable[[], str | None]] = {
     "apache": lambda: network.unavailable() or apache.unavailable(),
     "go": golang.unavailable,
+    "node": nodejs.unavailable,
 }
 
 

@@ -1,4 +1,4 @@
-"""A proxy that writes down every frame, and the recordings of the official client against Apache's servers.
+"""A proxy that writes down every frame, and the recordings of the official clients against Apache's servers.
 
     python tests/conformance/record.py            makes tests/wire/recordings/*.jsonl again
 
@@ -22,14 +22,18 @@ import struct
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import apache
+import golang
+import nodejs
 from network import private_network
-from official import Client
+from official import Client, Program
+
+from aerobee.protocol.codes import RequestCode
+from aerobee.testing.eventually import eventually_sync as eventually
 
 RECORDINGS = apache.ROOT / "tests" / "wire" / "recordings"
 PROXY_HOST = "127.0.0.2"
@@ -57,6 +61,18 @@ class Recorder:
         with self._lock:
             lines, self._lines = self._lines or [], None
             return lines
+
+    def saw(self, code: int, reply: bool = True) -> None:
+        """Waits until a request of this code has gone by since `begin`, and its reply, if it has one."""
+
+        def gone_by() -> bool:
+            with self._lock:
+                lines = list(self._lines or ())
+            asked = {(line["link"], line["opaque"]) for line in lines if line["code"] == code and not line["reply"]}
+            answered = {(line["link"], line["opaque"]) for line in lines if line["reply"]}
+            return bool(asked & answered if reply else asked)
+
+        eventually(gone_by, 30)
 
     def _accept(self, server: str, listener: socket.socket, target: tuple[str, int]) -> None:
         while True:
@@ -120,8 +136,8 @@ def _summary(frame: bytes) -> tuple[int, int, int]:
 Scenario = Callable[[Client, str], object]
 
 
-def scenarios() -> dict[str, Scenario]:
-    """Name of the file, and what the official client does meanwhile."""
+def scenarios(recorder: Recorder) -> dict[str, Scenario]:
+    """Name of the file, and what the official Java client does meanwhile."""
 
     def admin(*args: str) -> Scenario:
         return lambda client, namesrv: client.admin(*args, "-n", namesrv)
@@ -135,7 +151,7 @@ def scenarios() -> dict[str, Scenario]:
         client.do("consume.state", name="r", received=6, timeout_ms=15_000)
         client.do("produce", namesrv=namesrv, topic="Recorded", count=2, tags=["TagA", "TagC"], **{"from": 100})
         client.do("consume.state", name="r", received=7, timeout_ms=5_000)
-        time.sleep(6)  # offsets go to the broker every 5 s
+        recorder.saw(RequestCode.UPDATE_CONSUMER_OFFSET, reply=False)
         client.do("consume.stop", name="r")
 
     def orderly(client: Client, namesrv: str) -> None:
@@ -152,7 +168,7 @@ def scenarios() -> dict[str, Scenario]:
 
     def connections(client: Client, namesrv: str) -> None:
         client.do("consume.start", name="c", namesrv=namesrv, topic="Recorded", group="recorded_group")
-        time.sleep(1)
+        recorder.saw(RequestCode.HEART_BEAT)
         client.admin("consumerConnection", "-g", "recorded_group", "-n", namesrv)
         client.admin("consumerProgress", "-g", "recorded_group", "-n", namesrv)
         client.admin("consumerStatus", "-g", "recorded_group", "-n", namesrv)
@@ -212,10 +228,62 @@ def scenarios() -> dict[str, Scenario]:
     }
 
 
+def scenarios_of_others(go: Program, node: Program, namesrv: str) -> dict[str, Callable[[], object]]:
+    """The same for the Go client and the one for Node."""
+
+    def consume(program: Program, topic: str, received: int, **arguments: Any) -> None:
+        program.do("consume.start", name=topic, namesrv=namesrv, topic=topic, group=f"{topic}Group", **arguments)
+        program.do("consume.state", name=topic, received=received, timeout_ms=30_000)
+        program.do("consume.stop", name=topic)
+
+    def go_does(do: str, **arguments: Any) -> Callable[[], object]:
+        return lambda: go.do(do, namesrv=namesrv, **arguments)
+
+    def transaction() -> None:
+        go.do("transaction", namesrv=namesrv, topic="GoTransaction", name="t", outcome="commit")
+        consume(go, "GoTransaction", 1)  # the answer to the broker is oneway: it has arrived when the message comes
+        go.do("transaction.stop", name="t")
+
+    broker = {"broker_address": f"{PROXY_HOST}:10911"}
+    many: dict[str, Any] = {"tags": ["TagA", "TagB"], "keys": "key-", "count": 4}
+    pulled = {"topic": "Go", "group": "GoPull", "broker": "broker-a", "queue": 0, "offset": 0}
+    return {
+        "go_topic_create": lambda: [
+            go.do("topic.create", namesrv=namesrv, topic=topic, queues=1, **broker) for topic in ("Go", "Node")
+        ],
+        "go_produce": go_does("produce", topic="Go", **many),
+        "go_produce_creates_topic": go_does("produce", topic="GoAuto", **many),
+        "go_produce_async": go_does("produce", topic="Go", mode="async", **many),
+        "go_produce_oneway": go_does("produce", topic="Go", mode="oneway", **many),
+        "go_produce_batch": go_does("produce", topic="Go", mode="batch", batch=2, **many),
+        "go_produce_compressed": go_does("produce", topic="Go", size=6000),
+        "go_produce_delayed": go_does("produce", topic="GoDelay", level=1),
+        "go_transaction": transaction,
+        "go_push_consumer": lambda: consume(go, "Go", 8, tags="TagA || TagB"),
+        "go_push_orderly": lambda: consume(go, "GoAuto", 4, orderly=True),
+        "go_push_retry": lambda: consume(go, "GoDelay", 0, fail_times=1, level=1),
+        "go_pull": go_does("pull", commit=4, **pulled),
+        "go_topic_list": go_does("topic.list", **broker),
+        "go_topic_delete": go_does("topic.delete", topic="GoAuto", **broker),
+        "node_produce": lambda: node.do("produce", namesrv=namesrv, topic="Node", **many),
+        "node_push_consumer": lambda: consume(node, "Node", 4, tags="TagA || TagB"),
+        "node_push_retry": lambda: consume(node, "Node", 4, fail_times=1, tags="TagA || TagB"),
+    }
+
+
 def main() -> None:
     wanted = re.compile(sys.argv[1] if len(sys.argv) > 1 else ".")
+    for reason in (golang.unavailable(), nodejs.unavailable()):
+        if reason:
+            sys.exit(reason)
     RECORDINGS.mkdir(parents=True, exist_ok=True)
     recorder = Recorder()
+
+    def keep(title: str) -> None:
+        lines = recorder.end()
+        if wanted.search(title):
+            save(title, lines)
+
     with tempfile.TemporaryDirectory(prefix="record-") as name, private_network():
         directory = Path(name)
         recorder.listen("namesrv", 9876, ("127.0.0.1", 9876))
@@ -229,20 +297,24 @@ def main() -> None:
             return apache.registered("127.0.0.1:9876", "broker-a", f"{PROXY_HOST}:10911", "127.0.0.1:10911")
 
         broker = apache.start_broker(directory, f"{PROXY_HOST}:9876", options=options, ready=ready)
-        time.sleep(3)
-        save("broker_registers", recorder.end())
-        client = Client(directory)
-        for title, scenario in scenarios().items():
+        recorder.saw(RequestCode.REGISTER_BROKER)
+        keep("broker_registers")
+        client, go, node = Client(directory), golang.Client(directory), nodejs.Client(directory)
+        for title, scenario in scenarios(recorder).items():
             recorder.begin()
             scenario(client, f"{PROXY_HOST}:9876")
-            lines = recorder.end()
-            if wanted.search(title):
-                save(title, lines)
+            keep(title)
+        for title, other in scenarios_of_others(go, node, f"{PROXY_HOST}:9876").items():
+            recorder.begin()
+            other()
+            keep(title)
+        go.close()
+        node.close()
         recorder.begin()
         client.close()
         broker.stop()
-        time.sleep(0.5)
-        save("broker_stops", recorder.end())
+        recorder.saw(RequestCode.UNREGISTER_BROKER)
+        keep("broker_stops")
         namesrv.kill()
 
 

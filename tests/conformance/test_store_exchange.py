@@ -39,8 +39,8 @@ OPTIONS = {
     "reviveScanTime": 1000,
 }
 OPTIONS_OF: dict[str, dict[str, object]] = {
-    # By default Apache's broker notes ends of transactions every 3 s only; a round of questions in between asks about an
-    # ended half once more, and delivers it twice. And it forgets the keys of older messages at every unclean stop.
+    # By default Apache's broker notes ends of transactions every 3 s only; a round of questions in between asks about
+    # an ended half once more, and delivers it twice. And it forgets older messages' keys at every unclean stop.
     "apache": {**apache.NO_SPIN, "messageIndexSafe": "true"},
     "aerobee": {},
 }
