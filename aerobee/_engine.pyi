@@ -137,10 +137,12 @@ class Engine:
     @staticmethod
     def open(options: dict[str, object]) -> Engine:
         """Opens and recovers the store; blocks, so call it in a thread. `root` (directory), and optionally sync_flush
-        (bool), log_file_bytes, queue_file_units, batch_file_units, batch_topics (those with batch queues), index_slots,
-        index_entries, index_enable, store_host (ip:port), log_flush_interval_ms, log_flush_bytes_min,
-        log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms, checkpoint_bytes, unflushed_bytes_max,
-        disk_used_ratio_max, delay_levels_ms (list), light_queues (records get entries in the light queues they name),
+        (bool), log_file_bytes, queue_file_units, batch_file_units, batch_topics (those with batch queues),
+        compaction_topics (those whose queues are compacted), compaction_log_file_bytes, compaction_queue_file_bytes,
+        compaction_map_bytes (memory while compacting), index_slots, index_entries, index_enable, store_host (ip:port),
+        log_flush_interval_ms, log_flush_bytes_min, log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms,
+        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list),
+        light_queues (records get entries in the light queues they name),
         utc_offset_ms (for the names of index files), background (False: no flusher).
         Unknown keys raise TypeError."""
     def session(self, peer: str) -> int:
@@ -174,6 +176,12 @@ class Engine:
         """Which sends of a known topic are served: without and with a sharding key; at first both."""
     def batch_topic(self, topic: str, batch: bool) -> None:
         """The topic's queues are batch queues, or are not; before its first message."""
+    def compaction_topic(self, topic: str, compacted: bool) -> None:
+        """The topic's queues are compacted, or are not."""
+    def compact(self, topic: str, queue: int, position: int) -> tuple[int, int, int] | None:
+        """Compacts the queue's full files if there are any with messages behind offset `position` (-1: all); takes as
+        long as reading and writing them takes, so call it in a thread. The position for the next time, messages in
+        these files before and after; None: nothing to do, or the store is closing. Raises DiskFull or DiskFailed."""
     def forget_topic(self, topic: str) -> None: ...
     def allow_group(self, group: str, consume: bool, fast: bool, sys_flag: int = 0) -> None:
         """Adds a consumer group or changes its row; as `allow_topic`."""

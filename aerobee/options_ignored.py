@@ -150,14 +150,14 @@ BROKER: Final = _by_key(
         brokerNotActiveTimeoutMillis brokerPermission brokerRole brokerTopicEnable channelExpiredTimeout
         checkCommitLogOffsetOnRecover checkCRCOnRecover cleanFileForciblyEnable cleanOfflineBrokerInterval
         cleanResourceInterval clearRetryTopicWhenDeleteTopic clusterTopicEnable commitLogRecoverMaxNum
-        compactionCqMappedFileSize compactionMappedFileSize compactionScheduleInternal compatibleWithOldNameSrv
+        compatibleWithOldNameSrv
         compressedRegister configBlackList consumerFallbehindThreshold consumerOffsetUpdateVersionStep
         correctLogicMinOffsetForceInterval correctLogicMinOffsetSleepInterval defaultMessageRequestMode
         defaultPopShareQueueNum defaultQueryMaxNum defaultTopicQueueNums delayOffsetUpdateVersionStep
         deleteCommitLogFilesInterval deleteConsumeQueueFilesInterval deleteFileBatchMax deleteWhen
         disableConsumeIfConsumerReadSlowly disappearTimeAfterStart diskMaxUsedSpaceRatio diskSpaceCleanForciblyRatio
         diskSpaceWarningLevelRatio duplicationEnable enableBatchPush enableBroadcastOffsetStore
-        enableCleanExpiredOffset enableCompaction enableCreateSysGroup enabledAppendPropCRC enableLmq enableLmqQuota
+        enableCleanExpiredOffset enableCreateSysGroup enabledAppendPropCRC enableLmq enableLmqQuota
         enableMixedMessageType enableMultiDispatch enableNetWorkFlowControl enableNotifyAfterPopOrderLockRelease
         enableNotifyBeforePopCalculateLag enablePopBatchAck enablePopBufferMerge enablePopMessageThreshold
         enablePropertyFilter enableRegisterProducer enableRemoteEscape enableRetryTopicV2 enableRunningFlagsInFlush
@@ -173,7 +173,7 @@ BROKER: Final = _by_key(
         mappedFileSizeCommitLog mappedFileSizeConsumeQueue mappedFileSizeTimerLog mapperFileSizeBatchConsumeQueue
         maxBatchDeleteFilesNum maxChecksumRange maxConsumeQueueScan maxFilterMessageSize maxHashSlotNum
         maxHaTransferByteInSecond maxIndexNum maxLmqConsumeQueueNum maxMessageFilterNumForNotification maxMessageSize
-        maxMsgsNumBatch maxOffsetMapSize maxPopPollingSize maxRecoveryCommitlogFiles maxSlaveResendLength
+        maxMsgsNumBatch maxPopPollingSize maxRecoveryCommitlogFiles maxSlaveResendLength
         maxTopicLength maxTransferBytesOnMessageInDisk maxTransferBytesOnMessageInMemory
         maxTransferCountOnMessageInDisk maxTransferCountOnMessageInMemory messageDelayLevel messageIndexEnable
         messageIndexSafe minInSyncReplicas msgTraceTopicName namesrvAddr notifyConsumerIdsChangedEnable

@@ -15,7 +15,7 @@ from aerobee.broker import message_types
 from aerobee.broker.clients import BROADCASTING, PULL
 from aerobee.broker.filters import is_tag_kind
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import NOT_SENDABLE, has_batch_queues
+from aerobee.broker.topics import NOT_SENDABLE, TopicTable, has_batch_queues, is_compacted
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -31,7 +31,7 @@ UNFLUSHED_BYTES_MAX_SYNC: Final = 32 << 20
 """The same with synchronous flush, where a reply in memory waits for every message."""
 
 
-def store_settings(options: BrokerOptions, batch_topics: list[str]) -> dict[str, object]:
+def store_settings(options: BrokerOptions, topics: TopicTable) -> dict[str, object]:
     """What the engine needs to open the store."""
     settings: dict[str, object] = {
         "root": options.store_path_root_dir,
@@ -39,7 +39,11 @@ def store_settings(options: BrokerOptions, batch_topics: list[str]) -> dict[str,
         "log_file_bytes": options.mapped_file_size_commit_log,
         "queue_file_units": options.mapped_file_size_consume_queue // UNIT_BYTES,
         "batch_file_units": options.mapper_file_size_batch_consume_queue // BATCH_UNIT_BYTES,
-        "batch_topics": batch_topics,
+        "batch_topics": topics.with_batch_queues(),
+        "compaction_topics": topics.compacted(),
+        "compaction_log_file_bytes": options.compaction_mapped_file_size,
+        "compaction_queue_file_bytes": options.compaction_cq_mapped_file_size,
+        "compaction_map_bytes": options.max_offset_map_size,
         "index_slots": options.max_hash_slot_num,
         "index_entries": options.max_index_num,
         "index_enable": options.message_index_enable,
@@ -96,8 +100,9 @@ def allow_topic(broker: Broker, topic: str) -> None:
         and config.topic_filter_type == "SINGLE_TAG"
         and broker.static_topics.get(topic) is None
     )
-    batches = has_batch_queues(config)
+    batches, compacted = has_batch_queues(config), is_compacted(config)
     broker.store.engine.batch_topic(topic, batches)
+    broker.store.engine.compaction_topic(topic, compacted and broker.options.enable_compaction)
     broker.store.engine.allow_topic(
         topic, config.perm, config.read_queue_nums, config.write_queue_nums, fast, sys_flag=config.topic_sys_flag
     )
@@ -106,8 +111,8 @@ def allow_topic(broker: Broker, topic: str) -> None:
         kind = message_types.type_of_topic(config)
     broker.store.engine.allow_sends(
         topic,
-        plain=kind in ("NORMAL", "MIXED") and not batches,
-        keyed=kind in ("FIFO", "MIXED") and not batches,
+        plain=kind in ("NORMAL", "MIXED") and not batches and not compacted,
+        keyed=kind in ("FIFO", "MIXED") and not batches and not compacted,
     )
 
 

@@ -119,6 +119,25 @@ class BrokerOptions(Options):
         high=1 << 31,
         remote=False,
     )
+    enable_compaction = setting(
+        True, "Serve topics with cleanup.policy=COMPACTION; false: they are as any other.", remote=False
+    )
+    compaction_mapped_file_size = setting(
+        100 << 20, "Bytes of a compaction log file.", low=1 << 12, high=1 << 31, remote=False
+    )
+    compaction_cq_mapped_file_size = setting(
+        10 << 20, "Bytes of the file with its 46-byte units.", low=460, high=1 << 28, remote=False
+    )
+    compaction_schedule_internal = setting(
+        900_000, "Milliseconds between compactions.", low=100, high=1 << 31, remote=False
+    )
+    max_offset_map_size = setting(
+        100 << 20,
+        "Bytes for the keys of the queue being compacted; those that find no room are compared the next time.",
+        low=1 << 12,
+        high=1 << 31,
+        remote=False,
+    )
     max_hash_slot_num = setting(5_000_000, "Hash slots of an index file.", low=100, remote=False)
     max_index_num = setting(20_000_000, "Entries of an index file.", low=100, remote=False)
     message_index_enable = setting(True, "Index messages by key, so that they can be queried.", remote=False)

@@ -37,8 +37,11 @@ Holder = tuple[int, str, str, int]
 
 def _progress(broker: Broker) -> Iterator[tuple[str, str, int, int]]:
     """Who has come how far: (who, topic, queue id, next offset to consume), in no order."""
+    compacted = set(broker.topics.compacted())
     for key, queues in list(broker.offsets.table.items()):
         topic, _, group = key.partition(SEPARATOR)
+        if topic in compacted:
+            continue  # what it has to read is in a log of its own
         if is_light(group):
             continue  # made by nobody's decision and forgotten by nobody's: it would keep the log for ever
         for queue_id, offset in list(queues.items()):

@@ -19,6 +19,7 @@ from typing import Final
 from aerobee.broker import fast_path, retention
 from aerobee.broker.assignment import Assignment, RequestModes
 from aerobee.broker.clients import Client, ClientTable
+from aerobee.broker.compaction import Compaction
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.delay import Delay
 from aerobee.broker.dispatch import Dispatcher
@@ -90,6 +91,7 @@ class Broker:
         self.retention_complaints = Complaints(logging.getLogger("aerobee.broker.store"))
         self.started_ms = 0
         self.store: Store
+        self.compaction: Compaction
         self.delay: Delay
         self.timer: Timer
         self.transactions: Transactions
@@ -111,7 +113,7 @@ class Broker:
         self.started_ms = self.clock.now_ms()
         self.topics.load()
         self.store = await Store.open(
-            fast_path.store_settings(options, self.topics.with_batch_queues()),
+            fast_path.store_settings(options, self.topics),
             self.clock,
             sync_flush=options.sync_flush,
             flush_timeout_s=options.sync_flush_timeout / 1000,
@@ -122,6 +124,8 @@ class Broker:
             self.groups.load()
             self.offsets.load()
             self.request_modes.load()
+            self.compaction = Compaction(self.store, self.topics, options.store_dir)
+            self.compaction.load()
             self.delay = Delay(self.store, self.clock, options.delay_levels_ms(), self._config_dir)
             self.delay.load()
             self.timer = Timer(
@@ -169,6 +173,7 @@ class Broker:
         self._every(options.flush_consumer_offset_interval / 1000, self._save_tables, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
         self._every(CLIENT_SCAN_S, self._expire_clients, "expire clients")
+        self._every(options.compaction_schedule_internal / 1000, self.compaction.run, "compact")
         self._every(self.stats.sample_s, self.stats.sample, "sample statistics")
         self._every(options.clean_resource_interval / 1000, self._clean, "clean the store")
         self._every(STRETCHES_S, self._forget_stretches, "forget empty stretches of static topics")

@@ -98,7 +98,7 @@ _ATTRIBUTES: Final = {
     "reserve.time": Attribute(range(-1, LONG_MAX + 1)),
     "lite.topic.expiration": Attribute(range(-1, 30 * 24 * 60 + 1)),
 }
-_UNSERVED: Final = {"cleanup.policy": "COMPACTION", "message.type": "LITE"}
+_UNSERVED: Final = {"message.type": "LITE"}
 
 
 def validate_name(topic: str) -> str | None:
@@ -137,6 +137,11 @@ def validate_group(group: str) -> str | None:
 def has_batch_queues(config: TopicConfig) -> bool:
     """A sender's batch stays one record in this topic, with an offset for each of its messages."""
     return config.attributes.get("queue.type") == "BatchCQ"
+
+
+def is_compacted(config: TopicConfig) -> bool:
+    """Of each key only the newest message is kept in this topic."""
+    return config.attributes.get("cleanup.policy") == "COMPACTION"
 
 
 class TopicTable:
@@ -268,6 +273,8 @@ class TopicTable:
             for key, value in _UNSERVED.items():
                 if attributes.get(key) == value:
                     raise error_for(ResponseCode.SYSTEM_ERROR, f"{key}={value} is not served by this broker")
+            if attributes.get("queue.type") == "BatchCQ" and attributes.get("cleanup.policy") == "COMPACTION":
+                raise error_for(ResponseCode.SYSTEM_ERROR, "batches that stay one message cannot be compacted by key")
             if attributes.get("message.type") == "MIXED" and not self._options.enable_mixed_message_type:
                 raise error_for(ResponseCode.INVALID_PARAMETER, "MIXED message type is not supported.")
             config.attributes = attributes
@@ -317,6 +324,12 @@ class TopicTable:
     def with_batch_queues(self) -> list[str]:
         """Topics with batch queues; the store has to know them when it is opened."""
         return sorted(name for name, config in self.table.items() if has_batch_queues(config))
+
+    def compacted(self) -> list[str]:
+        """Compaction topics, if they are served."""
+        if not self._options.enable_compaction:
+            return []
+        return sorted(name for name, config in self.table.items() if is_compacted(config))
 
     # The file, and what replicas and tools are told.
 

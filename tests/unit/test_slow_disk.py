@@ -16,6 +16,7 @@ import pytest
 from aerobee.broker import fast_path
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
+from aerobee.broker.topics import TopicTable
 from aerobee.net.remote import RemotePool
 from aerobee.protocol.codes import RequestCode
 from aerobee.protocol.command import FrameDecoder, RemotingCommand
@@ -36,8 +37,8 @@ async def broker(
 ) -> AsyncIterator[Broker]:
     original = fast_path.store_settings
 
-    def settings(options: BrokerOptions, batch_topics: list[str]) -> dict[str, object]:
-        return {**original(options, batch_topics), "background": False, "unflushed_bytes_max": UNFLUSHED_MAX}
+    def settings(options: BrokerOptions, topics: TopicTable) -> dict[str, object]:
+        return {**original(options, topics), "background": False, "unflushed_bytes_max": UNFLUSHED_MAX}
 
     monkeypatch.setattr(fast_path, "store_settings", settings)
     flush = "SYNC_FLUSH" if request.param == "synchronous" else "ASYNC_FLUSH"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker import message_types, retry
+from aerobee.broker.compaction import check_key
 from aerobee.broker.records import PREPARED, format_properties, parse_properties
 from aerobee.broker.store import Record
 from aerobee.broker.timer import recall_handle
@@ -22,6 +23,7 @@ from aerobee.broker.topics import (
     SEE_FAQ,
     TIMER_TOPIC,
     has_batch_queues,
+    is_compacted,
     validate_name,
 )
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
@@ -77,6 +79,8 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
     check_inner_batch(broker, config, header.sys_flag, properties)
     if broker.options.enable_topic_message_type_check:
         message_types.check(config, properties)
+    if is_compacted(config):
+        check_key(properties)
     reconsume_times = header.reconsume_times
     if topic.startswith(RETRY_PREFIX):
         topic, queue_id = await retry.place_retry(broker, command.version, header, queue_id, properties)
@@ -139,6 +143,8 @@ async def _send_batch(
     for flag, body, properties in unpack_batch(command.body):
         if broker.options.enable_topic_message_type_check:
             message_types.check(config, parse_properties(properties.decode("utf-8", "replace")))
+        if is_compacted(config):
+            check_key(parse_properties(properties.decode("utf-8", "replace")))
         if DISPATCHED_OFFSETS in properties:
             raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"{DISPATCHED_OFFSETS.decode()} is for the broker to say")
         records.append(

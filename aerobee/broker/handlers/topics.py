@@ -83,6 +83,7 @@ async def delete_topic(broker: Broker, connection: Connection, command: Remoting
         await broker.static_topics.delete(name)
         broker.offsets.forget_topic(name)
         broker.pop.orders.forget_topic(name)
+        broker.compaction.forget_topic(name)
         broker.store.delete_topic(name)
     return command.reply()
 

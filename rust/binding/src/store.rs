@@ -259,6 +259,10 @@ fn store_options(options: &Bound<'_, PyDict>) -> PyResult<StoreOptions> {
             "queue_file_units" => out.queue_file_units = value.extract()?,
             "batch_file_units" => out.batch_file_units = value.extract()?,
             "batch_topics" => out.batch_topics = value.extract()?,
+            "compaction_topics" => out.compaction_topics = value.extract()?,
+            "compaction_log_file_bytes" => out.compaction_log_file_bytes = value.extract()?,
+            "compaction_queue_file_bytes" => out.compaction_queue_file_bytes = value.extract()?,
+            "compaction_map_bytes" => out.compaction_map_bytes = value.extract()?,
             "index_slots" => out.index_slots = value.extract()?,
             "index_entries" => out.index_entries = value.extract()?,
             "index_enable" => out.index_enable = value.extract()?,
@@ -406,6 +410,18 @@ impl Engine {
 
     fn batch_topic(&self, py: Python<'_>, topic: &str, batch: bool) -> PyResult<()> {
         self.enter(py, |engine| engine.batch_topic(topic, batch))
+    }
+
+    fn compaction_topic(&self, py: Python<'_>, topic: &str, compacted: bool) -> PyResult<()> {
+        self.enter(py, |engine| engine.compaction_topic(topic, compacted))
+    }
+
+    fn compact(&self, py: Python<'_>, topic: &str, queue: u32, position: i64) -> PyResult<Option<(i64, u64, u64)>> {
+        // The engine is not held meanwhile: everybody is served.
+        let compactor = self.enter(py, |engine| engine.store.compactor())?;
+        let done = enter(py, || compactor.compact(topic, queue, position))?;
+        let done = done.map_err(|error| store_error(py, &error))?;
+        Ok(done.map(|done| (done.position, done.before, done.after)))
     }
 
     fn forget_topic(&self, py: Python<'_>, topic: &str) -> PyResult<()> {

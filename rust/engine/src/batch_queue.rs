@@ -42,6 +42,18 @@ pub struct BatchEntry {
 }
 
 impl BatchEntry {
+    /// The unit that ends a file which has room for more: position and compacted offset -1, all else 0.
+    pub(crate) const END: Unit = {
+        let mut unit = [0; UNIT_BYTES];
+        let mut at = 0;
+        while at < 8 {
+            unit[at] = 0xFF;
+            unit[38 + at / 2] = 0xFF;
+            at += 1;
+        }
+        unit
+    };
+
     /// The offset behind its last message.
     pub fn end(&self) -> i64 {
         self.base.saturating_add(i64::from(self.count))

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::Checkpoint;
-use crate::commit_log::failed_sync;
+use crate::commit_log::{failed_sync, LogReader};
 use crate::consume_queue::{QueueKey, UNIT_BYTES};
 use crate::error::{is_full, Error};
 use crate::store::{lock, FlushMode, Shared};
@@ -212,6 +212,7 @@ impl Worker {
         {
             self.queues_written_at = now;
             self.write_queues(shared, if tail_bytes > TAIL_BYTES_MAX { 1 } else { QUEUE_UNITS_MIN })?;
+            self.follow_compactions(shared)?;
             self.write_index(shared)?;
         }
         let behind = end.saturating_sub(self.checkpointed);
@@ -270,7 +271,8 @@ impl Worker {
         self.sync_log(shared, target)
     }
 
-    fn sync_log(&mut self, shared: &Shared, target: u64) -> Result<(), Error> {
+    /// Brings the log up to `target` onto the device.
+    pub fn sync_log(&mut self, shared: &Shared, target: u64) -> Result<(), Error> {
         if target <= shared.log.flushed() {
             return Ok(());
         }
@@ -371,6 +373,16 @@ impl Worker {
         }
     }
 
+    /// Copies what the queues of compaction topics have in their files to their compaction logs.
+    pub fn follow_compactions(&mut self, shared: &Shared) -> Result<(), Error> {
+        let all: Vec<_> = lock(&shared.compactions).iter().map(|(number, c)| (*number, c.clone())).collect();
+        let mut reader = LogReader::default();
+        for (number, compaction) in all {
+            compaction.follow(shared, number, &mut reader, &mut || self.sync_between(shared))?;
+        }
+        Ok(())
+    }
+
     /// Writes the index's new entries, and full files with their slots.
     pub fn write_index(&mut self, shared: &Shared) -> Result<(), Error> {
         loop {
@@ -423,12 +435,17 @@ impl Worker {
         };
         self.sync_log(shared, shared.log.written())?;
         self.write_queues(shared, 1)?;
+        self.follow_compactions(shared)?;
         self.write_index(shared)?;
         if with_slots {
             self.slots_written_at = now;
             self.write_slots(shared, false)?;
         }
         self.sync_files(shared)?;
+        for compaction in lock(&shared.compactions).values().cloned().collect::<Vec<_>>() {
+            compaction.sync()?;
+            self.sync_between(shared)?;
+        }
         if let Some(position) = last_position {
             self.checkpoint.queue_position = position as i64;
             self.checkpoint.log_timestamp = last_timestamp;

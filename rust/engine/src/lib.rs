@@ -3,6 +3,7 @@ pub mod batch_queue;
 pub mod checkpoint;
 pub mod clock;
 pub mod commit_log;
+pub mod compaction;
 pub mod consume_queue;
 pub mod disk;
 pub mod error;

@@ -310,6 +310,8 @@ pub struct Reader {
     chosen: Vec<Entry>,
     /// Of a batch queue: how many messages each of the chosen has.
     counts: Vec<u16>,
+    /// Of a compacted queue: the records, when they do not come from the log.
+    copied: Vec<u8>,
     body: Vec<u8>,
 }
 
@@ -320,6 +322,7 @@ impl Reader {
             looked: Vec::new(),
             chosen: Vec::new(),
             counts: Vec::new(),
+            copied: Vec::new(),
             body: Vec::new(),
         }
     }
@@ -336,13 +339,15 @@ impl Reader {
     ) -> Result<Found, Error> {
         self.chosen.clear();
         self.counts.clear();
+        self.copied.clear();
         let (min_offset, max_offset) = queue.map_or((0, 0), |queue| store.bounds(queue));
         let mut found =
             Found { status: Status::NoMatchedMessage, next_offset: offset, min_offset, max_offset, count: 0, bytes: 0 };
         let Some(queue) = queue.filter(|_| max_offset > 0) else {
             return Ok(Found { status: Status::NoMessageInQueue, next_offset: 0, ..found });
         };
-        if offset < min_offset {
+        let compaction = store.compaction(queue);
+        if offset < min_offset && compaction.is_none() {
             return Ok(Found { status: Status::OffsetTooSmall, next_offset: min_offset, ..found });
         }
         if offset == max_offset {
@@ -351,12 +356,24 @@ impl Reader {
         if offset > max_offset {
             return Ok(Found { status: Status::OffsetOverflowBadly, next_offset: max_offset, ..found });
         }
+        let mut scan_from = scan_from.max(offset);
+        if let Some(compaction) = compaction {
+            found.min_offset = compaction.min().unwrap_or(min_offset);
+            let read = compaction.read(scan_from, max_offset, limits, filter, &mut found, &mut self.copied);
+            if read.map_err(|e| Error::Unusable(format!("reading a compaction log failed: {e}")))? {
+                if found.count > 0 {
+                    found.status = Status::Found;
+                }
+                return Ok(found);
+            }
+            scan_from = found.next_offset.max(min_offset);
+        }
         if store.is_batch(queue) {
-            self.choose_batches(store, queue, scan_from.max(offset), limits, filter, &mut found);
+            self.choose_batches(store, queue, scan_from, limits, filter, &mut found);
             return Ok(found);
         }
         let log_end = store.durable();
-        let mut at = scan_from.max(offset);
+        let mut at = scan_from;
         let scan_end = at.saturating_add(limits.filter_entries_max as i64).min(max_offset);
         'look: while at < scan_end {
             let room = (scan_end - at) as usize;
@@ -458,6 +475,10 @@ impl Reader {
 
     /// Appends the chosen records to `out`; what cannot be read is left out and the figures adjusted.
     fn copy(&mut self, store: &mut Store, found: &mut Found, out: &mut Vec<u8>) {
+        if !self.copied.is_empty() {
+            out.extend_from_slice(&self.copied);
+            return;
+        }
         let start = out.len();
         found.count = 0;
         for (number, entry) in self.chosen.iter().enumerate() {

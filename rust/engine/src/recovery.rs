@@ -242,6 +242,11 @@ impl Recovery<'_> {
         let complete = self.clean && reached.newest == Some(start);
         self.finish_queues(end, complete)?;
         self.finish_index(end)?;
+        let synced_ms = match self.clean {
+            true => i64::MAX,
+            false => self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS,
+        };
+        self.store.open_compactions(synced_ms, self.progress.say)?;
         self.finish(end)
     }
 

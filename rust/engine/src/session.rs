@@ -230,6 +230,11 @@ impl Engine {
         self.store.set_batch_topic(topic, batch);
     }
 
+    /// Says whether the topic's queues are compacted.
+    pub fn compaction_topic(&mut self, topic: &str, compacted: bool) {
+        self.store.set_compaction_topic(topic, compacted);
+    }
+
     pub fn forget_topic(&mut self, topic: &str) {
         self.tables.topics.remove(topic);
         self.parked.end(|pull| &*pull.topic == topic);

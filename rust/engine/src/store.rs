@@ -20,6 +20,7 @@ use std::time::Instant;
 use crate::batch_queue::{self, BatchEntry, BatchUnits, Units};
 use crate::clock::Clock;
 use crate::commit_log::{CommitLog, LogReader, LogWriter, Run};
+use crate::compaction::{self, Compaction, Compactor, Truth};
 use crate::consume_queue::{Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
 use crate::disk::Disk;
 use crate::error::Error;
@@ -70,6 +71,13 @@ pub struct StoreOptions {
     pub batch_file_units: u64,
     /// Topics with batch queues ([`crate::batch_queue`]); known here, because queues are rebuilt when the store is opened.
     pub batch_topics: Vec<String>,
+    /// Topics whose queues are compacted ([`crate::compaction`]).
+    pub compaction_topics: Vec<String>,
+    /// Sizes of the files compacted queues are kept in, as configured; an existing queue keeps its own.
+    pub compaction_log_file_bytes: u64,
+    pub compaction_queue_file_bytes: u64,
+    /// Memory that compacting a queue takes at most.
+    pub compaction_map_bytes: usize,
     pub index_slots: u32,
     pub index_entries: u32,
     pub index_enable: bool,
@@ -112,6 +120,10 @@ impl StoreOptions {
             queue_file_units: 300_000,
             batch_file_units: 300_000,
             batch_topics: Vec::new(),
+            compaction_topics: Vec::new(),
+            compaction_log_file_bytes: 100 << 20,
+            compaction_queue_file_bytes: 10 << 20,
+            compaction_map_bytes: 100 << 20,
             index_slots: 5_000_000,
             index_entries: 20_000_000,
             index_enable: true,
@@ -254,7 +266,7 @@ pub(crate) struct Counters {
     pub used_ppm: AtomicU64,
 }
 
-/// Everything owner and flusher share. Lock order: worker, queue files, state; health and notices are leaves.
+/// Everything owner and flusher share. Lock order: worker, a compaction, queue files, state; health and notices are leaves.
 pub(crate) struct Shared {
     pub options: StoreOptions,
     pub disk: Arc<dyn Disk>,
@@ -265,6 +277,10 @@ pub(crate) struct Shared {
     pub queue_files: Mutex<QueueFiles>,
     /// The same for batch queues.
     pub batch_files: Mutex<QueueFiles>,
+    /// Compacted queues by number.
+    pub compactions: Mutex<HashMap<u32, Arc<Compaction>>>,
+    /// The store is about to be closed.
+    pub closing: AtomicBool,
     pub worker: Mutex<Worker>,
     pub wake: Wake,
     pub event: OwnedFd,
@@ -393,6 +409,7 @@ struct Slot {
     deleted: bool,
     light: bool,
     batch: bool,
+    compaction: Option<Arc<Compaction>>,
 }
 
 struct PendingUnit {
@@ -414,6 +431,9 @@ pub struct Store {
     pub(crate) queue_reader: Mutex<QueueFiles>,
     pub(crate) batch_reader: Mutex<QueueFiles>,
     batch_topics: HashSet<String>,
+    compaction_topics: HashSet<String>,
+    /// Recovery is over.
+    opened: bool,
     topics: HashMap<Arc<str>, Topic>,
     slots: Vec<Slot>,
     store_host: SocketAddr,
@@ -491,6 +511,8 @@ impl Store {
             }),
             queue_files: Mutex::new(files(WRITE_FILES_MAX)),
             batch_files: Mutex::new(batch_files(WRITE_FILES_MAX)),
+            compactions: Mutex::default(),
+            closing: AtomicBool::new(false),
             worker: Mutex::new(Worker::new(clock.now_ms())),
             wake: Wake::default(),
             event,
@@ -509,6 +531,8 @@ impl Store {
             queue_reader: Mutex::new(files(READ_FILES_MAX)),
             batch_reader: Mutex::new(batch_files(READ_FILES_MAX)),
             batch_topics: options.batch_topics.iter().cloned().collect(),
+            compaction_topics: options.compaction_topics.iter().cloned().collect(),
+            opened: false,
             topics: HashMap::new(),
             slots: Vec::new(),
             store_host: options.store_host,
@@ -552,6 +576,7 @@ impl Store {
         }
         drop(state);
         self.staged_end = self.shared.log.written();
+        self.opened = true;
     }
 
     /// The queue's handle; made in memory when new (files come when written).
@@ -569,10 +594,14 @@ impl Store {
             topic.queues.insert(queue_id, queue);
             let light = light_queue::is_light(&topic.name);
             let batch = self.batch_topics.contains(&*topic.name);
-            self.slots.push(Slot { next: 0, prefix_hash: topic.prefix_hash, deleted: false, light, batch });
+            let prefix_hash = topic.prefix_hash;
+            self.slots.push(Slot { next: 0, prefix_hash, deleted: false, light, batch, compaction: None });
             let mut made = Queue::new(topic.name.clone(), queue_id);
             made.batches = batch.then(Box::default);
             self.shared.state().queues.push(made);
+            if self.opened && self.compaction_topics.contains(&*topic.name) {
+                self.try_open_compaction(queue);
+            }
         }
         queue
     }
@@ -645,6 +674,68 @@ impl Store {
                 self.shared.state().queues[queue.0 as usize].batches = batch.then(Box::default);
             }
         }
+    }
+
+    /// Says whether the topic's queues are compacted.
+    pub fn set_compaction_topic(&mut self, topic: &str, compacted: bool) {
+        let changed = match compacted {
+            true => self.compaction_topics.insert(topic.to_owned()),
+            false => self.compaction_topics.remove(topic),
+        };
+        if !changed {
+            return;
+        }
+        for queue in self.queues_of(topic) {
+            if compacted {
+                self.try_open_compaction(queue);
+            } else {
+                self.slots[queue.0 as usize].compaction = None;
+                lock(&self.shared.compactions).remove(&queue.0);
+            }
+        }
+    }
+
+    /// The queue's compacted log, if it has one.
+    #[inline]
+    pub(crate) fn compaction(&self, queue: QueueRef) -> Option<Arc<Compaction>> {
+        self.slots.get(queue.0 as usize)?.compaction.clone()
+    }
+
+    /// What compacts queues, in whatever thread.
+    pub fn compactor(&self) -> Compactor {
+        Compactor::new(self.shared.clone())
+    }
+
+    fn try_open_compaction(&mut self, queue: QueueRef) {
+        let shared = self.shared.clone();
+        if let Err(error) = self.open_compaction(queue, i64::MAX, &|line| shared.notice(line.to_owned())) {
+            shared.notice(format!("a compaction topic is not compacted: {error}"));
+        }
+    }
+
+    /// Opens the compacted logs of all queues there are; recovery's last step. What is newer than `synced_ms` need not be whole.
+    pub(crate) fn open_compactions(&mut self, synced_ms: i64, say: &dyn Fn(&str)) -> Result<(), Error> {
+        for topic in self.compaction_topics.clone() {
+            for queue in self.queues_of(&topic) {
+                self.open_compaction(queue, synced_ms, say)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open_compaction(&mut self, queue: QueueRef, synced_ms: i64, say: &dyn Fn(&str)) -> Result<(), Error> {
+        let shared = self.shared.clone();
+        let (topic, queue_id) = self.name(queue);
+        if self.is_batch(queue) {
+            return Ok(());
+        }
+        let next = self.bounds(queue).1;
+        let mut store_time = |offset| Some(self.store_time(queue, offset)).filter(|time| *time >= 0);
+        let mut truth = Truth { next, synced_ms, store_time: &mut store_time, say };
+        let compaction = Arc::new(Compaction::open(&shared, &topic, queue_id, &mut truth)?);
+        self.slots[queue.0 as usize].compaction = Some(compaction.clone());
+        lock(&shared.compactions).insert(queue.0, compaction);
+        Ok(())
     }
 
     /// [`Store::stage`] of a record that may name light queues: those get an entry too, and the record says at which offsets.
@@ -1234,9 +1325,12 @@ impl Store {
     /// [`Error::DiskFailed`] when the files cannot be removed; the queues are forgotten all the same.
     pub fn delete_topic(&mut self, topic: &str) -> Result<(), Error> {
         let Some(gone) = self.topics.remove(topic) else { return Ok(()) };
+        let mut compacted = Vec::new();
         let mut state = lock(&self.shared.state);
         for (_, queue) in gone.queues.all() {
-            self.slots[queue.0 as usize].deleted = true;
+            let slot = &mut self.slots[queue.0 as usize];
+            slot.deleted = true;
+            compacted.extend(slot.compaction.take());
             let queue = &mut state.queues[queue.0 as usize];
             let units = queue.tail.len() + queue.batches.as_ref().map_or(0, |batches| batches.tail.len());
             *queue = Queue { deleted: true, ..Queue::new(queue.topic.clone(), queue.queue_id) };
@@ -1258,7 +1352,24 @@ impl Store {
                 .remove_tree(&dir)
                 .map_err(|e| Error::DiskFailed(format!("removing {} failed: {e}", dir.display())))?;
         }
-        Ok(())
+        for compaction in &compacted {
+            compaction.delete();
+        }
+        lock(&self.shared.compactions).retain(|_, compaction| &*compaction.topic != topic);
+        compaction::remove_topic(self.shared.disk.as_ref(), &self.shared.options.root, topic)
+            .map_err(|e| Error::DiskFailed(format!("removing the compaction logs of {topic} failed: {e}")))
+    }
+
+    /// Position of the oldest message that is still to be copied to a compaction log.
+    fn not_followed(&mut self) -> Position {
+        let mut oldest = Position::MAX;
+        for number in 0..self.slots.len() {
+            let Some(compaction) = self.slots[number].compaction.clone() else { continue };
+            let mut entries = Vec::new();
+            let _ = self.entries(QueueRef(number as u32), compaction.next(), 1, &mut entries);
+            oldest = entries.iter().filter(|entry| !entry.is_hole()).map(|entry| entry.position).fold(oldest, u64::min);
+        }
+        oldest
     }
 
     /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file.
@@ -1267,6 +1378,7 @@ impl Store {
     /// [`Error::DiskFailed`] when a file cannot be removed; those before it are gone then.
     pub fn delete_files(&mut self, policy: DeletePolicy) -> Result<Deleted, Error> {
         let bases: Vec<Position> = self.shared.log.files().bases.iter().copied().collect();
+        let needed = policy.consumed_position.min(self.not_followed());
         let mut allowed = 0;
         for pair in bases.windows(2).take(policy.files_max) {
             let next = pair[1];
@@ -1275,7 +1387,7 @@ impl Store {
                 Some(head) => record::store_timestamp_of(head).unwrap_or(i64::MAX - 1),
                 None => self.shared.state().last_timestamp,
             };
-            if next > policy.consumed_position || (policy.before_ms != i64::MAX && newest >= policy.before_ms) {
+            if next > needed || (policy.before_ms != i64::MAX && newest >= policy.before_ms) {
                 break;
             }
             allowed += 1;
@@ -1444,6 +1556,10 @@ impl Store {
             return Ok(());
         }
         self.discard();
+        self.shared.closing.store(true, Ordering::Release);
+        for compaction in lock(&self.shared.compactions).values().cloned().collect::<Vec<_>>() {
+            compaction.wait();
+        }
         self.flusher = None;
         self.closed = true;
         let result = self.close_files();

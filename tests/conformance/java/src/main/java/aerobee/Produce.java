@@ -28,7 +28,7 @@ import org.apache.rocketmq.common.message.MessageQueue;
  *
  * <p>Arguments: namesrv, topic, count; optional group, from (first number), size (body bytes), mode (sync, async,
  * oneway, batch, selector, queue), in_flight, batch, shards, queue, tags (list, used in turn), keys (prefix, the key
- * is prefix + number), priorities (list, used in turn), properties, level (delay level), deliver_ms (from now), delay_ms, delay_s, vip, timeout_ms, threads.
+ * is prefix + number), key_list (used in turn), priorities (list, used in turn), properties, level (delay level), deliver_ms (from now), delay_ms, delay_s, vip, timeout_ms, threads.
  */
 final class Produce {
     static final int MAX_LISTED = 200;
@@ -93,6 +93,10 @@ final class Produce {
         }
         if (a.getString("keys") != null) {
             message.setKeys(a.getString("keys") + (a.getBooleanValue("unnumbered_keys") ? "" : number));
+        }
+        JSONArray keyList = a.getJSONArray("key_list");
+        if (keyList != null) {
+            message.setKeys(keyList.getString(number % keyList.size()));
         }
         JSONArray priorities = a.getJSONArray("priorities");
         if (priorities != null) {
