@@ -77,7 +77,8 @@ class ClientTable:
     """Producers and consumers; see the head of this file.
 
     `on_subscription(group, topic, subscription or None)` hears of every subscription in force that changes;
-    `notify(group, members)` sends the notice; `on_leave(group, client id)` hears of a member that is gone, before it.
+    `notify(group, members)` sends the notice; before it, `on_join(group, client id)`, `on_leave` and `on_lost` hear of
+    a member that comes, says goodbye, or has no connection any more.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class ClientTable:
         *,
         on_subscription: Callable[[str, str, SubscriptionData | None], None] = lambda group, topic, subscription: None,
         notify: Callable[[str, list[Client]], None] = lambda group, members: None,
+        on_join: Callable[[str, str], None] = lambda group, client_id: None,
         on_leave: Callable[[str, str], None] = lambda group, client_id: None,
+        on_lost: Callable[[str, str], None] = lambda group, client_id: None,
     ) -> None:
         self.consumers: dict[str, ConsumerGroup] = {}
         self.producers: dict[str, dict[int, Client]] = {}
@@ -95,7 +98,9 @@ class ClientTable:
         self._clock = clock
         self._on_subscription = on_subscription
         self._notify = notify
+        self._on_join = on_join
         self._on_leave = on_leave
+        self._on_lost = on_lost
         self._of_connection: dict[int, tuple[set[str], set[str]]] = {}
         """Connection id → (consumer groups, producer groups)."""
 
@@ -128,6 +133,7 @@ class ClientTable:
             member = group.members[client.connection.id] = client
             self._groups_of(client.connection)[0].add(name)
             _log.info("consumer %s (%s) joined group %s", client.client_id, client.connection.peer, name)
+            self._on_join(name, client.client_id)
         self._heard(member)
         changed = False
         if subscriptions is not None:
@@ -242,7 +248,7 @@ class ClientTable:
             return
         _log.info("consumer %s (%s) left group %s", member.client_id, member.connection.peer, name)
         if group.find(member.client_id) is None:  # else it is here again, on another connection
-            self._on_leave(name, member.client_id)
+            (self._on_lost if lost else self._on_leave)(name, member.client_id)
         self._update_subscriptions(group)
         if group.members:
             self._tell(group, anyway=lost)

@@ -39,7 +39,7 @@ from aerobee.broker.static_topics import StaticTopics
 from aerobee.broker.stats import Stats
 from aerobee.broker.store import Store
 from aerobee.broker.timer import Timer
-from aerobee.broker.topics import PERM_READ, TopicTable
+from aerobee.broker.topics import PERM_READ, RETRY_PREFIX, TopicTable
 from aerobee.broker.transactions import PRODUCER_GROUP, REAL_QUEUE, REAL_TOPIC, UNIQUE_KEY, Transactions
 from aerobee.clock import Clock, SystemClock
 from aerobee.errors import StoreError
@@ -73,12 +73,14 @@ class Broker:
         self.inner_pulls = InnerPulls(self)
         self.groups = GroupTable(options, config_dir, on_change=self._group_changed)
         self.offsets = OffsetTable(config_dir, light=options.enable_lmq, clock=self.clock, on_reset=self._group_touched)
-        self.order = OrderLocks(self.clock)
+        self.order = OrderLocks(self.clock, config_dir)
         self.clients = ClientTable(
             self.clock,
             on_subscription=self._subscription_changed,
             notify=self._notify,
+            on_join=self.order.back,
             on_leave=self.order.release,
+            on_lost=self.order.lost,
         )
         self.request_modes = RequestModes(options, config_dir)
         self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
@@ -123,6 +125,7 @@ class Broker:
             self.static_topics.load()
             self.groups.load()
             self.offsets.load()
+            self.order.load()
             self.request_modes.load()
             self.compaction = Compaction(self.store, self.topics, options.store_dir)
             self.compaction.load()
@@ -169,6 +172,7 @@ class Broker:
             self._tasks.append(asyncio.create_task(self.timer.run(), name="deliver timed messages"))
             self._every(options.timer_flush_interval_ms / 1000, self.timer.save, "persist timers")
         self._tasks.append(asyncio.create_task(self.pop.run(), name="bring popped messages again"))
+        self._tasks.append(asyncio.create_task(self.order.run(), name="persist order locks"))
         self._every(lambda: options.transaction_check_interval / 1000, self.transactions.check, "check transactions")
         self._every(options.flush_consumer_offset_interval / 1000, self._save_tables, "persist offsets")
         self._every(options.flush_delay_offset_interval / 1000, self.delay.save, "persist delay offsets")
@@ -243,6 +247,9 @@ class Broker:
         if "enableTopicMessageTypeCheck" in names:
             for topic in self.topics.table:
                 fast_path.allow_topic(self, topic)
+        if "filterSupportRetry" in names:
+            for group in self.clients.consumers:
+                fast_path.subscribe(self, group, RETRY_PREFIX + group)
         if "brokerPermission" in names:
             self.topics.version.advance()
             self.registration.changed(())
@@ -292,6 +299,7 @@ class Broker:
 
     def _committed(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         self.offsets.commit(group, topic, queue_id, offset, peer="pull")
+        self.order.consumed(group, (topic, self.options.broker_name, queue_id))
 
     def _notify(self, group: str, members: list[Client]) -> None:
         if not self.options.notify_consumer_ids_changed_enable:
@@ -378,6 +386,7 @@ class Broker:
             self.groups.file.save,
             self._flush_log,
             self._save_offsets,
+            self.order.file.save,
             self.delay.save,
             self._close_timer,
         ):
@@ -397,6 +406,7 @@ class Broker:
 
     async def _expire_clients(self) -> None:
         self.clients.expire(self.options.channel_expired_timeout / 1000)
+        self.order.expire()
 
     async def _clean(self) -> None:
         await retention.clean(self)

@@ -323,21 +323,31 @@ def call(
     address: str, code: int, ext: Mapping[str, str] | None = None, body: bytes = b"", timeout_s: float = 5.0
 ) -> tuple[dict[str, Any], bytes]:
     """One request over a connection of its own, JSON header; the reply's header and body."""
+    with dial(address, timeout_s) as sock:
+        sock.sendall(frame(code, ext, body))
+        return read_frame(sock)
+
+
+def dial(address: str, timeout_s: float = 5.0) -> socket.socket:
+    """A connection to `host:port`; `timeout_s` bounds every read."""
     host, _, port = address.rpartition(":")
-    request: dict[str, Any] = {
-        "code": code,
-        "language": "JAVA",
-        "version": 513,
-        "opaque": 1,
-        "flag": 0,
-        "extFields": dict(ext or {}),
-    }
-    request["serializeTypeCurrentRPC"] = "JSON"
-    header = json.dumps(request, separators=(",", ":")).encode()
-    with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as sock:
-        sock.sendall(struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body)
-        size, header_size = struct.unpack(">II", _exactly(sock, 8))
-        rest = _exactly(sock, size - 4)
+    return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+
+
+def frame(
+    code: int, ext: Mapping[str, str] | None = None, body: bytes = b"", *, opaque: int = 1, flag: int = 0
+) -> bytes:
+    """A command with a JSON header."""
+    command: dict[str, Any] = {"code": code, "language": "JAVA", "version": 513, "opaque": opaque, "flag": flag}
+    command |= {"extFields": dict(ext or {}), "serializeTypeCurrentRPC": "JSON"}
+    header = json.dumps(command, separators=(",", ":")).encode()
+    return struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body
+
+
+def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes]:
+    """The next command on a connection: header and body."""
+    size, header_size = struct.unpack(">II", _exactly(sock, 8))
+    rest = _exactly(sock, size - 4)
     header_size &= 0xFFFFFF
     return json.loads(rest[:header_size]), rest[header_size:]
 

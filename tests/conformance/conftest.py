@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import apache
 import golang
@@ -32,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-OPTIONS = {"recallMessageEnable": "true"}
+OPTIONS = {"recallMessageEnable": "true", "traceTopicEnable": "true"}
 """Of both clusters; everything else is as it comes, but for what keeps Apache's quiet."""
 
 
@@ -72,6 +73,14 @@ def client(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> I
     started = Client(tmp_path_factory.mktemp("client"))
     yield started
     started.close()
+
+
+@pytest.fixture
+def other(private_network: None, tmp_path: Path) -> Iterator[Client]:
+    """Official clients in a JVM of their own, which a test may kill."""
+    started = Client(tmp_path / "other")
+    yield started
+    started.kill()
 
 
 @pytest.fixture(scope="package")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -61,6 +62,14 @@ class Program:
     def do(self, do: str, /, *, wait_s: float = 100.0, **arguments: object) -> Reply:
         """Sends a command and waits for its reply; raises `CommandFailed`."""
         return self.start(do, **arguments).result(wait_s)
+
+    def stand_still(self) -> None:
+        """SIGSTOP, as a machine that hangs for a while."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL: its clients say nothing, their connections just end."""

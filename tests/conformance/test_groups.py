@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import apache
 import pytest
@@ -53,14 +52,6 @@ def test_a_joining_member_gets_its_share_and_a_leaving_one_hands_over(room: Room
     assert len(room.state("two", queues=2, timeout_s=5)["assigned"]) == 2
     room.stop("two")
     assert len(room.state("one", queues=4, timeout_s=5)["assigned"]) == 4
-
-
-@pytest.fixture
-def other(private_network: None, tmp_path: Path) -> Iterator[Client]:
-    """Official clients in a JVM of their own, which a test may kill."""
-    started = Client(tmp_path / "other")
-    yield started
-    started.kill()
 
 
 def test_a_crashed_member_is_replaced_at_once(room: Room, other: Client) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aerobee.broker import order
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.errors import StoreError
@@ -305,7 +306,9 @@ async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, pee
     assert peer.asked[-1].ext_fields == {"consumerGroup": "g"}
 
 
-async def test_queues_in_order_are_free_when_their_owner_disconnects(broker: Broker, peer: Peer) -> None:
+async def test_queues_in_order_are_free_when_their_owner_is_gone(
+    broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other, again = Peer(broker.address), Peer(broker.address)
     queue = {"topic": "orders", "brokerName": broker.options.broker_name, "queueId": 0}
 
@@ -324,7 +327,11 @@ async def test_queues_in_order_are_free_when_their_owner_disconnects(broker: Bro
     told = len(peer.asked)
     await again.pool.close()
     await eventually(lambda: len(peer.asked) > told)
+    assert await locked(peer, "c1") == 0, "it may be back in a moment"
+    monkeypatch.setattr(order, "LOST_S", 0.0)
     assert await locked(peer, "c1") == 1
+    await peer.call(RequestCode.UNREGISTER_CLIENT, clientID="c1", consumerGroup="g")
+    assert await locked(peer, "c2") == 1, "who says goodbye is gone at once"
 
 
 async def test_a_reset_is_handed_out_once_and_cannot_be_undone_meanwhile(broker: Broker, peer: Peer) -> None:

@@ -18,7 +18,7 @@ from aerobee.broker.handlers.send import unpack_batch
 from aerobee.broker.handlers.topics import parse_attributes
 from aerobee.broker.offsets import TAKE_UP_S, OffsetTable
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.order import LEASE_S, OrderLocks
+from aerobee.broker.order import LEASE_S, LOST_S, OrderLocks
 from aerobee.broker.topics import TopicTable
 from aerobee.clock import ManualClock
 from aerobee.errors import ServerError
@@ -26,6 +26,7 @@ from aerobee.options import OptionsError
 from aerobee.protocol.bodies.client import SubscriptionData
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
 from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.testing.eventually import eventually
 
 
 def options(**values: Any) -> BrokerOptions:
@@ -329,9 +330,9 @@ def test_broadcasting_members_are_not_told() -> None:
 # Locks.
 
 
-async def test_one_owner_a_queue_until_its_lease_is_over() -> None:
+async def test_one_owner_a_queue_until_its_lease_is_over(tmp_path: Path) -> None:
     clock = ManualClock()
-    locks = OrderLocks(clock)
+    locks = OrderLocks(clock, tmp_path)
     queue = ("t", "broker-a", 0)
     assert locks.lock("g", "a", [queue]) == [queue] and locks.lock("g", "b", [queue]) == []
     assert locks.any_held("g")
@@ -345,8 +346,8 @@ async def test_one_owner_a_queue_until_its_lease_is_over() -> None:
     assert locks.lock("g", "a", [queue]) == [queue]
 
 
-async def test_who_is_gone_holds_no_queue() -> None:
-    locks = OrderLocks(ManualClock())
+async def test_who_is_gone_holds_no_queue(tmp_path: Path) -> None:
+    locks = OrderLocks(ManualClock(), tmp_path)
     first, second = ("t", "broker-a", 0), ("t", "broker-a", 1)
     locks.lock("g", "a", [first])
     locks.lock("g", "b", [second])
@@ -355,6 +356,66 @@ async def test_who_is_gone_holds_no_queue() -> None:
     locks.release("unknown", "a")
     assert locks.lock("g", "b", [first, second]) == [first, second]
     assert locks.lock("other", "b", [first]) == [], "of that group it is still a member"
+    locks.forget_group("other")
+    assert locks.lock("other", "b", [first]) == [first]
+
+
+async def test_whose_connection_ended_holds_its_queues_a_little_longer(tmp_path: Path) -> None:
+    clock = ManualClock()
+    locks = OrderLocks(clock, tmp_path)
+    queue = ("t", "broker-a", 0)
+    signs = (
+        lambda: locks.back("g", "a"),
+        lambda: locks.consumed("g", queue),
+        lambda: locks.lock("g", "a", [queue]),
+    )
+    for sign_of_life in signs:
+        locks.lock("g", "a", [queue])
+        locks.lost("g", "a")
+        await clock.advance(LOST_S - 1)
+        assert locks.lock("g", "b", [queue]) == [], "it may go on with what it has fetched"
+        sign_of_life()
+        await clock.advance(LEASE_S - LOST_S)
+        assert locks.lock("g", "b", [queue]) == [], "it is back: the lease goes on"
+    locks.lost("g", "a")
+    await clock.advance(LOST_S / 2)
+    locks.lost("g", "a")
+    await clock.advance(LOST_S / 2 + 1)
+    for sign_of_life in signs[:2]:
+        sign_of_life()  # too late
+    assert not locks.any_held("g")
+    assert locks.lock("g", "b", [queue]) == [queue]
+    locks.lost("g", "a")
+    assert locks.lock("g", "a", [queue]) == [], "that is another's now"
+
+
+async def test_who_held_a_queue_is_known_after_a_restart(tmp_path: Path) -> None:
+    clock = ManualClock()
+    locks = OrderLocks(clock, tmp_path)
+    first, second, third = (("t", "broker-a", number) for number in range(3))
+    writing = asyncio.create_task(locks.run())
+    locks.lock("g", "a", [first, second])
+    locks.lock("g", "b", [third])
+    locks.lock("over", "c", [first])
+    await clock.advance(LEASE_S)
+    locks.lock("g", "a", [first, second])
+    locks.lock("g", "b", [third])
+    await clock.advance(1)
+    locks.expire()
+    await eventually(lambda: b"over" not in (locks.file.path.read_bytes() if locks.file.path.exists() else b"over"))
+    writing.cancel()
+
+    again = OrderLocks(clock, tmp_path)
+    again.load()
+    assert again.lock("over", "d", [first]) == [first]
+    assert again.lock("g", "b", [first, second, third]) == [third]
+    await clock.advance(LOST_S + 1)
+    assert again.lock("g", "b", [first, second, third]) == [first, second, third]
+
+    locks.file.path.write_text('{"g": [{}]}')
+    odd = OrderLocks(clock, tmp_path)
+    odd.load()
+    assert odd.lock("g", "b", [first]) == [first]
 
 
 # Batches and options.

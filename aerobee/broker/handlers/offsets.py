@@ -76,6 +76,7 @@ def update_consumer_offset(broker: Broker, connection: Connection, command: Remo
         peer=connection.peer,
         may_go_back=lambda stored: _may_go_back(broker, connection, command, header, stored),
     )
+    broker.order.consumed(header.consumer_group, (header.topic, broker.options.broker_name, header.queue_id))
     group = broker.clients.consumers.get(header.consumer_group)
     if group is not None and group.consume_type == PULL:
         group.committers[header.topic, header.queue_id] = connection.id

@@ -2,14 +2,19 @@ package aerobee;
 
 import com.alibaba.fastjson2.JSONArray;
 import com.alibaba.fastjson2.JSONObject;
+import io.netty.channel.Channel;
+import java.lang.reflect.Field;
+import java.lang.reflect.Method;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.BitSet;
 import java.util.Collection;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.locks.LockSupport;
 import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.MessageSelector;
@@ -23,6 +28,7 @@ import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
+import org.apache.rocketmq.remoting.netty.NettyRemotingClient;
 import org.apache.rocketmq.remoting.protocol.heartbeat.MessageModel;
 
 /**
@@ -30,8 +36,10 @@ import org.apache.rocketmq.remoting.protocol.heartbeat.MessageModel;
  *
  * <p>consume.start: name, namesrv, topic, group; optional tags ("*"), sql, model (clustering, broadcasting), from
  * (first, last, timestamp), since ("yyyyMMddHHmmss"), orderly, fail_times (each message fails this often first), max_retries, list (how many
- * messages to describe), threads, batch, pull_batch, vip, reply (answers requests), client_rebalance (false:
- * the broker assigns queues, and says whether to pop), pop_invisible_ms. consume.state and consume.stop: name.
+ * messages to describe), threads, batch, pull_batch, vip, reply (answers requests, after reply_pause_ms), trace (topic of the trace), client_rebalance (false:
+ * the broker assigns queues, and says whether to pop), pop_invisible_ms; of orderly ones ledger (a file, see Ledger) with member (a
+ * number), pause_us (for each message), fail_every (one message of so many fails once). consume.state and consume.stop: name.
+ * consume.cut: name, broker (address); ends the client's connections to it, as a client that has waited in vain does.
  */
 final class Consume {
     private static final Map<String, Running> RUNNING = new ConcurrentHashMap<>();
@@ -39,6 +47,7 @@ final class Consume {
     private static final class Running {
         DefaultMQPushConsumer consumer;
         DefaultMQProducer replies;
+        final List<String> replyErrors = Collections.synchronizedList(new ArrayList<>());
         final BitSet seen = new BitSet();
         final Map<String, Integer> queues = new TreeMap<>();
         final Map<String, Integer> lastOfShard = new TreeMap<>();
@@ -77,6 +86,11 @@ final class Consume {
             return true;
         }
 
+        /** Whether the message is one of those that fail, and this is its first time here. */
+        synchronized boolean failsNow(MessageExt m, int every) {
+            return Integer.parseInt(m.getUserProperty("seq")) % every == every - 1 && failures.put(m.getMsgId(), 1) == null;
+        }
+
         synchronized JSONObject state() {
             JSONObject reply = new JSONObject();
             reply.put("received", received);
@@ -85,6 +99,7 @@ final class Consume {
             reply.put("disorder", disorder);
             reply.put("queues", queues);
             reply.put("messages", listed);
+            reply.put("reply_errors", replyErrors);
             if (consumer != null) {
                 List<String> assigned = new ArrayList<>();
                 var rebalance = consumer.getDefaultMQPushConsumerImpl().getRebalanceImpl();
@@ -144,6 +159,10 @@ final class Consume {
         });
         consumer.setClientRebalance(a.getBooleanValue("client_rebalance", true));
         consumer.setPopInvisibleTime(a.getLongValue("pop_invisible_ms", 60_000));
+        if (a.containsKey("trace")) {
+            consumer.setEnableTrace(true);
+            consumer.setTraceTopic(a.getString("trace").isEmpty() ? null : a.getString("trace"));
+        }
         if (a.getString("since") != null) {
             consumer.setConsumeTimestamp(a.getString("since"));
         }
@@ -166,6 +185,7 @@ final class Consume {
         }
         int failTimes = a.getIntValue("fail_times", 0);
         boolean reply = a.getBooleanValue("reply", false);
+        long replyPauseMs = a.getLongValue("reply_pause_ms", 0);
         if (reply) {
             running.replies = new DefaultMQProducer("repliers");
             running.replies.setNamesrvAddr(a.getString("namesrv"));
@@ -173,7 +193,22 @@ final class Consume {
             running.replies.start();
         }
         if (a.getBooleanValue("orderly", false)) {
+            Ledger ledger = a.containsKey("ledger") ? new Ledger(a.getString("ledger"), a.getIntValue("member")) : null;
+            long pauseNanos = a.getLongValue("pause_us", 0) * 1_000;
+            int failEvery = a.getIntValue("fail_every", 0);
             consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
+                if (ledger != null) {
+                    ledger.note(messages);
+                    context.setSuspendCurrentQueueTimeMillis(10);
+                }
+                if (pauseNanos > 0) {
+                    LockSupport.parkNanos(pauseNanos * messages.size());
+                }
+                for (MessageExt m : messages) {
+                    if (failEvery > 0 && running.failsNow(m, failEvery)) {
+                        return ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT;
+                    }
+                }
                 for (MessageExt m : messages) {
                     if (!running.take(m, failTimes)) {
                         return ConsumeOrderlyStatus.SUSPEND_CURRENT_QUEUE_A_MOMENT;
@@ -188,6 +223,7 @@ final class Consume {
                         return ConsumeConcurrentlyStatus.RECONSUME_LATER;
                     }
                     if (reply) {
+                        LockSupport.parkNanos(replyPauseMs * 1_000_000);
                         answer(running, m);
                     }
                 }
@@ -206,7 +242,7 @@ final class Consume {
             Message reply = MessageUtil.createReplyMessage(request, body);
             running.replies.send(reply, 3_000);
         } catch (Exception error) {
-            throw new IllegalStateException(error);
+            running.replyErrors.add(Program.describe(error));
         }
     }
 
@@ -216,6 +252,17 @@ final class Consume {
             throw new IllegalArgumentException("no consumer " + a.getString("name"));
         }
         return running;
+    }
+
+    static JSONObject cut(JSONObject a) throws Exception {
+        Object remoting = running(a).consumer.getDefaultMQPushConsumerImpl().getmQClientFactory().getMQClientAPIImpl().getRemotingClient();
+        Field channels = NettyRemotingClient.class.getDeclaredField("channelTables");
+        channels.setAccessible(true);
+        Object wrapper = ((Map<?, ?>) channels.get(remoting)).get(a.getString("broker"));
+        Method channel = wrapper.getClass().getDeclaredMethod("getChannel");
+        channel.setAccessible(true);
+        ((Channel) channel.invoke(wrapper)).close().sync();
+        return new JSONObject();
     }
 
     /** The counts; with "received" waits up to timeout_ms until that many have come. */

@@ -8,6 +8,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.Semaphore;
@@ -15,6 +16,7 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.LocalTransactionState;
+import org.apache.rocketmq.client.producer.RequestCallback;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.producer.TransactionListener;
@@ -28,7 +30,8 @@ import org.apache.rocketmq.common.message.MessageQueue;
  *
  * <p>Arguments: namesrv, topic, count; optional group, from (first number), size (body bytes), mode (sync, async,
  * oneway, batch, selector, queue), in_flight, batch, shards, queue, tags (list, used in turn), keys (prefix, the key
- * is prefix + number), key_list (used in turn), priorities (list, used in turn), properties, level (delay level), deliver_ms (from now), delay_ms, delay_s, vip, timeout_ms, threads.
+ * is prefix + number), key_list (used in turn), priorities (list, used in turn), properties, level (delay level), deliver_ms (from now),
+ * delay_ms, delay_s, vip, timeout_ms, threads, max_message (bytes), trace (topic of the trace, "" for Apache's), topics (list, used in turn).
  */
 final class Produce {
     static final int MAX_LISTED = 200;
@@ -76,6 +79,13 @@ final class Produce {
         if (a.containsKey("compress_over")) {
             producer.setCompressMsgBodyOverHowmuch(a.getIntValue("compress_over"));
         }
+        if (a.containsKey("max_message")) {
+            producer.setMaxMessageSize(a.getIntValue("max_message"));
+        }
+        if (a.containsKey("trace")) {
+            producer.setEnableTrace(true);
+            producer.setTraceTopic(a.getString("trace").isEmpty() ? null : a.getString("trace"));
+        }
         if (a.containsKey("compress_type")) {
             producer.setCompressType(org.apache.rocketmq.common.compression.CompressionType.of(a.getString("compress_type")));
         }
@@ -85,7 +95,8 @@ final class Produce {
         String text = number + ":";
         byte[] body = Arrays.copyOf(text.getBytes(StandardCharsets.UTF_8), Math.max(text.length(), a.getIntValue("size", 16)));
         Arrays.fill(body, text.length(), body.length, (byte) 'x');
-        Message message = new Message(a.getString("topic"), body);
+        JSONArray topics = a.getJSONArray("topics");
+        Message message = new Message(topics == null ? a.getString("topic") : topics.getString(number % topics.size()), body);
         message.putUserProperty("seq", Integer.toString(number));
         JSONArray tags = a.getJSONArray("tags");
         if (tags != null) {
@@ -257,12 +268,15 @@ final class Produce {
 
     private static void batches(DefaultMQProducer producer, JSONObject a, int from, int count, Tally tally) throws Exception {
         int size = a.getIntValue("batch", 10);
+        MessageQueue queue = a.containsKey("queue")
+            ? new MessageQueue(a.getString("topic"), a.getString("broker"), a.getIntValue("queue"))
+            : null;
         for (int i = from; i < from + count; i += size) {
             List<Message> batch = new ArrayList<>();
             for (int j = i; j < Math.min(i + size, from + count); j++) {
                 batch.add(message(a, j));
             }
-            tally.add(producer.send(batch));
+            tally.add(queue == null ? producer.send(batch) : producer.send(batch, queue));
         }
     }
 
@@ -310,19 +324,57 @@ final class Produce {
         };
     }
 
-    /** Request and reply: sends one request and waits for the reply's body. */
+    /**
+     * Request and reply: sends one request and waits for the reply. Extra arguments: way (sync, callback, selector, queue),
+     * linger_ms (how long the requester stays after that).
+     */
     static JSONObject request(JSONObject a) throws Exception {
         DefaultMQProducer producer = new DefaultMQProducer(a.getString("group") == null ? "requesters" : a.getString("group"));
         configure(producer, a);
         producer.start();
         try {
-            Message reply = producer.request(message(a, a.getIntValue("from", 0)), a.getLongValue("timeout_ms", 5_000));
+            Message reply;
+            try {
+                reply = ask(producer, a, message(a, a.getIntValue("from", 0)), a.getLongValue("timeout_ms", 5_000));
+            } finally {
+                Thread.sleep(a.getLongValue("linger_ms", 0));
+            }
             JSONObject result = new JSONObject();
             result.put("body", new String(reply.getBody(), StandardCharsets.UTF_8));
             result.put("properties", reply.getProperties());
             return result;
         } finally {
             producer.shutdown();
+        }
+    }
+
+    private static Message ask(DefaultMQProducer producer, JSONObject a, Message request, long timeoutMs) throws Exception {
+        switch (a.getString("way") == null ? "sync" : a.getString("way")) {
+            case "callback" -> {
+                CompletableFuture<Message> reply = new CompletableFuture<>();
+                producer.request(request, new RequestCallback() {
+                    @Override
+                    public void onSuccess(Message message) {
+                        reply.complete(message);
+                    }
+
+                    @Override
+                    public void onException(Throwable error) {
+                        reply.completeExceptionally(error);
+                    }
+                }, timeoutMs);
+                return reply.get(30, TimeUnit.SECONDS);
+            }
+            case "selector" -> {
+                return producer.request(request, (queues, m, arg) -> queues.get((Integer) arg), 0, timeoutMs);
+            }
+            case "queue" -> {
+                MessageQueue queue = new MessageQueue(a.getString("topic"), a.getString("broker"), a.getIntValue("queue"));
+                return producer.request(request, queue, timeoutMs);
+            }
+            default -> {
+                return producer.request(request, timeoutMs);
+            }
         }
     }
 }

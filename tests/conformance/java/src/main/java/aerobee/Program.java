@@ -43,6 +43,7 @@ public final class Program {
         Map.entry("consume.start", Consume::start),
         Map.entry("consume.state", Consume::state),
         Map.entry("consume.stop", Consume::stop),
+        Map.entry("consume.cut", Consume::cut),
         Map.entry("litepull", Consume::litePull),
         Map.entry("pop", Pop::pop),
         Map.entry("pop.ack", Pop::ack),
