@@ -36,7 +36,6 @@ async def push(
     client = broker.clients.producer_by_client_id(client_id)
     if client is None:
         return f"push reply message fail, channel of <{client_id}> not found."
-    properties[PUSH_REPLY_TIME] = str(broker.clock.now_ms())
     request = RemotingCommand.request(
         RequestCode.PUSH_REPLY_MESSAGE_TO_CLIENT,
         ReplyMessage(
@@ -51,7 +50,7 @@ async def push(
             born_host=connection.peer,
             store_host=broker.listeners.store_host,
             store_timestamp=broker.clock.now_ms(),
-            properties=format_properties(properties).decode(),
+            properties=format_properties({**properties, PUSH_REPLY_TIME: str(broker.clock.now_ms())}).decode(),
             reconsume_times=header.reconsume_times,
             unit_mode=header.unit_mode,
         ),

@@ -11,9 +11,9 @@ from aerobee.broker.handlers.send import (
     choose_queue,
     send_header,
     sendable_topic,
-    sender_properties,
     stored_properties,
 )
+from aerobee.broker.records import parse_properties
 from aerobee.broker.store import Record
 from aerobee.errors import AerobeeError
 from aerobee.net.connection import Connection
@@ -28,27 +28,30 @@ _log = logging.getLogger("aerobee.broker.request_reply")
 
 
 async def send_reply(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
-    """SEND_REPLY_MESSAGE, SEND_REPLY_MESSAGE_V2. Succeeds when the push did, stored or not."""
+    """SEND_REPLY_MESSAGE, SEND_REPLY_MESSAGE_V2. Succeeds when the push did, stored or not; what is pushed and stored
+    has the sender's properties, and of the broker's only region and trace switch."""
     header = send_header(command)
     config = await sendable_topic(broker, header)
     queue_id = choose_queue(broker, connection, header, config)
-    check_body(broker, command.body)
-    properties = sender_properties(broker, header)
+    properties = parse_properties(header.properties)
+    properties["MSG_REGION"] = broker.options.region_id
+    properties["TRACE_ON"] = "true" if broker.options.trace_on else "false"
     failure = await request_reply.push(broker, connection, header, properties, command.body)
     message_id, queue_offset = "0", 0
     if broker.options.store_reply_message_enable:
-        record = Record(
-            header.topic,
-            queue_id,
-            command.body,
-            stored_properties(broker, properties),
-            flag=header.flag,
-            sys_flag=header.sys_flag,
-            born_timestamp=header.born_timestamp,
-            born_host=connection.peer,
-            reconsume_times=header.reconsume_times,
-        )
         try:
+            check_body(broker, command.body)
+            record = Record(
+                header.topic,
+                queue_id,
+                command.body,
+                stored_properties(broker, properties),
+                flag=header.flag,
+                sys_flag=header.sys_flag,
+                born_timestamp=header.born_timestamp,
+                born_host=connection.peer,
+                reconsume_times=header.reconsume_times,
+            )
             receipt = await broker.store.put(record)
             message_id, queue_offset = receipt.message_id, receipt.queue_offset
         except AerobeeError as error:

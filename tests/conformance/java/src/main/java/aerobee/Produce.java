@@ -355,7 +355,9 @@ final class Produce {
                 producer.request(request, new RequestCallback() {
                     @Override
                     public void onSuccess(Message message) {
-                        reply.complete(message);
+                        if (message != null) { // the client also says that the request is sent, with nothing
+                            reply.complete(message);
+                        }
                     }
 
                     @Override
