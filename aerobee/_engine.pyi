@@ -229,7 +229,8 @@ class Engine:
     def search_index(
         self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
     ) -> tuple[list[bytes], int, int]:
-        """Records with this key (`kind` T: this tag), newest first; then the index's last update: ms, position."""
+        """The newest records with this key (`kind` T: this tag), oldest of them first; then the index's last update:
+        ms, position."""
     def topics(self) -> dict[str, list[int]]:
         """Topics that have queues in the store, with their queue ids."""
     def delete_topic(self, topic: str) -> None:

@@ -316,7 +316,7 @@ class Store:
     def search_index(
         self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
     ) -> tuple[list[bytes], int, int]:
-        """Records with this key, newest first; then the index's last update: ms, position."""
+        """The newest records with this key, oldest of them first; then the index's last update: ms, position."""
         return self.engine.search_index(topic, key, kind, limit, begin_ms, end_ms)
 
     def topics(self) -> dict[str, list[int]]:

@@ -633,7 +633,8 @@ impl Engine {
         end_ms: i64,
     ) -> PyResult<(Bound<'py, PyList>, i64, u64)> {
         let (records, hits) = self.enter(py, |engine| {
-            let hits = engine.store.search_index(topic, key, kind, limit, begin_ms, end_ms);
+            let mut hits = engine.store.search_index(topic, key, kind, limit, begin_ms, end_ms);
+            hits.positions.sort_unstable();
             let mut records = Vec::new();
             for position in &hits.positions {
                 let record = engine.store.record(*position);
