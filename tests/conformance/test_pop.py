@@ -9,6 +9,7 @@ from typing import Any
 
 import apache
 import pytest
+import raw
 from official import Client, Reply
 
 pytestmark = pytest.mark.apache
@@ -213,6 +214,88 @@ def test_a_message_wakes_who_waits(room: Room) -> None:
 def polling(room: Room, group: str) -> int:
     ask = {"consumerGroup": group, "topic": room.topic, "queueId": "-1"}
     return int(apache.call(room.cluster.broker_address, 200055, ask)[0]["extFields"]["pollingNum"])
+
+
+def test_notification_and_polling_info_at_the_door(room: Room) -> None:
+    """What no official client shows: who is refused and how, what waits where, when it is answered."""
+    room.create(2)
+    broker, topic, group = room.cluster.broker_address, room.topic, room.group
+    ask = {"consumerGroup": group, "topic": topic, "queueId": "-1"}
+    closed, mute = f"{topic}_closed", f"{group}_mute"
+    room.admin("updateTopic", "-b", broker, "-t", closed, "-r", "1", "-w", "1", "-p", "2")
+    room.admin("updateSubGroup", "-b", broker, "-g", mute, "-s", "false")
+
+    with raw.Connection(broker, 20) as connection:
+
+        def notification(**more: str) -> dict[str, str]:
+            return {**ask, "pollTime": "0", "bornTime": "0", **more}
+
+        def told(code: int, fields: dict[str, str]) -> tuple[int, str]:
+            header, _ = connection.call(code, fields)
+            return header["code"], header.get("remark") or ""
+
+        for code, full in ((NOTIFICATION, notification()), (POLLING_INFO, ask)):
+            refusals = {
+                "topic": ({"topic": "nowhere"}, 17, "topic[nowhere] not exist, apply first please! "),
+                "perm": ({"topic": closed}, 16, f"the topic[{closed}] peeking message is forbidden"),
+                "queue": (
+                    {"queueId": "2"},
+                    29,
+                    f"queueId[2] is illegal, topic:[{topic}] topicConfig.readQueueNums:[2] ",
+                ),
+                "group": ({"consumerGroup": mute}, 16, f"subscription group no permission, {mute}"),
+            }
+            for change, expected, remark in refusals.values():
+                got = told(code, {**full, **change})
+                assert got[0] == expected and got[1].startswith(remark), got
+
+        def polling(queue: int = -1) -> int:
+            header, _ = connection.call(POLLING_INFO, {**ask, "queueId": str(queue)})
+            assert header["code"] == 0
+            return int(header["extFields"]["pollingNum"])
+
+        def answer(number: int) -> dict[str, str]:
+            header, body = connection.reply(number)
+            assert (header["code"], body) == (0, b"")
+            fields: dict[str, str] = header["extFields"]
+            return fields
+
+        # Nothing there: at once when it may not wait; else when its time is over, or a message comes.
+        assert answer(connection.send(NOTIFICATION, notification())) == {"hasMsg": "false", "pollingFull": "false"}
+        assert [polling(queue) for queue in (-1, 0, 1)] == [0, 0, 0]
+        started = time.monotonic()
+        born = str(int(time.time() * 1000))
+        short = connection.send(NOTIFICATION, notification(pollTime="1500", bornTime=born))
+        assert answer(short) == {"hasMsg": "false", "pollingFull": "false"}
+        assert 1.0 < time.monotonic() - started < 4
+        of_all, of_one, of_other = (
+            connection.send(NOTIFICATION, notification(pollTime="15000", bornTime=born, queueId=str(queue)))
+            for queue in (-1, 1, 0)
+        )
+        popping = connection.send(POP_MESSAGE, {
+            **ask, "queueId": "1", "maxMsgNums": "1", "invisibleTime": "60000", "pollTime": "15000", "bornTime": born,
+            "initMode": "0", "consumerGroup": f"{group}_pops",
+        })  # fmt: skip
+        eventually(lambda: polling_of(connection, {**ask, "queueId": "1", "consumerGroup": f"{group}_pops"}) == 1)
+        assert [polling(queue) for queue in (-1, 0, 1)] == [0, 0, 0], "only pops are counted"
+        room.produce(1, mode="queue", broker=room.cluster.broker_name, queue=1)
+        for number in (of_all, of_one):
+            assert answer(number) == {"hasMsg": "true", "pollingFull": "false"}
+        assert connection.reply(popping)[0]["code"] == 0
+        assert connection.silent(), "the other queue has no message"
+        assert answer(connection.send(NOTIFICATION, notification(queueId="1"))) == {
+            "hasMsg": "true", "pollingFull": "false",
+        }  # fmt: skip
+        assert answer(connection.send(NOTIFICATION, notification(queueId="0")))["hasMsg"] == "false"
+        room.produce(1, mode="queue", broker=room.cluster.broker_name, queue=0)
+        assert answer(of_other)["hasMsg"] == "true"
+
+
+NOTIFICATION, POLLING_INFO, POP_MESSAGE = 200054, 200055, 200050
+
+
+def polling_of(connection: raw.Connection, ask: dict[str, str]) -> int:
+    return int(connection.call(POLLING_INFO, ask)[0]["extFields"]["pollingNum"])
 
 
 def test_filters(room: Room) -> None:
