@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.broker import message_types
 from aerobee.broker.clients import BROADCASTING, PULL
-from aerobee.broker.filters import is_tag_kind
+from aerobee.broker.filters import is_tag_kind, of_retries
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import NOT_SENDABLE, TopicTable, has_batch_queues, is_compacted
+from aerobee.broker.topics import NOT_SENDABLE, RETRY_PREFIX, TopicTable, has_batch_queues, is_compacted
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -137,6 +137,22 @@ def allow_group(broker: Broker, group: str) -> None:
 def subscribe(broker: Broker, group: str, topic: str) -> None:
     """A group's subscription to a topic changed."""
     allow_group(broker, group)
+    _subscribe(broker, group, topic)
+    if broker.options.filter_support_retry and not topic.startswith(RETRY_PREFIX):
+        _subscribe(broker, group, RETRY_PREFIX + group)
+
+
+def filter_of(broker: Broker, group: str, topic: str, expression: str) -> str:
+    """The SQL92 by which the group's messages of a topic are chosen that is subscribed to with `expression`."""
+    if not broker.options.filter_support_retry or not topic.startswith(RETRY_PREFIX):
+        return expression
+    members = broker.clients.consumers.get(group)
+    return (
+        of_retries(wanted for wanted in members.subscriptions.values() if wanted.topic != topic) if members else "TRUE"
+    )
+
+
+def _subscribe(broker: Broker, group: str, topic: str) -> None:
     subscription = broker.clients.subscription(group, topic)
     engine = broker.store.engine
     if subscription is None:
@@ -146,8 +162,12 @@ def subscribe(broker: Broker, group: str, topic: str) -> None:
     if not is_tag_kind(kind) and not broker.options.enable_property_filter:
         engine.unsubscribe(group, topic)  # its pulls come to the handler, which says why they are refused
         return
+    if is_tag_kind(kind):
+        kind = "TAG"
+    else:
+        expression = filter_of(broker, group, topic, expression)
     try:
-        engine.subscribe(group, topic, subscription.sub_version, "TAG" if is_tag_kind(kind) else kind, expression)
+        engine.subscribe(group, topic, subscription.sub_version, kind, expression)
     except ValueError as error:
         _log.warning("group %s subscribes to %s with a filter that does not compile: %s", group, topic, error)
         engine.unsubscribe(group, topic)

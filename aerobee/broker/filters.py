@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from aerobee.broker.store import check_sql
+from aerobee.protocol.bodies.client import SubscriptionData
 from aerobee.protocol.message import java_hash
 
 
@@ -15,3 +19,15 @@ def tag_codes(expression: str | None) -> list[int] | None:
     if not expression or expression == "*":
         return None
     return [java_hash(tag.strip()) for tag in expression.split("||") if tag.strip()]
+
+
+def of_retries(subscriptions: Iterable[SubscriptionData]) -> str:
+    """SQL92 for a group's retry topic: each message by the expression of the topic it comes from, if that has one."""
+    by_topic = {
+        wanted.topic: wanted.sub_string or ""
+        for wanted in subscriptions
+        if not is_tag_kind(wanted.expression_type) and check_sql(wanted.sub_string or "") is None
+    }
+    known = ", ".join(f"'{topic}'" for topic in by_topic)
+    others = f"RETRY_TOPIC IS NULL OR RETRY_TOPIC NOT IN ({known})" if known else "TRUE"
+    return " OR ".join([others, *(f"(RETRY_TOPIC = '{topic}' AND ({text}\n))" for topic, text in by_topic.items())])

@@ -193,6 +193,11 @@ class BrokerOptions(Options):
     short_polling_time_mills = setting(1000, "Milliseconds a pull waits when long polling is off.", low=0, live=True)
     lite_pull_message_enable = setting(True, "Serve LITE_PULL_MESSAGE.", live=True)
     enable_property_filter = setting(False, "Serve SQL92 filters.", live=True)
+    filter_support_retry = setting(
+        False,
+        "A retry topic subscribed to with SQL92 gives each message by the expression of the topic it comes from.",
+        live=True,
+    )
     notify_consumer_ids_changed_enable = setting(True, "Tell consumers when their group changes.", live=True)
     reject_transaction_message = setting(False, "Refuse transactional messages.", live=True)
     reject_pull_consumer_enable = setting(False, "Ignore pull consumers in heartbeats.", live=True)

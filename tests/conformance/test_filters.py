@@ -10,10 +10,12 @@ from pathlib import Path
 
 import apache
 import pytest
+import raw
 from official import Client, CommandFailed, Reply
 from room import Room, eventually
 
 from aerobee._engine import Engine, Record, check_sql
+from aerobee.broker.records import parse_record
 
 pytestmark = pytest.mark.apache
 
@@ -281,3 +283,36 @@ def test_an_expression_that_is_wrong_is_refused(filtering: Room) -> None:
     room.change_settings(enablePropertyFilter="false")
     assert pulled("SQL92", "seq = 0") == 1
     assert checked("SQL92", "a = 1") == 1
+
+
+def test_retries_by_the_filter_of_their_topic(filtering: Room) -> None:
+    """With `filterSupportRetry`, where a retry topic itself is subscribed to with SQL92; by default that decides."""
+    room, broker = filtering, filtering.cluster.broker_address
+    room.create(1)
+    retries = f"%RETRY%{room.group}"
+    with raw.Connection(broker) as member:
+        member.heartbeat("filtering", consumer=room.group, **{room.topic: "a > 1 -- or so", retries: "a = 1"})
+        for number, (topic, a) in enumerate(((room.topic, 1), (room.topic, 2), ("elsewhere", 1), (room.topic, "x"))):
+            properties = {"RETRY_TOPIC": topic, "a": str(a), "seq": str(number)}
+            assert raw.send(broker, retries, b"x", properties)["code"] == 0
+
+        def pulled(**more: str) -> list[int]:
+            fields = {"consumerGroup": room.group, "topic": retries, "queueId": "0", "queueOffset": "0"}
+            fields |= {"sysFlag": "0", "subVersion": "0", "expressionType": "SQL92", "subscription": "a = 1"}
+            fields |= {"maxMsgNums": "32", "commitOffset": "0", "suspendTimeoutMillis": "0", **more}
+            header, body = member.call(11, fields)
+            assert header["code"] in (0, 20), header
+            return [int(parse_record(data).properties["seq"]) for data in raw.split(body)]
+
+        def asked() -> list[list[int]]:
+            return [pulled(), pulled(sysFlag="4"), pulled(sysFlag="4", expressionType="TAG", subscription="*")]
+
+        assert asked() == [[0, 2], [0, 2], [0, 1, 2, 3]]
+        room.change_settings(filterSupportRetry="true")
+        try:
+            assert asked() == [[1, 2], [1, 2], [0, 1, 2, 3]]
+            # Its own topic's filter changes.
+            member.heartbeat("filtering", consumer=room.group, version=2, **{room.topic: "a < 3", retries: "a = 1"})
+            assert asked() == [[0, 1, 2], [0, 1, 2], [0, 1, 2, 3]]
+        finally:
+            room.change_settings(filterSupportRetry="false")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from aerobee.broker import fast_path
 from aerobee.broker.clients import BROADCASTING, PULL, PUSH
 from aerobee.broker.filters import is_tag_kind, tag_codes
 from aerobee.broker.store import check_sql
@@ -63,7 +64,8 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
     if is_tag_kind(kind):
         broker.store.pull(connection, command.to_tuple(), tag_codes(expression), park=True)
     else:
-        broker.store.pull(connection, command.to_tuple(), None, park=True, sql=expression)
+        sql = fast_path.filter_of(broker, header.consumer_group, header.topic, expression)
+        broker.store.pull(connection, command.to_tuple(), None, park=True, sql=sql)
     return None
 
 
