@@ -13,7 +13,8 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.records import parse_record
-from aerobee.broker.topics import DLQ_PREFIX, PERM_WRITE, RETRY_PREFIX, SEE_FAQ
+from aerobee.broker.topics import DLQ_PREFIX, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, is_compacted
+from aerobee.broker.transactions import UNIQUE_KEY
 from aerobee.errors import ServerError
 from aerobee.protocol.codes import ResponseCode
 from aerobee.protocol.headers.send import ConsumerSendMsgBack, SendMessage, SendMessageV2
@@ -52,6 +53,11 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
         message = parse_record(data) if data is not None else None
     except ValueError:
         message = None
+    origin = broker.topics.get(header.origin_topic or "")
+    if message is not None and origin is not None and is_compacted(origin):
+        # Its log file may have gone: then the place it names is that of its copy, and here another message's.
+        if header.origin_msg_id not in (message.properties.get(UNIQUE_KEY), message.offset_id):
+            message = None
     if message is None:
         raise ServerError(ResponseCode.SYSTEM_ERROR, f"look message by offset failed, {header.offset}")
 

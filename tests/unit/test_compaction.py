@@ -7,9 +7,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from aerobee.broker import retention
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.message import decode_records
 from aerobee.testing.eventually import eventually
 from tests.unit.test_broker_server import Peer, small
@@ -57,6 +59,8 @@ async def test_only_the_newest_of_each_key_stays(tmp_path: Path) -> None:
     await broker.store.flush()
     await eventually(lambda: broker.compaction.positions == {"newest_0": 26})
     assert await read(peer, "newest") == expected
+    await peer.commit(3, oneway=False, topic="newest")
+    assert await retention.furthest_behind(broker) is None, "a group that is behind keeps no log file"
     await peer.pool.close()
     await broker.stop()
     file = tmp_path / "store/compaction/position-checkpoint"
@@ -70,6 +74,29 @@ async def test_only_the_newest_of_each_key_stays(tmp_path: Path) -> None:
     assert (await peer.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic="newest")).code == 0
     assert broker.compaction.positions == {}
     assert list((tmp_path / "store/compaction/compactionLog").iterdir()) == []
+    await peer.pool.close()
+    await broker.stop()
+
+
+async def test_no_other_message_is_sent_back(tmp_path: Path) -> None:
+    # The position a consumer names is in the log as long as the message is there; later it only says where the copy is.
+    broker = Broker(options(tmp_path))
+    await broker.start()
+    peer = Peer(broker.address)
+    assert (await peer.send("orders", b"of somebody else")).code == 0
+    assert await create(peer, "newest") == 0
+    for number in range(20):
+        await peer.send("newest", b"x", properties=f"KEYS\x01k{number}\x02UNIQ_KEY\x01U{number}\x02")
+    await broker.store.flush()
+    records = decode_records((await peer.pull("newest")).body)
+
+    async def send_back(offset: int, unique: str) -> RemotingCommand:
+        fields = dict(group="g", delayLevel=0, offset=offset, originMsgId=unique, originTopic="newest")
+        return await peer.call(RequestCode.CONSUMER_SEND_MSG_BACK, **fields)
+
+    assert (await send_back(records[3].commit_log_offset, "U3")).code == 0
+    refused = await send_back(0, "U0")
+    assert (refused.code, refused.remark) == (ResponseCode.SYSTEM_ERROR, "look message by offset failed, 0")
     await peer.pool.close()
     await broker.stop()
 

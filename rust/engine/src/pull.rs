@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::batch_queue::BatchEntry;
 use crate::error::Error;
 use crate::header::{parse_i64, Encoding, Fixed, Header, Writer, FLAG_RESPONSE};
-use crate::record::RecordView;
+use crate::record::{read_u32, read_u64, RecordView, PHYSICAL_OFFSET_AT, QUEUE_OFFSET_AT};
 use crate::store::{Entry, Position, QueueRef, Store};
 use crate::tables::{Filter, Settings, Tables, PERM_READ};
 
@@ -360,7 +360,9 @@ impl Reader {
         if let Some(compaction) = compaction {
             found.min_offset = compaction.min().unwrap_or(min_offset);
             let read = compaction.read(scan_from, max_offset, limits, filter, &mut found, &mut self.copied);
-            if read.map_err(|e| Error::Unusable(format!("reading a compaction log failed: {e}")))? {
+            let ends = read.map_err(|e| Error::Unusable(format!("reading a compaction log failed: {e}")))?;
+            self.say_where_in_the_log(store, queue, min_offset)?;
+            if ends {
                 if found.count > 0 {
                     found.status = Status::Found;
                 }
@@ -423,6 +425,27 @@ impl Reader {
             found.status = Status::Found;
         }
         Ok(found)
+    }
+
+    /// The records of a compacted queue say where their copies are. Readers hand that in when they send a message back, or look for it by
+    /// its id: they get the place in the log, as long as it is there.
+    fn say_where_in_the_log(&mut self, store: &mut Store, queue: QueueRef, min_offset: i64) -> Result<(), Error> {
+        let mut rest = &mut self.copied[..];
+        while let (Some(size), Some(offset)) = (read_u32(rest, 0), read_u64(rest, QUEUE_OFFSET_AT)) {
+            if rest.len() < size as usize {
+                break;
+            }
+            let (record, behind) = rest.split_at_mut(size as usize);
+            self.looked.clear();
+            if offset as i64 >= min_offset {
+                store.entries(queue, offset as i64, 1, &mut self.looked)?;
+            }
+            if let Some(entry) = self.looked.first().filter(|entry| entry.size == size) {
+                record[PHYSICAL_OFFSET_AT..PHYSICAL_OFFSET_AT + 8].copy_from_slice(&entry.position.to_be_bytes());
+            }
+            rest = behind;
+        }
+        Ok(())
     }
 
     /// [`Reader::choose`] in a batch queue: whole batches, at least one, and a batch counts as the messages it has.

@@ -23,6 +23,8 @@ pub const MAGIC_BLANK: u32 = 0xCBD4_3194;
 pub const BLANK_BYTES: u64 = 8;
 /// Bytes of the smallest possible record.
 pub const RECORD_BYTES_MIN: usize = 91;
+/// Where in a record its queue offset lies.
+pub const QUEUE_OFFSET_AT: usize = 20;
 /// Where in a record its physical offset lies.
 pub const PHYSICAL_OFFSET_AT: usize = 28;
 

@@ -122,6 +122,11 @@ fn read(store: &mut Store, from: i64, filter: &Filter) -> Vec<Message> {
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
             let key = find(view.properties, b"KEYS").map_or(String::new(), text);
             messages.push((view.queue_offset, key, text(view.body)));
+            if view.queue_offset >= bounds(store, "c", 0).0 {
+                let mut record = Vec::new();
+                assert!(store.copy_record(view.position, view.raw.len() as u32, &mut record), "{view:?}");
+                assert_eq!(record, view.raw, "as it is in the log");
+            }
             rest = &rest[view.raw.len()..];
         }
         assert!(rest.is_empty());
