@@ -117,7 +117,7 @@ def allow_topic(broker: Broker, topic: str) -> None:
 
 
 def allow_group(broker: Broker, group: str) -> None:
-    """A group's settings, members or resets changed."""
+    """A group's settings, members, resets or heirs of locked queues changed."""
     if not broker.opened:
         return
     config = broker.groups.get(group)
@@ -125,7 +125,11 @@ def allow_group(broker: Broker, group: str) -> None:
         broker.store.engine.forget_group(group)
         return
     members = broker.clients.consumers.get(group)
-    fast = group not in broker.groups.forbidden and not broker.offsets.has_reset(group)
+    fast = (
+        group not in broker.groups.forbidden
+        and not broker.offsets.has_reset(group)
+        and not broker.order.has_heirs(group)
+    )
     if members is not None:
         if members.message_model == BROADCASTING and not config.consume_broadcast_enable:
             fast = False

@@ -73,7 +73,7 @@ class Broker:
         self.inner_pulls = InnerPulls(self)
         self.groups = GroupTable(options, config_dir, on_change=self._group_changed)
         self.offsets = OffsetTable(config_dir, light=options.enable_lmq, clock=self.clock, on_reset=self._group_touched)
-        self.order = OrderLocks(self.clock, config_dir)
+        self.order = OrderLocks(self.clock, config_dir, on_heirs=self._group_touched)
         self.clients = ClientTable(
             self.clock,
             on_subscription=self._subscription_changed,
@@ -299,7 +299,6 @@ class Broker:
 
     def _committed(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         self.offsets.commit(group, topic, queue_id, offset, peer="pull")
-        self.order.consumed(group, (topic, self.options.broker_name, queue_id))
 
     def _notify(self, group: str, members: list[Client]) -> None:
         if not self.options.notify_consumer_ids_changed_enable:

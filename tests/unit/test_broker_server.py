@@ -306,7 +306,7 @@ async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, pee
     assert peer.asked[-1].ext_fields == {"consumerGroup": "g"}
 
 
-async def test_queues_in_order_are_free_when_their_owner_is_gone(
+async def test_queues_in_order_are_free_when_their_owner_disconnects(
     broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, again = Peer(broker.address), Peer(broker.address)
@@ -327,9 +327,13 @@ async def test_queues_in_order_are_free_when_their_owner_is_gone(
     told = len(peer.asked)
     await again.pool.close()
     await eventually(lambda: len(peer.asked) > told)
-    assert await locked(peer, "c1") == 0, "it may be back in a moment"
-    monkeypatch.setattr(order, "LOST_S", 0.0)
+    await peer.send("orders")
     assert await locked(peer, "c1") == 1
+    began = time.monotonic()
+    monkeypatch.setattr(order, "LOST_S", 0.5)
+    assert (await peer.pull("orders", wait_ms=15_000)).code == ResponseCode.PULL_NOT_FOUND, "its owner may be back"
+    assert (await peer.pull("orders", wait_ms=15_000)).code == 0
+    assert time.monotonic() - began < 1
     await peer.call(RequestCode.UNREGISTER_CLIENT, clientID="c1", consumerGroup="g")
     assert await locked(peer, "c2") == 1, "who says goodbye is gone at once"
 

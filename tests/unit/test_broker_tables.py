@@ -360,9 +360,10 @@ async def test_who_is_gone_holds_no_queue(tmp_path: Path) -> None:
     assert locks.lock("other", "b", [first]) == [first]
 
 
-async def test_whose_connection_ended_holds_its_queues_a_little_longer(tmp_path: Path) -> None:
+async def test_whose_connection_ended_has_an_heir_and_may_come_back(tmp_path: Path) -> None:
     clock = ManualClock()
-    locks = OrderLocks(clock, tmp_path)
+    told: list[bool] = []
+    locks = OrderLocks(clock, tmp_path, on_heirs=lambda group: told.append(locks.has_heirs(group)))
     queue = ("t", "broker-a", 0)
     signs = (
         lambda: locks.back("g", "a"),
@@ -372,21 +373,53 @@ async def test_whose_connection_ended_holds_its_queues_a_little_longer(tmp_path:
     for sign_of_life in signs:
         locks.lock("g", "a", [queue])
         locks.lost("g", "a")
-        await clock.advance(LOST_S - 1)
-        assert locks.lock("g", "b", [queue]) == [], "it may go on with what it has fetched"
+        assert locks.wait_s("g", queue, "b") == 0, "nobody else wants it"
+        assert locks.lock("g", "b", [queue]) == [queue] and told.pop(), "free at once"
+        await clock.advance(1)
+        assert locks.lock("g", "b", [queue]) == [queue]
+        assert locks.lock("g", "c", [queue]) == []
+        assert locks.wait_s("g", queue, "b") == LOST_S - 1, "the former holder may go on with what it has fetched"
         sign_of_life()
-        await clock.advance(LEASE_S - LOST_S)
+        assert locks.wait_s("g", queue, "a") == 0 < locks.wait_s("g", queue, "b") and locks.has_heirs("g")
         assert locks.lock("g", "b", [queue]) == [], "it is back: the lease goes on"
+        assert locks.wait_s("g", queue, "b") == 0 and not locks.has_heirs("g"), "the heir has noticed"
     locks.lost("g", "a")
-    await clock.advance(LOST_S / 2)
-    locks.lost("g", "a")
-    await clock.advance(LOST_S / 2 + 1)
+    assert locks.lock("g", "b", [queue]) == [queue]
+    await clock.advance(LOST_S + 1)
+    assert locks.wait_s("g", queue, "b") == 0
     for sign_of_life in signs[:2]:
         sign_of_life()  # too late
-    assert not locks.any_held("g")
-    assert locks.lock("g", "b", [queue]) == [queue]
-    locks.lost("g", "a")
     assert locks.lock("g", "a", [queue]) == [], "that is another's now"
+    told.clear()
+    locks.expire()
+    assert told == [False]
+    assert locks.lock("g", "b", [queue]) == [queue]
+
+
+async def test_an_heir_that_goes_leaves_the_queue_to_whom_it_was_inherited_from(tmp_path: Path) -> None:
+    clock = ManualClock()
+    locks = OrderLocks(clock, tmp_path)
+    queue = ("t", "broker-a", 0)
+
+    def inherited() -> None:
+        locks.lock("g", "a", [queue])
+        locks.lost("g", "a")
+        assert locks.lock("g", "b", [queue]) == [queue]
+
+    inherited()
+    locks.unlock("g", "b", [queue])
+    assert locks.lock("g", "c", [queue]) == [queue] and locks.wait_s("g", queue, "b") == LOST_S
+    locks.lost("g", "c")
+    assert locks.lock("g", "b", [queue]) == [queue] and locks.wait_s("g", queue, "b") == LOST_S, "it is still a's"
+    locks.lost("g", "b")
+    locks.back("g", "b")
+    assert locks.wait_s("g", queue, "b") == LOST_S, "the heir's connection says nothing of the former holder"
+    locks.release("g", "a")
+    assert locks.wait_s("g", queue, "b") == 0, "it says itself that it is gone"
+    locks.release("g", "b")
+    inherited()
+    locks.unlock("g", "a", [queue])
+    assert locks.wait_s("g", queue, "b") == 0 and locks.lock("g", "b", [queue]) == [queue]
 
 
 async def test_who_held_a_queue_is_known_after_a_restart(tmp_path: Path) -> None:
@@ -408,9 +441,10 @@ async def test_who_held_a_queue_is_known_after_a_restart(tmp_path: Path) -> None
     again = OrderLocks(clock, tmp_path)
     again.load()
     assert again.lock("over", "d", [first]) == [first]
-    assert again.lock("g", "b", [first, second, third]) == [third]
-    await clock.advance(LOST_S + 1)
     assert again.lock("g", "b", [first, second, third]) == [first, second, third]
+    assert [again.wait_s("g", queue, "b") for queue in (first, second, third)] == [LOST_S, LOST_S, 0]
+    again.back("g", "a")
+    assert again.lock("g", "b", [first, second, third]) == [third]
 
     locks.file.path.write_text('{"g": [{}]}')
     odd = OrderLocks(clock, tmp_path)

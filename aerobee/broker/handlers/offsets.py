@@ -76,8 +76,9 @@ def update_consumer_offset(broker: Broker, connection: Connection, command: Remo
         peer=connection.peer,
         may_go_back=lambda stored: _may_go_back(broker, connection, command, header, stored),
     )
-    broker.order.consumed(header.consumer_group, (header.topic, broker.options.broker_name, header.queue_id))
     group = broker.clients.consumers.get(header.consumer_group)
+    if group is None or connection.id not in group.members:
+        broker.order.consumed(header.consumer_group, (header.topic, broker.options.broker_name, header.queue_id))
     if group is not None and group.consume_type == PULL:
         group.committers[header.topic, header.queue_id] = connection.id
     return command.reply()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker import fast_path
@@ -30,7 +31,9 @@ SUBSCRIPTION_FORBIDDEN: Final = 5
 """What `forbiddenType` tells a client about NO_PERMISSION."""
 
 
-def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand | None:
+def pull(
+    broker: Broker, connection: Connection, command: RemotingCommand
+) -> RemotingCommand | Awaitable[RemotingCommand] | None:
     """PULL_MESSAGE, LITE_PULL_MESSAGE. None: the engine answers, now or when a message arrives."""
     header = command.header(PullMessage)
     refusal = _refuse(broker, connection, command, header)
@@ -41,8 +44,13 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
         raise ServerError(
             ResponseCode.SYSTEM_ERROR, f"The broker does not support consumer to filter message by {kind}"
         )
-
     members = broker.clients.consumers.get(header.consumer_group)
+    member = members.members.get(connection.id) if members is not None else None
+    queue = (header.topic, broker.options.broker_name, header.queue_id)
+    wait_s = broker.order.wait_s(header.consumer_group, queue, member.client_id if member is not None else "")
+    if wait_s > 0:
+        return _wait_for_former_holder(broker, command, header, wait_s)
+
     pushes = members is not None and members.consume_type == PUSH
     offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id, alone=pushes)
     if offset is not None:
@@ -67,6 +75,28 @@ def pull(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
         sql = fast_path.filter_of(broker, header.consumer_group, header.topic, expression)
         broker.store.pull(connection, command.to_tuple(), None, park=True, sql=sql)
     return None
+
+
+async def _wait_for_former_holder(
+    broker: Broker, command: RemotingCommand, header: PullMessage, wait_s: float
+) -> RemotingCommand:
+    """Nothing yet: until it is clear who works on the queue (see `broker.order`). The client asks again then."""
+    await broker.clock.sleep(min(wait_s, header.suspend_timeout_millis / 1000))
+    fast_path.allow_group(broker, header.consumer_group)
+    low, high = broker.store.bounds(header.topic, header.queue_id)
+    config, group = broker.topics.get(header.topic), broker.groups.get(header.consumer_group)
+    return command.reply(
+        ResponseCode.PULL_NOT_FOUND,
+        PullMessageReply(
+            suggest_which_broker_id=0,
+            next_begin_offset=header.queue_offset,
+            min_offset=low,
+            max_offset=high,
+            topic_sys_flag=config.topic_sys_flag if config is not None else 0,
+            group_sys_flag=group.group_sys_flag if group is not None else 0,
+        ),
+        remark="the queue's former holder may come back",
+    )
 
 
 def _refuse(
