@@ -6,9 +6,10 @@
 //! ```
 //! The flusher copies the queue's new messages (those with a key) here as it writes their queue entries: [`Compaction::follow`]. From
 //! time to time policy has the full files compacted ([`Compactor::compact`], in a thread of policy's): what a newer message of
-//! the same key has replaced is left out, and so are messages without a body up to the newest one looked at. The file that is being
-//! written to is never compacted. Offsets stay what they were. Whoever reads the queue gets from here what has been copied
-//! ([`Compaction::read`]), and what has not from the log as ever; so messages stay readable when their log files have expired.
+//! the same key has replaced is left out, and so are messages without a body up to the newest one looked at (who is in the middle of
+//! the queue just then may miss that a key was deleted, as with Apache's broker). The file that is being written to is never
+//! compacted. Offsets stay what they were. Whoever reads the queue gets from here what has been copied ([`Compaction::read`]), and
+//! what has not from the log as ever; so messages stay readable when their log files have expired.
 //!
 //! Memory: one row a file; while compacting, up to `map_bytes` for the newest offset of each key. Keys that find no room in it are left to
 //! the next time.
@@ -194,20 +195,22 @@ fn first_unit(
 /// Records of one log file in the order they lie there, read ahead.
 struct Window {
     file: File,
+    file_bytes: u64,
     base: u64,
     from: u64,
     bytes: Vec<u8>,
 }
 
 impl Window {
-    fn new(file: File, base: u64) -> Window {
-        Window { file, base, from: 0, bytes: Vec::new() }
+    fn new(file: File, base: u64) -> io::Result<Window> {
+        Ok(Window { file_bytes: file.len()?, file, base, from: 0, bytes: Vec::new() })
     }
 
     fn bytes(&mut self, at: u64, size: usize) -> io::Result<Option<&[u8]>> {
         let end = at + size as u64;
         if at < self.from || end > self.from + self.bytes.len() as u64 {
-            self.bytes.resize(size.max(WINDOW_BYTES), 0);
+            let ahead = self.file_bytes.saturating_sub(at).min(WINDOW_BYTES as u64);
+            self.bytes.resize(size.max(ahead as usize), 0);
             let got = self.file.read_at(at, &mut self.bytes)?;
             self.bytes.truncate(got);
             self.from = at;
@@ -606,7 +609,7 @@ impl Compaction {
         mut each: impl FnMut(&BatchEntry, &RecordView<'_>) -> io::Result<bool>,
     ) -> io::Result<bool> {
         let (log, queue) = self.files.open(segment.base)?;
-        let mut window = Window::new(log, segment.base);
+        let mut window = Window::new(log, segment.base)?;
         let mut at = segment.skip;
         while at < segment.units {
             let next = units(queue.as_ref(), at, (at + UNITS_AT_ONCE).min(segment.units))?;
@@ -801,7 +804,7 @@ fn read_segment(files: &Files, base: u64) -> io::Result<Option<Segment>> {
     let first = units(queue.as_ref(), 0, count.min(1))?;
     let last = units(queue.as_ref(), count.saturating_sub(1), count)?;
     let (Some(first), Some(last)) = (first.first(), last.first()) else { return Ok(None) };
-    let mut window = Window::new(log, base);
+    let mut window = Window::new(log, base)?;
     // A file's records are some of those that were here before, in the same order: where both ends fit, all do.
     if first.position != base || window.record(first)?.is_none() || window.record(last)?.is_none() {
         return Ok(None);
@@ -816,7 +819,7 @@ fn make_units(files: &Files, base: u64) -> io::Result<Option<Segment>> {
     if log.len()? != files.log_bytes {
         log.set_len(files.log_bytes)?;
     }
-    let mut window = Window::new(log, base);
+    let mut window = Window::new(log, base)?;
     let mut segment: Option<Segment> = None;
     let mut bytes = Vec::new();
     let mut at = 0;
@@ -856,7 +859,7 @@ fn whole_units(files: &Files, segment: &Segment, truth: &Truth<'_>) -> io::Resul
     if newest.first().map_or(true, |unit| unit.store_timestamp <= truth.synced_ms) {
         return Ok(known);
     }
-    let mut window = Window::new(log, segment.base);
+    let mut window = Window::new(log, segment.base)?;
     let mut at = segment.skip;
     while at < known {
         let next = units(queue.as_ref(), at, (at + UNITS_AT_ONCE).min(known))?;
