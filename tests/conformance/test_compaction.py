@@ -164,6 +164,9 @@ def test_a_store_goes_to_and_fro(room: Room) -> None:
         files = room.files()
         assert files["compactionLog"] == files["compactionCq"] and len(files["compactionLog"]) == 2
         assert kept[-1][0] == room.sent - 1
+        first = room.directory / "store/compaction/compactionLog" / room.name / "0" / files["compactionLog"][0]
+        dumped = room.client.admin("dumpCompactionLog", "-f", str(first))
+        assert dumped.count("MessageExt [") == len(KEYS), (kind, dumped)
 
 
 @pytest.mark.slow
