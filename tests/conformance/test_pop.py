@@ -290,6 +290,21 @@ def test_notification_and_polling_info_at_the_door(room: Room) -> None:
         room.produce(1, mode="queue", broker=room.cluster.broker_name, queue=0)
         assert answer(of_other)["hasMsg"] == "true"
 
+        # Only for what a filter lets through.
+        tagged = {"expType": "TAG", "exp": "TagA || TagB"}
+        assert answer(connection.send(NOTIFICATION, notification(**tagged)))["hasMsg"] == "false"
+        assert answer(connection.send(NOTIFICATION, notification(expType="TAG", exp="*")))["hasMsg"] == "true"
+        waiting = connection.send(NOTIFICATION, notification(pollTime="15000", **tagged))
+        for tag in ("TagC", "TagB"):
+            room.produce(1, mode="queue", broker=room.cluster.broker_name, queue=0, tags=[tag])
+            if tag == "TagC":
+                assert answer(connection.send(NOTIFICATION, notification(**tagged)))["hasMsg"] == "false"
+                assert connection.silent()
+        assert answer(waiting)["hasMsg"] == "true"
+        wrong = notification(expType="SQL92", exp="a >")
+        code, remark = told(NOTIFICATION, wrong)
+        assert code == 23 and remark.startswith("parse the consumer's subscription failed")
+
 
 NOTIFICATION, POLLING_INFO, POP_MESSAGE = 200054, 200055, 200050
 
