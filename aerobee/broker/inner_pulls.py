@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class InnerPulls:
     """See the head of this file. To the store it is a connection that never blocks and never closes."""
 
+    id = 0
+    """No connection's, so it is a member of no group."""
     peer = "127.0.0.1:0"
     blocked = False
     closed = False
