@@ -11,6 +11,7 @@ Object keys become `MessageQueue`, the only such key there is; other keys are te
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -148,12 +149,20 @@ def quote(text: str) -> str:
         return _QUOTE(text.encode("utf-8", "replace").decode()).decode()
 
 
+@lru_cache(maxsize=4096)
+def _queue_text(queue: MessageQueue) -> str:
+    """An ordered consumer's locks name the same few queues again and again."""
+    return f'{{"brokerName":{quote(queue.broker_name)},"queueId":{queue.queue_id},"topic":{quote(queue.topic)}}}'
+
+
 def _write(value: Any, put: Any, bare: bool, indent: str) -> None:
     kind = type(value)
     if kind is str:
         put(quote(value))
     elif kind is int:
         put(str(value))
+    elif kind is MessageQueue and not indent:
+        put(_queue_text(value))
     elif value is True:
         put("true")
     elif value is False:
@@ -198,7 +207,7 @@ def _key(key: Any, bare: bool) -> str:
     if type(key) is str:
         return quote(key) + ":"
     if isinstance(key, MessageQueue):
-        return dumps(key).decode() + ":"
+        return _queue_text(key) + ":"
     if isinstance(key, int):
         return f"{int(key)}:" if bare else f'"{int(key)}":'
     return quote(str(key)) + ":"
