@@ -12,6 +12,8 @@ import ours
 import pytest
 from official import Client, Reply
 
+from aerobee.testing.eventually import eventually_sync as eventually
+
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(300)]
 
 
@@ -39,7 +41,7 @@ class Room:
             self.namesrv,
         )
         if "success" in made:
-            eventually(lambda: apache.call(self.namesrv, 105, {"topic": self.name})[0]["code"] == 0)
+            eventually(lambda: apache.call(self.namesrv, 105, {"topic": self.name})[0]["code"] == 0, 15)
         return made
 
     def send(self, count: int, **arguments: Any) -> list[dict[str, Any]]:
@@ -81,7 +83,7 @@ def test_a_batch_stays_one(room: Room) -> None:
     assert all("," not in result["offset_msg_id"] for result in results), "one record each"
     single = room.send(1, tags=["TagB"])
     assert single[0]["queue_offset"] == 12
-    eventually(lambda: room.pull()["max"] == 13)
+    eventually(lambda: room.pull()["max"] == 13, 15)
     assert room.read() == expected(0, 13)
     assert room.read(7) == expected(5, 8), "the whole batch comes again"
     one = room.pull(offset=0, max=1)
@@ -121,7 +123,7 @@ def test_the_client_gathers_by_itself(room: Room) -> None:
 def test_a_waiting_pull_gets_the_batch(room: Room) -> None:
     room.create()
     room.send(2, mode="batch", batch=2)
-    eventually(lambda: room.pull()["max"] == 2)
+    eventually(lambda: room.pull()["max"] == 2, 15)
     waiting = room.client.start(
         "pull",
         namesrv=room.namesrv,
@@ -169,13 +171,13 @@ def test_the_kind_of_queue_is_chosen_once(room: Room) -> None:
 def test_a_deleted_topic_can_be_of_the_other_kind(room: Room) -> None:
     room.create()
     room.send(4, mode="batch", batch=4)
-    eventually(lambda: room.pull()["max"] == 4)
+    eventually(lambda: room.pull()["max"] == 4, 15)
     room.client.admin("deleteTopic", "-t", room.name, "-c", "DefaultCluster", "-n", room.namesrv)
-    eventually(lambda: apache.call(room.namesrv, 105, {"topic": room.name})[0]["code"] != 0)
+    eventually(lambda: apache.call(room.namesrv, 105, {"topic": room.name})[0]["code"] != 0, 15)
     room.create("+queue.type=SimpleCQ")
     room.sent = 0
     room.send(4, mode="batch", batch=4)
-    eventually(lambda: room.pull()["max"] == 4)
+    eventually(lambda: room.pull()["max"] == 4, 15)
     assert room.read(2) == expected(2, 2), "no batches any more"
 
 
@@ -192,11 +194,11 @@ def test_a_store_goes_to_and_fro(client: Client, private_network: None, tmp_path
             broker = start[kind](tmp_path, room.namesrv, 30913, options)
             if number == 0:
                 room.create()
-            eventually(lambda: room.pull()["max"] == room.sent)
+            eventually(lambda: room.pull()["max"] == room.sent, 15)
             assert room.read() == expected(0, room.sent), (number, kind)
             room.send(90, mode="batch", batch=3)
             room.send(1)
-            eventually(lambda: room.pull()["max"] == room.sent)
+            eventually(lambda: room.pull()["max"] == room.sent, 15)
             assert room.read() == expected(0, room.sent), (number, kind)
             broker.kill()
         files = sorted(path.name for path in (tmp_path / "store/batchconsumequeue/batches_exchange/0").iterdir())
@@ -206,10 +208,3 @@ def test_a_store_goes_to_and_fro(client: Client, private_network: None, tmp_path
         if broker is not None:
             broker.kill()
         namesrv.kill()
-
-
-def eventually(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

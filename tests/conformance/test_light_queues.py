@@ -12,6 +12,8 @@ import ours
 import pytest
 from official import Client, Reply
 
+from aerobee.testing.eventually import eventually_sync as eventually
+
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(300)]
 
 LIGHT = {"enableLmq": "true", "enableMultiDispatch": "true", "enableLmqQuota": "true", "maxLmqConsumeQueueNum": "12"}
@@ -78,7 +80,7 @@ def room(client: Client, cluster: apache.Cluster, request: pytest.FixtureRequest
 def test_one_message_in_several_queues(room: Room) -> None:
     assert room.send(3, "ab", tags=["TagA", "TagB"])["errors"] == {}
     assert room.send(40, "b", tags=["TagA"])["errors"] == {}
-    eventually(lambda: room.pull("b")["max"] == 43)
+    eventually(lambda: room.pull("b")["max"] == 43, 15)
     assert room.read("a") == ["0", "1", "2"]
     assert room.read("b") == [str(number) for number in range(43)]
     tagged = room.pull("a", offset=0, tags="TagB")
@@ -99,7 +101,7 @@ def test_one_message_in_several_queues(room: Room) -> None:
 
 def test_a_waiting_pull_is_woken(room: Room) -> None:
     room.send(1, "a")
-    eventually(lambda: room.pull("a")["max"] == 1)
+    eventually(lambda: room.pull("a")["max"] == 1, 15)
     waiting = room.client.start(
         "pull",
         namesrv=room.namesrv,
@@ -121,16 +123,16 @@ def test_a_waiting_pull_is_woken(room: Room) -> None:
 
 def test_offsets_of_a_group_that_nobody_made(room: Room) -> None:
     room.send(5, "a")
-    eventually(lambda: room.pull("a")["max"] == 5)
+    eventually(lambda: room.pull("a")["max"] == 5, 15)
     group = f"%LMQ%{room.name}"
     room.pull("a", group=group, commit=3)
-    eventually(lambda: room.pull("a", group=group, committed=True)["committed"] == 3)
+    eventually(lambda: room.pull("a", group=group, committed=True)["committed"] == 3, 15)
 
 
 def test_waiting_messages_are_dispatched_when_due(room: Room, cluster: apache.Cluster) -> None:
     room.send(1, "a", level=1)
     room.send(1, "a")
-    eventually(lambda: room.pull("a")["max"] == 2)
+    eventually(lambda: room.pull("a")["max"] == 2, 15)
     assert room.read("a") == ["1", "0"]
     room.client.do(
         "transaction",
@@ -143,7 +145,7 @@ def test_waiting_messages_are_dispatched_when_due(room: Room, cluster: apache.Cl
         **{"from": 2},
     )
     last = 1 if cluster.kind == "apache" else 0  # Apache's broker shows the half message, too
-    eventually(lambda: room.pull("b")["max"] == last + 1)
+    eventually(lambda: room.pull("b")["max"] == last + 1, 15)
     [message] = room.pull("b", offset=last)["messages"]
     assert (message["topic"], message["properties"]["seq"]) == (room.name, "2")
 
@@ -151,7 +153,7 @@ def test_waiting_messages_are_dispatched_when_due(room: Room, cluster: apache.Cl
 def test_a_batch_is_not_dispatched(room: Room) -> None:
     room.send(2, "a", mode="batch", batch=2)
     room.send(1, "a")
-    eventually(lambda: room.pull("a")["max"] == 1)
+    eventually(lambda: room.pull("a")["max"] == 1, 15)
     assert room.read("a") == ["2"]
 
 
@@ -177,14 +179,14 @@ def test_a_store_goes_to_and_fro(client: Client, private_network: None, tmp_path
         for number, kind in enumerate(("apache", "aerobee", "apache")):
             broker = start[kind](tmp_path, room.namesrv, 30912, LIGHT)
             if number:
-                eventually(lambda: room.pull("b")["max"] >= len(expected["b"]))
+                eventually(lambda: room.pull("b")["max"] >= len(expected["b"]), 15)
                 assert {letter: room.read(letter) for letter in "ab"} == expected, (number, kind)
                 assert room.pull("a", committed=True)["committed"] == number
             expected["a"] += [str(room.sent + n) for n in range(3)]
             assert room.send(3, "ab")["errors"] == {}
             expected["b"] += expected["a"][-3:] + [str(room.sent + n) for n in range(40)]
             assert room.send(40, "b")["errors"] == {}
-            eventually(lambda: room.pull("b")["max"] == len(expected["b"]))
+            eventually(lambda: room.pull("b")["max"] == len(expected["b"]), 15)
             assert {letter: room.read(letter) for letter in "ab"} == expected, (number, kind)
             if number < 2:
                 room.pull("a", commit=number + 1)
@@ -194,10 +196,3 @@ def test_a_store_goes_to_and_fro(client: Client, private_network: None, tmp_path
         if broker is not None:
             broker.kill()
         namesrv.kill()
-
-
-def eventually(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache
 import ours
 import pytest
 from official import Client
+
+from aerobee.testing.eventually import eventually_sync as eventually
 
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(400)]  # two of Apache's brokers start, twice
 
@@ -83,13 +84,6 @@ class Pair:
         return messages
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, "it did not become true"
-        time.sleep(0.05)
-
-
 @pytest.fixture(params=["apache", "aerobee"])
 def pair(
     request: pytest.FixtureRequest,
@@ -116,7 +110,7 @@ def test_queues_move_under_a_producer_and_a_consumer(pair: Pair) -> None:
     # Claim: a logical queue keeps its number and its order while it moves from broker to broker and its brokers are
     # killed; its consumers get every accepted message once, and continue where they were.
     pair.admin("updateStaticTopic", "-b", "left", "-t", TOPIC, "-qn", "4")
-    eventually(lambda: '"topicQueueMappingByBroker":{' in pair.route())
+    eventually(lambda: '"topicQueueMappingByBroker":{' in pair.route(), 30)
     pair.consume("followers")
     first = pair.produce(100)
     assert sorted((result["queue"], result["queue_offset"]) for result in first) == [
@@ -130,7 +124,7 @@ def test_queues_move_under_a_producer_and_a_consumer(pair: Pair) -> None:
     while not moving.done():
         pair.produce(20, errors=True)  # the former leader refuses until the producer knows better
     moving.result(1)
-    eventually(lambda: all(result["queue_offset"] >= 0 for result in pair.produce(8, errors=True)))
+    eventually(lambda: all(result["queue_offset"] >= 0 for result in pair.produce(8, errors=True)), 30)
     later = pair.produce(100)
     moved = {result["queue"] for result in later if result["queue_offset"] >= BLOCK}
     assert len(moved) == 2, "half of the queues are led by the other broker now"
@@ -145,12 +139,12 @@ def test_queues_move_under_a_producer_and_a_consumer(pair: Pair) -> None:
     assert {message["queue"] for message in everything if message["queue_offset"] >= BLOCK} == moved
 
     pair.admin("updateStaticTopic", "-b", "left,right", "-t", TOPIC, "-qn", "6")
-    eventually(lambda: {result["queue"] for result in pair.produce(24, errors=True)} == set(range(6)))
+    eventually(lambda: {result["queue"] for result in pair.produce(24, errors=True)} == set(range(6)), 30)
     all_came("followers")
 
     for name in ("right", "left"):
         pair.kill_and_start(name)
-    eventually(lambda: {result["queue"] for result in pair.produce(24, errors=True)} == set(range(6)))
+    eventually(lambda: {result["queue"] for result in pair.produce(24, errors=True)} == set(range(6)), 30)
     messages = pair.received("followers", len(pair.sent), 90)
     assert {message["msg_id"] for message in messages} == set(pair.sent)
     pair.consume("readers")
