@@ -54,21 +54,7 @@ def pull(
     pushes = members is not None and members.consume_type == PUSH
     offset = broker.offsets.take_reset(header.consumer_group, header.topic, header.queue_id, alone=pushes)
     if offset is not None:
-        low, high = broker.store.bounds(header.topic, header.queue_id)
-        config, group = broker.topics.get(header.topic), broker.groups.get(header.consumer_group)
-        assert config is not None and group is not None  # `_refuse` has looked
-        return command.reply(
-            ResponseCode.PULL_OFFSET_MOVED,
-            PullMessageReply(
-                suggest_which_broker_id=0,
-                next_begin_offset=offset,
-                min_offset=low,
-                max_offset=high,
-                topic_sys_flag=config.topic_sys_flag,
-                group_sys_flag=group.group_sys_flag,
-            ),
-            remark="OFFSET_RESET",
-        )
+        return _without_messages(broker, command, header, ResponseCode.PULL_OFFSET_MOVED, offset, "OFFSET_RESET")
     if is_tag_kind(kind):
         broker.store.pull(connection, command.to_tuple(), tag_codes(expression), park=True)
     else:
@@ -83,19 +69,27 @@ async def _wait_for_former_holder(
     """Nothing yet: until it is clear who works on the queue (see `broker.order`). The client asks again then."""
     await broker.clock.sleep(min(wait_s, header.suspend_timeout_millis / 1000))
     fast_path.allow_group(broker, header.consumer_group)
+    remark = "the queue's former holder may come back"
+    return _without_messages(broker, command, header, ResponseCode.PULL_NOT_FOUND, header.queue_offset, remark)
+
+
+def _without_messages(
+    broker: Broker, command: RemotingCommand, header: PullMessage, code: int, next_begin_offset: int, remark: str
+) -> RemotingCommand:
+    """The client goes on at `next_begin_offset`."""
     low, high = broker.store.bounds(header.topic, header.queue_id)
     config, group = broker.topics.get(header.topic), broker.groups.get(header.consumer_group)
     return command.reply(
-        ResponseCode.PULL_NOT_FOUND,
+        code,
         PullMessageReply(
             suggest_which_broker_id=0,
-            next_begin_offset=header.queue_offset,
+            next_begin_offset=next_begin_offset,
             min_offset=low,
             max_offset=high,
             topic_sys_flag=config.topic_sys_flag if config is not None else 0,
             group_sys_flag=group.group_sys_flag if group is not None else 0,
         ),
-        remark="the queue's former holder may come back",
+        remark=remark,
     )
 
 
