@@ -26,6 +26,8 @@ DEFAULT_SIZES: dict[str, object] = {
     "maxHashSlotNum": 5_000_000,
     "maxIndexNum": 20_000_000,
 }
+APACHE_DEFAULTS: dict[str, object] = {"timerFlushIntervalMs": 1000, "transactionMetricFlushInterval": 10_000}
+"""What the conformance tests set otherwise."""
 
 PORTS = {"apache": (9876, 10911), "aerobee": (19876, 20911)}
 KINDS = ("apache", "aerobee")
@@ -70,7 +72,7 @@ def server(
     """Starts a name server and a broker of a kind ("apache", "aerobee"); ends both and removes their files."""
     namesrv_port, port = PORTS[kind]
     address = f"127.0.0.1:{port}"
-    settings = {**DEFAULT_SIZES, **(options or {})}
+    settings = {**DEFAULT_SIZES, **(APACHE_DEFAULTS if kind == "apache" else {}), **(options or {})}
     maker = apache if kind == "apache" else ours
     namesrv = maker.start_namesrv(directory, namesrv_port)
     broker = None

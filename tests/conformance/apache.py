@@ -266,7 +266,9 @@ def start_broker(
         "storePathRootDir": directory / "store",
         "storePathCommitLog": directory / "store" / "commitlog",
         # Each look at its timer wheel takes Apache's broker a fifth of a second of processor time.
-        "timerFlushIntervalMs": 10_000,
+        "timerFlushIntervalMs": 30_000,
+        # A thread of it spins for this long (10 s, when nothing is said) once it has started.
+        "transactionMetricFlushInterval": 500,
         # A test machine's disk may be nearly full; nothing here is about that.
         "diskMaxUsedSpaceRatio": 90,
         **SMALL_STORE,
