@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from aerobee.client.client import DEFAULT_TOPIC, DEFAULT_TOPIC_QUEUES, Client
+from aerobee.client.client import DEFAULT_TOPIC, DEFAULT_TOPIC_QUEUES, MASTER_ID, Client
 from aerobee.client.results import PULL_STATUS_BY_CODE, SEND_STATUS_BY_CODE, PullResult, PullStatus, SendResult
 from aerobee.errors import ServerError, error_for
 from aerobee.protocol.bodies.client import (
@@ -42,9 +42,10 @@ def request(code: int, fields: dict[str, str], body: bytes = b"") -> RemotingCom
 
 def sending_request(
     group: str, queue: MessageQueue, body: bytes, properties: str, *, flag: int = 0, sys_flag: int = 0, batch: bool =
-    False, reconsume_times: int = 0, max_reconsume_times: int | None = None,
+    False, reconsume_times: str = "0", max_reconsume_times: str | None = None, host: str = "",
 ) -> RemotingCommand:  # fmt: skip
-    """SEND_MESSAGE_V2, or SEND_BATCH_MESSAGE; the letters are explained in `protocol.headers.send`."""
+    """SEND_MESSAGE_V2, or SEND_BATCH_MESSAGE; the letters are explained in `protocol.headers.send`. `host`: name of the
+    broker where the queue is, if it is not the queue's own."""
     fields = {
         "a": group,
         "b": queue.topic,
@@ -55,13 +56,13 @@ def sending_request(
         "g": str(time.time_ns() // 1_000_000),
         "h": str(flag),
         "i": properties,
-        "j": str(reconsume_times),
+        "j": reconsume_times,
         "k": "false",
         "m": "true" if batch else "false",
-        "n": queue.broker_name,
+        "n": host or queue.broker_name,
     }
     if max_reconsume_times is not None:
-        fields["l"] = str(max_reconsume_times)
+        fields["l"] = max_reconsume_times
     return request(RequestCode.SEND_BATCH_MESSAGE if batch else RequestCode.SEND_MESSAGE_V2, fields, body)
 
 
@@ -83,14 +84,15 @@ def sent(reply: RemotingCommand, queue: MessageQueue, message_id: str) -> SendRe
 
 
 async def pull(
-    client: Client, address: str, group: str, queue: MessageQueue, offset: int, *, count: int, hold_ms: int,
+    client: Client, group: str, queue: MessageQueue, offset: int, *, count: int, hold_ms: int, broker_id: int = 0,
     commit_offset: int = -1, subscription: str | None = None, expression_type: str = "TAG", sub_version: int = 0,
     tags: Collection[str] = (),
 ) -> PullResult:  # fmt: skip
     """Up to `count` messages from `offset` on; waits up to `hold_ms` at the broker for the first one.
 
     `commit_offset` ≥ 0 is committed on the way. `subscription` None: the broker uses what the group's heartbeat said.
-    `tags`: what the tags must be exactly (the broker compares hashes only). Raises ServerError for refusals.
+    `tags`: what the tags must be exactly (the broker compares hashes only). `broker_id`: whom of the queue's brokers to
+    ask if it is there. Raises ServerError for refusals.
     """
     sys_flag = (PULL_COMMIT if commit_offset >= 0 else 0) | (PULL_SUSPEND if hold_ms else 0)
     fields = {
@@ -110,7 +112,8 @@ async def pull(
         fields["subscription"] = subscription
     fields["sysFlag"] = str(sys_flag)
     command = request(RequestCode.PULL_MESSAGE, fields)
-    reply = await client.pool.invoke(address, command, hold_ms / 1000 + max(client.timeout_s, 10.0))
+    timeout_s = hold_ms / 1000 + max(client.timeout_s, 10.0)
+    reply = await client.ask_host(queue, lambda _: command, timeout_s, broker_id=broker_id)
     status = PULL_STATUS_BY_CODE.get(reply.code)
     if status is None:
         raise error_for(reply.code, reply.remark)
@@ -122,6 +125,11 @@ async def pull(
             messages = await asyncio.to_thread(decode_records, data, broker_name=queue.broker_name)
         else:
             messages = decode_records(data, broker_name=queue.broker_name)
+        delta = answer.get("offsetDelta")
+        if delta is not None:  # a static topic's: the records have the numbers of where they lie
+            for message in messages:
+                message.queue_id = queue.queue_id
+                message.queue_offset += int(delta)
         if tags:
             messages = [message for message in messages if message.tags in tags]
     return PullResult(
@@ -133,44 +141,51 @@ async def pull(
 # Offsets.
 
 
-def _of(queue: MessageQueue, **more: str) -> dict[str, str]:
-    return {"topic": queue.topic, "queueId": str(queue.queue_id), "bname": queue.broker_name, **more}
+async def _ask(
+    client: Client, code: int, queue: MessageQueue, *, broker_id: int | None = None, **fields: str
+) -> dict[str, str]:
+    """The fields that the queue's broker answers; raises its refusal."""
+    named = {"topic": queue.topic, "queueId": str(queue.queue_id), "bname": queue.broker_name, **fields}
+    command = request(code, named)
+    reply = await client.ask_host(queue, lambda _: command, broker_id=broker_id)
+    if reply.code != ResponseCode.SUCCESS:
+        raise error_for(reply.code, reply.remark)
+    return reply.ext_fields
 
 
 async def query_offset(client: Client, group: str, queue: MessageQueue) -> int | None:
     """The group's committed offset in a queue; None if there is none."""
-    command = request(RequestCode.QUERY_CONSUMER_OFFSET, _of(queue, consumerGroup=group))
     try:
-        reply = await client.invoke(client.any_of(queue.broker_name), command)
+        answer = await _ask(client, RequestCode.QUERY_CONSUMER_OFFSET, queue, broker_id=MASTER_ID, consumerGroup=group)
     except ServerError as error:
         if error.code == ResponseCode.QUERY_NOT_FOUND:
             return None
         raise
-    return int(reply.ext_fields["offset"])
+    return int(answer["offset"])
 
 
 async def update_offset(client: Client, group: str, queue: MessageQueue, offset: int) -> None:
     """Commits: the group continues at `offset`."""
-    command = request(RequestCode.UPDATE_CONSUMER_OFFSET, _of(queue, consumerGroup=group, commitOffset=str(offset)))
-    await client.invoke(client.any_of(queue.broker_name), command)
+    await _ask(
+        client, RequestCode.UPDATE_CONSUMER_OFFSET, queue, broker_id=MASTER_ID, consumerGroup=group,
+        commitOffset=str(offset),
+    )  # fmt: skip
 
 
 async def max_offset(client: Client, queue: MessageQueue) -> int:
     """The offset the next message of the queue will get."""
-    command = request(RequestCode.GET_MAX_OFFSET, _of(queue))
-    return int((await client.invoke(client.master(queue.broker_name), command)).ext_fields["offset"])
+    return int((await _ask(client, RequestCode.GET_MAX_OFFSET, queue))["offset"])
 
 
 async def min_offset(client: Client, queue: MessageQueue) -> int:
     """The first offset still kept."""
-    command = request(RequestCode.GET_MIN_OFFSET, _of(queue))
-    return int((await client.invoke(client.master(queue.broker_name), command)).ext_fields["offset"])
+    return int((await _ask(client, RequestCode.GET_MIN_OFFSET, queue))["offset"])
 
 
 async def offset_by_time(client: Client, queue: MessageQueue, timestamp_ms: int) -> int:
     """Offset of the first message stored at or after `timestamp_ms`."""
-    command = request(RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, _of(queue, timestamp=str(timestamp_ms)))
-    return int((await client.invoke(client.master(queue.broker_name), command)).ext_fields["offset"])
+    answer = await _ask(client, RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, queue, timestamp=str(timestamp_ms))
+    return int(answer["offset"])
 
 
 # Groups.

@@ -36,16 +36,35 @@ ROUTE_GUESSED_S: Final = 1.0
 ROUTE_SHRUNK_S: Final = 3.0
 SHRUNK_MEMORY_S: Final = 120.0
 """How long a broker that left a route is looked for more often."""
+MOVING_WAIT_S: Final = 0.05
+"""While a queue moves and its new leader is not in the route yet: the next look."""
 HEARTBEAT_INTERVAL_S: Final = 30.0
 PERM_READ: Final = 4
 PERM_WRITE: Final = 2
 MASTER_ID: Final = 0
+STATIC_BROKER: Final = "__syslo__"
+"""Begins the broker name of a static topic's queues: they are nowhere for ever."""
+GLOBAL_SCOPE: Final = "__global__"
+
+
+def static_hosts(topic: str, data: TopicRouteData) -> dict[MessageQueue, str]:
+    """A static topic's queues, and which broker leads each now: the one that says so in the newest epoch. A queue that
+    nobody leads has its own broker name, of which no address is known. Empty for other topics."""
+    hosts: dict[MessageQueue, str] = {}
+    infos = sorted((data.topic_queue_mapping_by_broker or {}).values(), key=lambda info: (info.epoch, info.bname))
+    names = [STATIC_BROKER + ("global__" if info.scope == GLOBAL_SCOPE else info.scope) for info in infos]
+    for info, name in zip(infos, names, strict=True):
+        hosts |= {MessageQueue(topic, name, number): name for number in range(info.total_queues)}
+    for info, name in zip(infos, names, strict=True):
+        led = (MessageQueue(topic, name, number) for number in info.curr_id_map)
+        hosts |= {queue: info.bname for queue in led if queue in hosts}
+    return hosts
 
 
 class TopicRoute:
     """Where a topic lives: its queues for sending and for reading, in the order all clients agree on."""
 
-    __slots__ = ("brokers", "guessed", "read_queues", "topic", "write_queues")
+    __slots__ = ("brokers", "guessed", "hosts", "read_queues", "topic", "write_queues")
 
     def __init__(self, topic: str, data: TopicRouteData, *, guessed: bool = False) -> None:
         self.topic = topic
@@ -54,9 +73,11 @@ class TopicRoute:
         self.brokers: dict[str, dict[int, str]] = {
             broker.broker_name: broker.broker_addrs for broker in data.broker_datas
         }
-        self.write_queues: list[MessageQueue] = []
-        self.read_queues: list[MessageQueue] = []
-        for queues in data.queue_datas:
+        self.hosts = static_hosts(topic, data)
+        """Of a static topic only; see `host`."""
+        self.write_queues: list[MessageQueue] = list(self.hosts)
+        self.read_queues: list[MessageQueue] = list(self.hosts)
+        for queues in data.queue_datas if not self.hosts else ():
             name = queues.broker_name
             if queues.perm & PERM_READ:
                 self.read_queues += [MessageQueue(topic, name, i) for i in range(queues.read_queue_nums)]
@@ -67,9 +88,18 @@ class TopicRoute:
         self.write_queues.sort(key=queue_order)
         self.read_queues.sort(key=queue_order)
 
+    def host(self, queue: MessageQueue) -> str:
+        """Name of the broker that has the queue: its own, but for the queues of static topics, which move."""
+        return self.hosts.get(queue, queue.broker_name) if self.hosts else queue.broker_name
+
     def same_queues(self, other: TopicRoute | None) -> bool:
         """Whether sending and reading is the same as with `other`."""
-        return other is not None and self.write_queues == other.write_queues and self.read_queues == other.read_queues
+        return (
+            other is not None
+            and self.write_queues == other.write_queues
+            and self.read_queues == other.read_queues
+            and self.hosts == other.hosts
+        )
 
 
 class Member(Protocol):
@@ -181,6 +211,36 @@ class Client:
             raise error_for(reply.code, reply.remark)
         return reply
 
+    async def ask_host(
+        self,
+        queue: MessageQueue,
+        make: Callable[[str], RemotingCommand],
+        timeout_s: float | None = None,
+        *,
+        broker_id: int | None = None,
+    ) -> RemotingCommand:
+        """What the broker that has the queue answers, whatever its code; `make` is given that broker's name.
+
+        A queue of a static topic that has moved is looked for at its new leader, for no longer than a request may take
+        (the former one has done nothing). Only masters are asked unless `broker_id` says which is preferred.
+        """
+        now = asyncio.get_running_loop().time
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        end, patient_until = now() + timeout_s, now() + min(timeout_s, self.timeout_s)
+        refused_by = ""
+        while True:
+            host = self.host(queue)
+            address = self.master(host) if broker_id is None else self.any_of(host, broker_id)
+            if refused_by == host:
+                await asyncio.sleep(MOVING_WAIT_S)
+            elif refused_by and not self.is_introduced(address):
+                await self.introduce(address)  # brokers refuse offsets of groups they have never heard of
+            reply = await self.pool.invoke(address, make(host), end - now())
+            if reply.code != ResponseCode.NOT_LEADER_FOR_QUEUE or now() + MOVING_WAIT_S > patient_until:
+                return reply
+            refused_by = host
+            await self.route(queue.topic, fresh=True)
+
     async def ask_name_servers(
         self, make: Callable[[], RemotingCommand], timeout_s: float | None = None
     ) -> RemotingCommand:
@@ -251,6 +311,11 @@ class Client:
         if not route.same_queues(before):
             for member in self._members:
                 member.routes_changed(route.topic)
+
+    def host(self, queue: MessageQueue) -> str:
+        """Name of the broker that has the queue, as far as is known; see `TopicRoute.host`."""
+        route = self.routes.get(queue.topic)
+        return queue.broker_name if route is None else route.host(queue)
 
     def master(self, broker_name: str) -> str:
         """Address of a broker's master. Raises ConnectError when none is known."""

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from aerobee.client import answers, calls
-from aerobee.client.client import Client, TopicRoute, unique_instance_name
+from aerobee.client.client import STATIC_BROKER, Client, TopicRoute, unique_instance_name
 from aerobee.client.offsets import BrokerOffsets, LocalOffsets
 from aerobee.client.process_queue import FOREVER, Lane, Parcel, ProcessQueue
 from aerobee.client.producer import Producer
@@ -158,6 +158,7 @@ class Consumer:
         self._retry_topic = wire.RETRY_TOPIC_PREFIX + group
         self._running = False
         self._paused = False
+        self._queues_moved = False
         for topic, expression in (
             subscriptions.items() if isinstance(subscriptions, Mapping) else dict.fromkeys(subscriptions, "*").items()
         ):
@@ -541,6 +542,9 @@ class Consumer:
     async def _send_back(self, message: MessageExt, broker_name: str, delay_level: int) -> bool:
         """Whether the message is safe at a broker for a later delivery."""
         limit = CONCURRENT_RECONSUME_MAX if self._reconsume_max < 0 else self._reconsume_max
+        if broker_name.startswith(STATIC_BROKER):
+            # Which broker has it, nobody knows: the queue may have moved since.
+            return await self._send_to_retry_topic(message, limit, delay_level)
         try:
             await calls.send_back(
                 self.client, self.client.master(broker_name), self.group, message, delay_level, limit, broker_name
@@ -548,9 +552,9 @@ class Consumer:
             return True
         except AerobeeError as error:
             _log.warning("message %s not taken back by %s: %s; sending it anew", message.message_id, broker_name, error)
-        return await self._send_to_retry_topic(message, limit)
+        return await self._send_to_retry_topic(message, limit, delay_level)
 
-    async def _send_to_retry_topic(self, message: MessageExt, limit: int) -> bool:
+    async def _send_to_retry_topic(self, message: MessageExt, limit: int, delay_level: int = 0) -> bool:
         """Stores a copy for later delivery: where the broker that has the message cannot be asked, and for dead letters
         of orderly consumers (the broker moves what comes from a group that holds locks straight to the dead letter
         queue)."""
@@ -559,8 +563,9 @@ class Consumer:
         properties.setdefault(wire.PROPERTY_ORIGIN_MESSAGE_ID, message.message_id)
         properties[wire.PROPERTY_RETRY_TOPIC] = message.topic
         properties[wire.PROPERTY_RECONSUME_TIME] = str(message.reconsume_times + 1)
-        properties[wire.PROPERTY_MAX_RECONSUME_TIMES] = str(limit)
-        properties[wire.PROPERTY_DELAY_TIME_LEVEL] = str(3 + message.reconsume_times)
+        # More times than allowed: the broker moves it to the dead letter queue.
+        properties[wire.PROPERTY_MAX_RECONSUME_TIMES] = str(limit if delay_level >= 0 else 0)
+        properties[wire.PROPERTY_DELAY_TIME_LEVEL] = str(max(0, delay_level) or 3 + message.reconsume_times)
         copy = Message(self._retry_topic, message.body, properties=properties, flag=message.flag)
         try:
             if self._returner is None:
@@ -587,11 +592,11 @@ class Consumer:
                 return
             process_queue.last_pull_ms = int(time.time() * 1000)
             try:
-                address = self.client.any_of(queue.broker_name, process_queue.read_from)
                 result = await calls.pull(
-                    self.client, address, self.group, queue, process_queue.next_offset, count=self._pull_batch,
-                    hold_ms=HOLD_MS, commit_offset=self._offsets.with_pull(process_queue),
-                    expression_type=wanted.expression_type, sub_version=wanted.sub_version, tags=wanted.tags_set,
+                    self.client, self.group, queue, process_queue.next_offset, count=self._pull_batch,
+                    hold_ms=HOLD_MS, broker_id=process_queue.read_from,
+                    commit_offset=self._offsets.with_pull(process_queue), expression_type=wanted.expression_type,
+                    sub_version=wanted.sub_version, tags=wanted.tags_set,
                 )  # fmt: skip
             except asyncio.CancelledError:
                 raise
@@ -616,7 +621,7 @@ class Consumer:
         queue = process_queue.queue
         wait_s = min(ERROR_WAIT_MAX_S, 0.1 * 2 ** min(failures, 8))
         if isinstance(error, ServerError) and error.code in SUBSCRIPTION_UNKNOWN:
-            self.client.greet([self.client.any_of(queue.broker_name, process_queue.read_from)])
+            self.client.greet([self.client.any_of(self.client.host(queue), process_queue.read_from)])
             if failures > 1:
                 _log.warning("pull of %s: %s; the group's subscription was sent again", queue, error)
         elif isinstance(error, ServerError) and error.code == ResponseCode.FLOW_CONTROL:
@@ -700,7 +705,12 @@ class Consumer:
             except TimeoutError:
                 pass
             self._rebalance_now.clear()
-            if await self.rebalance():
+            balanced = await self.rebalance()
+            if self._needs_locks and self._queues_moved:
+                # The new leader knows nothing of locks. After the balance: what was given up must not be locked again.
+                self._queues_moved = False
+                await self._renew_locks()
+            if balanced:
                 wait_s = REBALANCE_INTERVAL_S
                 again_s = REBALANCE_AGAIN_S / 4
             else:
@@ -734,7 +744,7 @@ class Consumer:
 
     async def _members(self, route: TopicRoute) -> list[str]:
         """The group as one broker of the topic sees it."""
-        names = sorted({queue.broker_name for queue in route.read_queues})
+        names = sorted({route.host(queue) for queue in route.read_queues})
         random.shuffle(names)
         failure: AerobeeError = ConnectError(f"topic {route.topic} has no queue to read")
         for name in names:
@@ -788,7 +798,7 @@ class Consumer:
     async def _lock(self, queues: Iterable[MessageQueue]) -> set[MessageQueue]:
         by_broker: dict[str, list[MessageQueue]] = {}
         for queue in queues:
-            by_broker.setdefault(queue.broker_name, []).append(queue)
+            by_broker.setdefault(self.client.host(queue), []).append(queue)
         locked: set[MessageQueue] = set()
         for name, of_broker in by_broker.items():
             try:
@@ -800,7 +810,7 @@ class Consumer:
     async def _unlock(self, queues: Iterable[MessageQueue]) -> None:
         by_broker: dict[str, list[MessageQueue]] = {}
         for queue in queues:
-            by_broker.setdefault(queue.broker_name, []).append(queue)
+            by_broker.setdefault(self.client.host(queue), []).append(queue)
         for name, of_broker in by_broker.items():
             try:
                 await calls.unlock(self.client, name, self.group, of_broker)
@@ -810,15 +820,18 @@ class Consumer:
     async def _keep_locks(self) -> None:
         while True:
             await asyncio.sleep(LOCK_INTERVAL_S)
-            asked_at = time.monotonic()
-            locked = await self._lock(list(self.queues))
-            for queue, process_queue in self.queues.items():
-                if queue in locked:
-                    process_queue.locked_until = asked_at + LOCK_TRUST_S
-                    if process_queue.waiting and not process_queue.taken:
-                        self._next_in_order(process_queue)
-                elif process_queue.locked_until < FOREVER:
-                    _log.warning("the lock of %s was not renewed", queue)
+            await self._renew_locks()
+
+    async def _renew_locks(self) -> None:
+        asked_at = time.monotonic()
+        locked = await self._lock(list(self.queues))
+        for queue, process_queue in self.queues.items():
+            if queue in locked:
+                process_queue.locked_until = asked_at + LOCK_TRUST_S
+                if process_queue.waiting and not process_queue.taken:
+                    self._next_in_order(process_queue)
+            elif process_queue.locked_until < FOREVER:
+                _log.warning("the lock of %s was not renewed", queue)
 
     async def _keep_committing(self) -> None:
         while True:
@@ -846,6 +859,7 @@ class Consumer:
     def routes_changed(self, topic: str) -> None:
         """A topic's queues changed."""
         if topic in self.subscriptions:
+            self._queues_moved = True
             self._rebalance_now.set()
 
     def requested(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerobee.client import calls
+from aerobee.client.client import STATIC_BROKER
 from aerobee.client.process_queue import ProcessQueue
 from aerobee.client.results import ConsumeFrom
 from aerobee.errors import AerobeeError
@@ -48,6 +49,8 @@ class BrokerOffsets:
 
     def with_pull(self, process_queue: ProcessQueue) -> int:
         """The offset to commit along with a pull, -1 for none (only a master takes it)."""
+        if process_queue.queue.broker_name.startswith(STATIC_BROKER):
+            return -1  # Apache's broker would note a logical offset as if it were its own
         return process_queue.committable if process_queue.read_from == 0 and process_queue.committable > 0 else -1
 
     async def commit(self, process_queues: Iterable[ProcessQueue], *, last: bool = False) -> None:

@@ -15,6 +15,7 @@ all the same, and a retry after one of them may store it twice: consumers tell b
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import zlib
@@ -47,9 +48,10 @@ RETRYABLE: Final = frozenset(
         ResponseCode.NO_BUYER_ID,
         ResponseCode.NOT_IN_CURRENT_UNIT,
         ResponseCode.GO_AWAY,
+        ResponseCode.NOT_LEADER_FOR_QUEUE,
     }
 )
-"""Refusals that another broker may not repeat: the official clients' list."""
+"""Refusals that another broker may not repeat: the official clients' list, and a queue that moves for too long."""
 
 AVOID_S: Final = 5.0
 """How long a broker that could not be reached is left out while others are there."""
@@ -182,7 +184,7 @@ class Producer:
             route = self.client.routes.get(message.topic)
             if route is None or not route.write_queues:
                 route = await self._route_or_none(message.topic)
-            if route is not None:
+            if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
                 chosen = choose(route, message, "")
                 connection = await self._connection(chosen.broker_name)
                 if connection is not None:
@@ -209,9 +211,10 @@ class Producer:
         self._check(message)
         route = await self._route(message.topic)
         chosen = self._chooser(message, queue, sharding_key, selector)(route, message, "")
-        command = self._command(message, chosen, *await self._body(message))
+        host = route.host(chosen)
+        command = self._command(message, chosen, *await self._body(message), host)
         command.flag |= FLAG_ONEWAY
-        await self.client.pool.oneway(self.client.master(chosen.broker_name), command, self._timeout_s)
+        await self.client.pool.oneway(self.client.master(host), command, self._timeout_s)
 
     async def send_batch(
         self,
@@ -263,15 +266,16 @@ class Producer:
         for attempt in range(1, attempts + 1):
             route = await self._route(message.topic)
             chosen = choose(route, message, failed_at)
+            host = route.host(chosen)
             remaining_s = deadline - loop.time()
             # A silent broker must not eat the time in which another one could take the message.
-            others = attempt < attempts and len({q.broker_name for q in route.write_queues}) > 1
+            others = attempt < attempts and len({route.host(q) for q in route.write_queues}) > 1
             try:
                 if remaining_s <= 0:
                     raise RequestTimeout("no time left")
-                reply = await self.client.pool.invoke(
-                    self.client.master(chosen.broker_name),
-                    self._command(message, chosen, *body),
+                reply = await self.client.ask_host(
+                    chosen,
+                    functools.partial(self._command, message, chosen, *body),
                     remaining_s / 2 if others else remaining_s,
                 )
                 return self._stored(reply, chosen, message)
@@ -281,9 +285,9 @@ class Producer:
                     raise
             except (ConnectError, RequestTimeout) as broken:
                 error = broken
-                self._avoid[chosen.broker_name] = loop.time() + AVOID_S
-            failed_at = chosen.broker_name
-            failures.append(f"{chosen.broker_name}: {error}")
+                self._avoid[host] = loop.time() + AVOID_S
+            failed_at = host
+            failures.append(f"{host}: {error}")
             if deadline - loop.time() <= 0:
                 break
         if len(failures) > 1:
@@ -323,15 +327,20 @@ class Producer:
         result = sent(reply, queue, ids)
         if message.topic not in self._seen:
             self._seen.add(message.topic)
-            self.client.greet([self.client.master(queue.broker_name)])
+            self.client.greet(self.client.brokers.get(self.client.host(queue), {}).values())
         return result
 
     def _command(
-        self, message: Message, queue: MessageQueue, body: bytes | None = None, sys_flag: int = 0
+        self, message: Message, queue: MessageQueue, body: bytes | None = None, sys_flag: int = 0, host: str = ""
     ) -> RemotingCommand:
+        times, times_max = "0", None
+        if message.topic.startswith(wire.RETRY_TOPIC_PREFIX):
+            times = message.properties.get(wire.PROPERTY_RECONSUME_TIME, "0")
+            times_max = message.properties.get(wire.PROPERTY_MAX_RECONSUME_TIMES)
         return sending_request(
             self.group, queue, message.body if body is None else body, message.encode_properties(), flag=message.flag,
-            sys_flag=sys_flag, batch=bool(message.batch_ids),
+            sys_flag=sys_flag, batch=bool(message.batch_ids), reconsume_times=times, max_reconsume_times=times_max,
+            host=host,
         )  # fmt: skip
 
     async def _body(self, message: Message) -> tuple[bytes, int]:
@@ -397,7 +406,7 @@ class Producer:
         for avoided in ({failed_at, *self._avoid}, {failed_at}):
             for step in range(len(queues)):
                 queue = queues[(turn + step) % len(queues)]
-                if queue.broker_name not in avoided:
+                if route.host(queue) not in avoided:
                     self._turn[route.topic] = turn + step + 1
                     return queue
         return queues[turn % len(queues)]

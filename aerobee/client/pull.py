@@ -142,9 +142,9 @@ class PullConsumer:
         if wanted is None or tags != "*":
             self._subscriptions[queue.topic] = wanted = subscription(queue.topic, tags)
         return await calls.pull(
-            self.client, self.client.any_of(queue.broker_name), self.group, queue, offset, count=max_messages,
-            hold_ms=wait_ms, subscription=wanted.sub_string, expression_type=wanted.expression_type,
-            sub_version=wanted.sub_version, tags=wanted.tags_set,
+            self.client, self.group, queue, offset, count=max_messages, hold_ms=wait_ms,
+            subscription=wanted.sub_string, expression_type=wanted.expression_type, sub_version=wanted.sub_version,
+            tags=wanted.tags_set,
         )  # fmt: skip
 
     def session(
@@ -163,9 +163,9 @@ class PullConsumer:
     async def _known(self, queue: MessageQueue) -> None:
         if not self._started:
             raise ConnectError("the consumer is not started; use `async with PullConsumer(...)`, or call start()")
-        if queue.broker_name not in self.client.brokers:
-            await self.client.route(queue.topic)
-        address = self.client.any_of(queue.broker_name)
+        if self.client.host(queue) not in self.client.brokers:
+            await self.client.route(queue.topic, fresh=True)
+        address = self.client.any_of(self.client.host(queue))
         if not self.client.is_introduced(address):
             await self.client.introduce(address)  # brokers refuse offsets of groups they have never heard of
 

@@ -216,6 +216,8 @@ NO_SPIN: Final = {"transactionOpBatchInterval": 3_600_000, "transactionOpMsgMaxS
 
 By default it notes ends every three seconds, and from three seconds after the last one a thread of it spins for ever.
 """
+PATIENT: Final = {"waitTimeMillsInSendQueue": 5_000}
+"""Apache's broker answers that it is busy when a send has waited for a processor for 200 ms; that is the machine's."""
 
 
 def start_namesrv(directory: Path, port: int = 9876, options: Mapping[str, object] | None = None) -> Process:

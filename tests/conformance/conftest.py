@@ -37,10 +37,6 @@ OPTIONS = {"recallMessageEnable": "true", "traceTopicEnable": "true"}
 """Of both clusters; everything else is as it comes, but for what keeps Apache's quiet."""
 
 
-PATIENT = {"waitTimeMillsInSendQueue": 5_000}
-"""Apache's broker answers that it is busy when a send has waited for a processor for 200 ms; that is the machine's."""
-
-
 @pytest.fixture(scope="package")
 def private_network() -> Iterator[None]:
     """Every test of this directory, and whatever it starts, lives in one network that has loopback only."""
@@ -51,7 +47,7 @@ def private_network() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def apache_cluster(private_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[apache.Cluster]:
     """Apache RocketMQ 5.5.0: name server 127.0.0.1:9876, broker 127.0.0.1:10911."""
-    cluster = apache.start(tmp_path_factory.mktemp("apache"), {**OPTIONS, **apache.NO_SPIN, **PATIENT})
+    cluster = apache.start(tmp_path_factory.mktemp("apache"), {**OPTIONS, **apache.NO_SPIN, **apache.PATIENT})
     yield cluster
     cluster.discard()
 

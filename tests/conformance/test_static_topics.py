@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import ours
 import pytest
 from official import Client
 
+import aerobee.client.consumer as consumer_module
+from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageQueue, Producer, PullConsumer
+from aerobee.testing.eventually import eventually as soon
 from aerobee.testing.eventually import eventually_sync as eventually
 
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(400)]  # two of Apache's brokers start, twice
@@ -38,7 +42,8 @@ class Pair:
         """Unique id → number of each message that was accepted."""
 
     def _start(self, name: str) -> apache.Process:
-        return self._maker.start_broker(self._directory / name, self.names, self._ports[name], name=name)
+        options = apache.PATIENT if self.kind == "apache" else None
+        return self._maker.start_broker(self._directory / name, self.names, self._ports[name], options, name=name)
 
     def kill_and_start(self, name: str) -> None:
         self._brokers[name].kill()
@@ -152,3 +157,105 @@ def test_queues_move_under_a_producer_and_a_consumer(pair: Pair) -> None:
     assert len(again) == len(pair.sent), "a new group reads all of it, through every stretch"
     table = pair.admin("topicStatus", "-t", TOPIC)
     assert "__syslo__global__" in table or "left" in table
+
+
+async def test_queues_move_under_the_python_client(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: while queues move no send fails, and none is stored twice; consumers, one in order and one not, get
+    # everything once and in order, and their groups go on where they were; what is read at own offsets is all there.
+    monkeypatch.setattr(consumer_module, "HOLD_MS", 1000)  # nothing comes any more where the last pull waits
+    await asyncio.to_thread(pair.admin, "updateStaticTopic", "-b", "left", "-t", TOPIC, "-qn", "4")
+    await soon(lambda: '"topicQueueMappingByBroker":{' in pair.route(), 30)
+    got: dict[str, list[MessageExt]] = {"ordered": [], "spread": []}
+    placed: dict[str, tuple[MessageQueue, int]] = {}
+
+    def consumer(group: str) -> Consumer:
+        return Consumer(
+            pair.names, group=group, subscriptions=[TOPIC], start_from=ConsumeFrom.FIRST_OFFSET,
+            orderly=group == "ordered",
+        )  # fmt: skip
+
+    async def read(group: str, stopping: asyncio.Event) -> None:
+        async with consumer(group) as reader:
+            took = asyncio.create_task(take(reader, got[group]))
+            await stopping.wait()
+        await took
+
+    async def send(producer: Producer, queue: MessageQueue, until: asyncio.Event) -> None:
+        while not until.is_set():
+            number = len(placed)
+            message = Message(TOPIC, b"%d" % number)
+            placed[message.give_unique_id()] = queue, -1
+            if number % 3:
+                result = await producer.send(message, queue=queue)
+            else:
+                result = await producer.send_batch([message], queue=queue)
+            assert result.queue == queue
+            placed[message.unique_id] = queue, result.queue_offset
+            await asyncio.sleep(0.02)
+
+    def came() -> bool:
+        return all(len(messages) >= len(placed) for messages in got.values())
+
+    def sent_to(queue: MessageQueue) -> list[str]:
+        return [unique_id for unique_id, (chosen, _) in placed.items() if chosen == queue]
+
+    def moved() -> set[MessageQueue]:
+        return {queue for queue, offset in placed.values() if offset >= BLOCK}
+
+    async with Producer(pair.names, group="p", retry_times=0) as producer:
+        queues = await producer.queues(TOPIC)
+        assert queues == [MessageQueue(TOPIC, "__syslo__global__", number) for number in range(4)]
+        stopping, enough = asyncio.Event(), asyncio.Event()
+        reading = [asyncio.create_task(read(group, stopping)) for group in got]
+        sending = [asyncio.create_task(send(producer, queue, enough)) for queue in queues]
+        await soon(lambda: all(len(messages) >= 40 for messages in got.values()), 20)
+        await asyncio.to_thread(pair.admin, "remappingStaticTopic", "-b", "left,right", "-t", TOPIC)
+        await soon(lambda: len(moved()) == 2, 10)
+        enough.set()
+        await asyncio.gather(*sending)
+        await soon(came, 20)
+        stopping.set()
+        await asyncio.gather(*reading)
+        first = await asyncio.gather(*(producer.send(Message(TOPIC, b"later"), queue=queue) for queue in queues))
+
+    for messages in got.values():
+        assert sorted(message.unique_id for message in messages) == sorted(placed)
+        for queue in queues:
+            here = [message for message in messages if message.queue_id == queue.queue_id]
+            assert [message.unique_id for message in here] == sent_to(queue)
+            assert {message.broker_name for message in here} == {queue.broker_name}
+            offsets = [message.queue_offset for message in here]
+            assert offsets == sorted(set(offsets))
+            assert (offsets[-1] >= BLOCK) == (queue in moved())
+            assert all(placed[m.unique_id][1] in (m.queue_offset, -1) for m in here)
+
+    got["ordered"], got["spread"] = [], []
+    stopping = asyncio.Event()
+    reading = [asyncio.create_task(read(group, stopping)) for group in got]
+    await soon(lambda: all(len(messages) == 4 for messages in got.values()), 20)
+    stopping.set()
+    await asyncio.gather(*reading)
+    for messages in got.values():
+        places = sorted((message.queue_id, message.queue_offset) for message in messages)
+        assert places == [(result.queue.queue_id, result.queue_offset) for result in first]
+
+    async with PullConsumer(pair.names, group="own") as pull:
+        for queue, result in zip(queues, first, strict=True):
+            begin, end = await pull.min_offset(queue), await pull.max_offset(queue)
+            assert (begin, end) == (0, result.queue_offset + 1)
+            assert await pull.offset_by_time(queue, 0) == 0
+            read_here: list[str] = []
+            while begin < end:
+                found = await pull.pull(queue, begin)
+                read_here += [message.unique_id for message in found.messages]
+                assert found.next_offset > begin or not found.messages
+                begin = found.next_offset
+            assert read_here[:-1] == sent_to(queue)
+        await pull.commit(queues[0], 7)
+        assert await pull.committed(queues[0]) == 7
+
+
+async def take(consumer: Consumer, into: list[MessageExt]) -> None:
+    """Until the consumer stops."""
+    async for message in consumer:
+        into.append(message)

@@ -11,10 +11,12 @@ import pytest
 from aerobee import ConnectError, Consumer, Message, Producer, sync
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
-from aerobee.client.client import TopicRoute, parse_name_servers
+from aerobee.client.client import Client, TopicRoute, parse_name_servers
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
-from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicRouteData
+from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicQueueMappingInfo, TopicRouteData
+from aerobee.protocol.codes import RequestCode, ResponseCode
+from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.message import MessageQueue, java_hash
 
 
@@ -50,6 +52,72 @@ def test_a_broker_set_without_a_master_is_read_and_not_written() -> None:
 
 def test_queues_are_in_the_order_all_clients_agree_on() -> None:
     assert route("b", "a").write_queues == [MessageQueue("t", b, i) for b in "ab" for i in (0, 1)]
+
+
+def test_a_static_topics_queues_are_where_the_newest_epoch_says() -> None:
+    # Claim: as in the official clients, queue by queue the broker with the newest word leads; who leads none is found
+    # nowhere, and counts all the same; how many physical queues a broker has does not matter.
+    def mapped(broker: str, epoch: int, led: dict[int, int], *, scope: str = "__global__") -> TopicQueueMappingInfo:
+        return TopicQueueMappingInfo(topic="t", bname=broker, epoch=epoch, total_queues=4, curr_id_map=led, scope=scope)
+
+    def static(*infos: TopicQueueMappingInfo) -> TopicRoute:
+        data = TopicRouteData(
+            queue_datas=[QueueData(broker_name=b, read_queue_nums=9, write_queue_nums=9, perm=6) for b in "ab"],
+            broker_datas=[BrokerData(broker_name=b, broker_addrs={0: f"{b}:1"}) for b in "ab"],
+            topic_queue_mapping_by_broker={info.bname: info for info in infos},
+        )
+        return TopicRoute("t", data)
+
+    before = static(mapped("a", 7, {0: 0, 1: 1, 9: 9}), mapped("b", 5, {1: 0, 2: 2}))
+    queues = [MessageQueue("t", "__syslo__global__", i) for i in range(4)]
+    assert before.write_queues == before.read_queues == queues
+    assert [before.host(queue) for queue in queues] == ["a", "a", "b", "__syslo__global__"]
+    after = static(mapped("a", 7, {0: 0}), mapped("b", 8, {1: 0, 2: 2, 3: 3}))
+    assert [after.host(queue) for queue in queues] == ["a", "b", "b", "b"]
+    assert not after.same_queues(before)
+    again = static(mapped("b", 8, {3: 3, 2: 2, 1: 0}), mapped("a", 7, {0: 0}))
+    assert again.same_queues(after)
+    scoped = static(mapped("a", 1, {0: 0}, scope="east"))
+    assert scoped.host(MessageQueue("t", "__syslo__east", 0)) == "a" and len(scoped.read_queues) == 4
+    ordinary = MessageQueue("t", "a", 0)
+    assert not route("a").hosts and route("a").host(ordinary) == "a"
+
+
+async def test_a_queue_that_moved_is_asked_for_where_the_route_says_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: a refusal of the former leader costs a look at the route, and the new one is told who asks before it is
+    # asked; while no route names a new one, the refusal is the answer, within the time of a request.
+    client = Client("names:1", timeout_ms=300)
+    queue = MessageQueue("t", "__syslo__global__", 0)
+    leader, said = "a", list[tuple[str, int]]()
+
+    async def invoke(address: str, command: RemotingCommand, timeout_s: float) -> RemotingCommand:
+        await asyncio.sleep(0.01)
+        said.append((address, command.code))
+        if command.code == RequestCode.GET_ROUTEINFO_BY_TOPIC:
+            info = TopicQueueMappingInfo(topic="t", bname=leader, total_queues=1, curr_id_map={0: 0})
+            brokers = [BrokerData(broker_name=leader, broker_addrs={0: f"{leader}:1"})]
+            data = TopicRouteData(broker_datas=brokers, topic_queue_mapping_by_broker={leader: info})
+            return command.reply(body=data.to_json())
+        return command.reply(ResponseCode.NOT_LEADER_FOR_QUEUE if address == "a:1" else ResponseCode.SUCCESS)
+
+    monkeypatch.setattr(client.pool, "invoke", invoke)
+    await client.route("t")
+
+    async def ask() -> int:
+        command = RemotingCommand.request(RequestCode.GET_MAX_OFFSET)
+        return (await client.ask_host(queue, lambda _: command)).code
+
+    began = time.monotonic()
+    assert await ask() == ResponseCode.NOT_LEADER_FOR_QUEUE
+    assert 0.1 < time.monotonic() - began < 2
+    leader, said[:] = "b", []
+    assert await ask() == ResponseCode.SUCCESS
+    assert said == [
+        ("a:1", RequestCode.GET_MAX_OFFSET),
+        ("names:1", RequestCode.GET_ROUTEINFO_BY_TOPIC),
+        ("b:1", RequestCode.HEART_BEAT),
+        ("b:1", RequestCode.GET_MAX_OFFSET),
+    ]
 
 
 async def test_retries_leave_the_broker_that_failed_and_the_ones_that_are_away() -> None:

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+import aerobee.client.consumer as consumer_module
+from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageQueue, Producer, PullConsumer, Retry
 from aerobee.broker.handlers.static_topics import forget_empty_stretches
 from aerobee.broker.server import Broker
 from aerobee.broker.static_topics import StaticTopics, find, following, to_logical, to_physical
 from aerobee.errors import ServerError
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
+from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.route import LogicQueueMappingItem, TopicQueueMappingDetail, TopicRouteData
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -109,8 +112,10 @@ class Pair:
 
     async def map(self, broker: str, queues: dict[int, list[LogicQueueMappingItem]], count: int) -> RemotingCommand:
         """UPDATE_AND_CREATE_STATIC_TOPIC at one broker, with that many physical queues."""
+        mapping = detail(broker, queues, self.epoch)
+        mapping.total_queues = len(self.brokers)
         return await self.peers[broker].call(
-            RequestCode.UPDATE_AND_CREATE_STATIC_TOPIC, detail(broker, queues, self.epoch).to_json(), topic=TOPIC,
+            RequestCode.UPDATE_AND_CREATE_STATIC_TOPIC, mapping.to_json(), topic=TOPIC,
             defaultTopic="TBW102", readQueueNums=count, writeQueueNums=count, perm=6, topicFilterType="SINGLE_TAG",
             topicSysFlag=0, order="false", force="false",
         )  # fmt: skip
@@ -332,3 +337,137 @@ async def test_mappings_that_are_refused(pair: Pair) -> None:
     )
     assert wrong.code == ResponseCode.INVALID_PARAMETER and "mapping" in (wrong.remark or "")
     assert (await pair.peers["a"].send(TOPIC, b"x", queue=0)).code == 0
+
+
+# Our own client.
+
+
+async def test_the_client_follows_a_queue_that_moves(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: producer and consumers know a static topic by its logical queues. A queue moves under them: what was
+    # refused at the former leader is sent to the new one, once, also to a chosen queue, without waiting for the next
+    # look at the route; the consumer gets everything once and in order, and its group goes on where it was.
+    monkeypatch.setattr(consumer_module, "HOLD_MS", 300)  # the last pull at the former leader
+    names = pair.name_server.address
+    await eventually(lambda: leads(pair, {"a": [0], "b": [1]}))
+    got: list[MessageExt] = []
+
+    async def read(consumer: Consumer) -> None:
+        async for message in consumer:
+            got.append(message)
+
+    def bodies(queue: int) -> list[int]:
+        return [int(message.body) for message in got if message.queue_id == queue]
+
+    def consumer(**options: Any) -> Consumer:
+        return Consumer(
+            names, group="g", subscriptions=[TOPIC], start_from=ConsumeFrom.FIRST_OFFSET, orderly=True, **options
+        )
+
+    async with Producer(names, retry_times=0) as producer, consumer() as reader, PullConsumer(names, group="p") as pull:
+        reading = asyncio.create_task(read(reader))
+        moving, staying = await producer.queues(TOPIC)
+        assert (moving, staying) == tuple(MessageQueue(TOPIC, "__syslo__global__", number) for number in (0, 1))
+        sent = [await producer.send(Message(TOPIC, b"%d" % number), queue=moving) for number in range(3)]
+        assert [(result.queue, result.queue_offset) for result in sent] == [(moving, number) for number in range(3)]
+        batch = await producer.send_batch([Message(TOPIC, b"3"), Message(TOPIC, b"4")], queue=moving)
+        assert batch.queue == moving and batch.queue_offset == 3
+        spread = [await producer.send(Message(TOPIC, b"%d" % number)) for number in (5, 6)]
+        assert {result.queue for result in spread} == {moving, staying}
+        await eventually(lambda: len(got) == 7)
+        assert await pull.max_offset(moving) == 6
+
+        async def between() -> None:
+            result = await producer.send(Message(TOPIC, b"7"), queue=moving)
+            assert (result.queue, result.queue_offset) == (moving, -1), "its place is not decided yet"
+
+        await pair.move(between)
+        await reader.client.refresh_routes()  # as every 30 s
+        locks = pair.brokers["b"].order._groups["g"]
+        await eventually(lambda: (TOPIC, moving.broker_name, 0) in locks)
+        posted = [await producer.post(Message(TOPIC, b"%d" % number), queue=moving) for number in range(8, 40)]
+        assert [(await result).queue_offset for result in posted] == list(range(10_001, 10_033))
+        await eventually(lambda: len(got) == 40)
+        assert len(set(bodies(0))) == 39 and bodies(0) == sorted(bodies(0))
+        offsets = [message.queue_offset for message in got if message.queue_id == 0]
+        assert offsets == [*range(6), *range(10_000, 10_033)]
+        assert {message.broker_name for message in got} == {moving.broker_name}
+        # `pull` knows of the former leader, and was never at the new one.
+        assert (await pull.min_offset(moving), await pull.max_offset(moving)) == (0, 10_033)
+        assert await pull.offset_by_time(moving, 0) == 0
+        found = await pull.pull(moving, 10_000)
+        assert [(m.queue_id, m.queue_offset) for m in found.messages[:2]] == [(0, 10_000), (0, 10_001)]
+        await pull.commit(moving, 10_007)
+        assert await pull.committed(moving) == 10_007
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        reader.ack(got[-1])
+    assert pair.brokers["b"].offsets.query("g", TOPIC, 1) == 33
+
+    async with Producer(names) as producer, consumer() as reader:
+        assert set(await producer.queues(TOPIC)) == {moving, staying}
+        await producer.send(Message(TOPIC, b"40"), queue=moving)
+        async for message in reader:
+            assert (message.body, message.queue_offset) == (b"40", 10_033)
+            break
+
+
+async def test_what_the_client_writes_of_a_static_queue(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: as with the official client a send names the broker it goes to, every other request the logical one; no
+    # offset travels with a pull (Apache's broker would take it for a physical one).
+    await eventually(lambda: leads(pair, {"a": [0], "b": [1]}))
+    names = pair.name_server.address
+    seen: list[dict[str, str]] = []
+    invoke = RemotePool.invoke
+
+    async def noted(pool: RemotePool, address: str, command: RemotingCommand, timeout_s: float) -> RemotingCommand:
+        seen.append(command.ext_fields)
+        return await invoke(pool, address, command, timeout_s)
+
+    monkeypatch.setattr(RemotePool, "invoke", noted)
+    async with (
+        Producer(names) as producer,
+        Consumer(names, group="g", subscriptions=[TOPIC], start_from=ConsumeFrom.FIRST_OFFSET) as reader,
+    ):
+        for queue in 2 * await producer.queues(TOPIC):
+            await producer.send(Message(TOPIC, b"x"), queue=queue)
+            async for message in reader:
+                reader.ack(message)
+                break
+        await eventually(lambda: sum(fields.get("queueOffset") == "2" for fields in seen) == 2)
+    assert [fields["n"] for fields in seen if "n" in fields] == ["a", "b"] * 2
+    asked = [fields for fields in seen if "bname" in fields and fields["topic"] == TOPIC]
+    assert {fields["bname"] for fields in asked} == {"__syslo__global__"}
+    assert not any(int(fields["sysFlag"]) & 1 for fields in asked if "sysFlag" in fields)
+
+
+async def test_what_failed_comes_again_and_ends_as_a_dead_letter(pair: Pair) -> None:
+    # Claim: a message of a static topic that failed is sent to the retry topic, with what was asked for: the level, the
+    # count that grows, the dead letter queue at once or when it was tried often enough.
+    await eventually(lambda: leads(pair, {"a": [0], "b": [1]}))
+    names = pair.name_server.address
+    tried: list[tuple[bytes, int]] = []
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET, max_reconsume_times=1)
+
+    @consumer.on(TOPIC)
+    async def handle(message: MessageExt) -> None:
+        tried.append((message.body, message.reconsume_times))
+        raise Retry(delay_level=-1 if message.body == b"bad" else 1)
+
+    async with Producer(names) as producer, consumer:
+        await producer.send(Message(TOPIC, b"bad"))
+        await producer.send(Message(TOPIC, b"good"))
+
+        async def dead() -> bool:
+            route = await pull.client.route("%DLQ%g", fresh=True)
+            found = [await pull.pull(queue, 0) for queue in route.write_queues]
+            return sorted(m.body for result in found for m in result.messages) == [b"bad", b"good"]
+
+        async with PullConsumer(names, group="p") as pull:
+            await eventually(dead, 15)
+    assert sorted(tried) == [(b"bad", 0), (b"good", 0), (b"good", 1)]
+
+
+async def leads(pair: Pair, expected: dict[str, list[int]]) -> bool:
+    """Whether the name server says that these brokers lead these queues."""
+    mapped = (await pair.route()).topic_queue_mapping_by_broker or {}
+    return {name: sorted(info.curr_id_map) for name, info in mapped.items()} == expected
