@@ -18,6 +18,7 @@ from aerobee.broker.transactions import UNIQUE_KEY
 from aerobee.errors import ServerError
 from aerobee.protocol.codes import ResponseCode
 from aerobee.protocol.headers.send import ConsumerSendMsgBack, SendMessage, SendMessageV2
+from aerobee.protocol.message import PROPERTY_WAIT
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
@@ -64,6 +65,7 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
     properties = dict(message.properties)
     properties.setdefault(RETRY_TOPIC, message.topic)
     properties.setdefault(ORIGIN_MESSAGE_ID, message.offset_id)
+    properties[PROPERTY_WAIT] = "false"
     queue_id, tags_code = random.randrange(group.retry_queue_nums), None
     if (
         message.reconsume_times >= _max_times(group.retry_max_times, version, header.max_reconsume_times)

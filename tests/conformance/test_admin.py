@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import apache
 import pytest
+import raw
 from official import Client
 
 from aerobee.testing.eventually import eventually_sync as eventually
@@ -66,6 +67,8 @@ REPLACED = [
     (r"storeHost=/\S+?,", "storeHost=BROKER,"),
     (r"storeSize=\d+", "storeSize=N"),
     (r"commitLogOffset=\d+", "commitLogOffset=N"),
+    (r"CommitLog Offset: +\d+", "CommitLog Offset: N"),
+    (r"MESSAGE_ID@\d+", "MESSAGE_ID@N"),
     (r"preparedTransactionOffset=\d+", "preparedTransactionOffset=N"),
     (r"Consume TPS: [\d.]+", "Consume TPS: N"),
     (r"Avg RT: [\d.]+", "Avg RT: N"),
@@ -133,6 +136,18 @@ def prepare(pair: Pair, cluster: apache.Cluster) -> None:
     client.do("consume.start", **consumer)
     assert len(client.do("consume.state", name="tools", queues=2, timeout_ms=20_000)["assigned"]) == 2
     pair.run(cluster, "updateSubGroup", "-c", "{cluster}", "-g", "idle_group", "-r", "3", "-q", "2")
+    send_back(pair, cluster)
+
+
+def send_back(pair: Pair, cluster: apache.Cluster) -> None:
+    """The first message waits in the retry topic of back_group, and lies among its dead letters."""
+    pair.run(cluster, "updateSubGroup", "-b", "{broker}", "-g", "back_group")
+    position = str(int(pair.offset_ids[cluster.kind][16:], 16))
+    for level, topic in (("1", "%RETRY%back_group"), ("-1", "%DLQ%back_group")):
+        fields = {"group": "back_group", "offset": position, "delayLevel": level, "originTopic": "Tools"}
+        assert apache.call(cluster.broker_address, 36, {**fields, "maxReconsumeTimes": "16"})[0]["code"] == 0
+        eventually(lambda topic=topic: raw.bounds(cluster.broker_address, topic, 0) == (0, 1))  # type: ignore[misc]
+        eventually(lambda topic=topic: apache.call(cluster.namesrv_address, 105, {"topic": topic})[0]["code"] == 0)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -225,6 +240,22 @@ EXACT = {
     ),
     "consumeMessage": case("consumeMessage", "-t", "Tools", reduce=sorted_lines),
     "consumeMessage of a queue": case("consumeMessage", "-t", "Tools", "-b", "{name}", "-i", "1", "-o", "2", "-c", "2"),
+    **{
+        f"{args[0]} of retries": case(args[0], "-t", "%RETRY%back_group", *args[1:], reduce=sorted_lines)
+        for args in (("topicStatus",), ("printMsg", "-d", "true"), ("queryMsgByKey", "-k", "tool-0"))
+    },
+    **{
+        f"{args[0]} of dead letters": case(args[0], "-t", "%DLQ%back_group", *args[1:], reduce=sorted_lines)
+        for args in (
+            ("topicRoute",),
+            ("printMsg", "-d", "true"),
+            ("queryMsgByKey", "-k", "tool-0"),
+            ("queryMsgByUniqueKey", "-i", "{unique_id}"),
+            ("queryMsgByOffset", "-b", "{name}", "-i", "0", "-o", "0"),
+            ("consumeMessage", "-b", "{name}", "-i", "0", "-o", "0", "-c", "1"),
+        )
+    },
+    "consumerProgress of what is sent back": case("consumerProgress", "-g", "back_group"),
     "sendMessage": case(
         "sendMessage", "-t", "Tools", "-p", "hello", "-k", "key", "-c", "TagA", "-b", "{name}", "-i", "1"
     ),

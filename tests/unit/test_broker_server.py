@@ -510,6 +510,7 @@ async def test_a_delayed_message_and_a_returned_one(broker: Broker, peer: Peer) 
     await eventually(lambda: broker.store.bounds("%RETRY%g", 0) == (0, 1), timeout_s=5)
     (retried,) = decode_records((await peer.pull("%RETRY%g")).body)
     assert retried.reconsume_times == 1 and retried.properties["RETRY_TOPIC"] == "orders"
+    assert retried.properties["WAIT"] == "false", "as Apache's"
     dead = await peer.call(
         RequestCode.CONSUMER_SEND_MSG_BACK, offset=retried.commit_log_offset, group="g", delayLevel=-1
     )
