@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
+import apache
 import pytest
+import raw
 from official import CommandFailed
 from room import Room, eventually
 
@@ -302,6 +305,48 @@ def test_a_topic_that_may_not_be_written(room: Room) -> None:
     room.create(4, perm=4)
     (error,) = room.do("produce", count=1, timeout_ms=2000)["errors"]
     assert "No route info of this topic" in error or "CODE: 16" in error
+
+
+MESSAGE_TYPES: dict[str, dict[str, str]] = {
+    "NORMAL": {},
+    "FIFO": {"__SHARDINGKEY": "a"},
+    "DELAY": {"DELAY": "1"},
+    "TRANSACTION": {"TRAN_MSG": "true", "PGROUP": "p"},
+    "PRIORITY": {"_SYS_MSG_PRIORITY_": "1"},
+}
+
+
+def test_message_types_of_topics(room: Room) -> None:
+    """A topic keeps the type it was made for, and it may change; what else it takes is for who checks: Apache's proxy,
+    with the same answer our broker, both where they are told to."""
+    broker = room.cluster.broker_address
+
+    def made(kind: str) -> tuple[int, str | None]:
+        fields = {"topic": room.topic, "defaultTopic": "TBW102", "perm": "6", "topicFilterType": "SINGLE_TAG"}
+        fields |= {"readQueueNums": "1", "writeQueueNums": "1", "order": "false", "attributes": f"+message.type={kind}"}
+        header, _ = apache.call(broker, 17, fields)
+        return header["code"], header.get("remark")
+
+    assert made("MIXED") == (29, "MIXED message type is not supported.")
+    code, remark = made("ODD")
+    assert code == 1 and remark is not None and remark.startswith("value is not in set: ")
+    for kind in (*MESSAGE_TYPES, "UNSPECIFIED", "FIFO"):
+        assert made(kind)[0] == 0
+        _, body = room.call(351, {"topic": room.topic})
+        assert json.loads(body)["attributes"] == {"message.type": kind}
+    room.is_known(room.topic)
+    assert [raw.send(broker, room.topic, b"x", own)["code"] for own in MESSAGE_TYPES.values()] == [0] * 5
+    if room.cluster.kind == "apache":
+        return
+    room.change_settings(enableTopicMessageTypeCheck="true")
+    try:
+        assert [raw.send(broker, room.topic, b"x", own)["code"] for own in MESSAGE_TYPES.values()] == [
+            0 if kind == "FIFO" else 13 for kind in MESSAGE_TYPES
+        ]
+        (error,) = room.do("produce", count=1)["errors"]
+        assert "CODE: 13  DESC: TopicMessageType validate failed, the expected type is FIFO, but actual type" in error
+    finally:
+        room.change_settings(enableTopicMessageTypeCheck="false")
 
 
 def test_sql_needs_the_property_filter(room: Room) -> None:
