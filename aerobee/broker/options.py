@@ -253,6 +253,18 @@ class BrokerOptions(Options):
     )
     pop_polling_size = setting(1024, "Pops that may wait for one queue of a group.", low=0, live=True)
     max_pop_polling_size = setting(100_000, "Pops and notifications that may wait in all.", low=0, live=True)
+    pop_long_polling_force_notify_interval = setting(
+        800, "Every so many messages of a queue wake notifications that wait for others too; 0: none.", low=0, live=True
+    )
+    use_message_filter_for_notification = setting(
+        True, "Notifications say only what their filter lets through.", live=True
+    )
+    max_message_filter_num_for_notification = setting(
+        64,
+        "A notification looks at the tags of fewer messages than this; of so many some will match.",
+        low=0,
+        live=True,
+    )
     init_pop_offset_by_check_msg_in_mem = setting(
         True, "A new group that wants to pop from the end starts at the beginning while that is in memory.", live=True
     )

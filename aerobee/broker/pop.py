@@ -125,6 +125,8 @@ class Waiter:
     takes: bool
     """It takes messages (a pop), so others need not be woken for them."""
     number: int = 0
+    wants: Callable[[], bool] | None = None
+    """Are there any for it among the messages that have come? None: all are."""
 
 
 class Pops:
@@ -527,6 +529,7 @@ class Pops:
         again: Callable[[bool], bool],
         *,
         takes: bool,
+        wants: Callable[[], bool] | None = None,
     ) -> ResponseCode | None:
         """Lets a request wait. None: it waits; POLLING_TIMEOUT: its time is over; POLLING_FULL: too many wait."""
         options = self._broker.options
@@ -539,7 +542,7 @@ class Pops:
             return ResponseCode.POLLING_TIMEOUT
         if len(self._waiting.get(key, ())) > options.pop_polling_size:
             return ResponseCode.POLLING_FULL
-        waiter = Waiter(key, connection, deadline_ms, again, takes, next(self._numbers))
+        waiter = Waiter(key, connection, deadline_ms, again, takes, next(self._numbers), wants)
         self._waiting.setdefault(key, OrderedDict())[waiter.number] = waiter
         self._of_connection.setdefault(connection.id, {})[waiter.number] = waiter
         self._waiters += 1
@@ -550,12 +553,17 @@ class Pops:
         self._watch(key)
         return None
 
-    def wake(self, topic: str, group: str, queue_id: int) -> None:
-        """There may be something in the queue: those who wait for it try again, one after the other while there is."""
+    def wake(self, topic: str, group: str, queue_id: int, *, arrived: bool = False) -> None:
+        """There may be something in the queue: those who wait for it try again, one after the other while there is.
+
+        `arrived`: new messages have.
+        """
         for key in ((topic, group, -1), (topic, group, queue_id)) if queue_id >= 0 else ((topic, group, -1),):
             for waiter in list(self._waiting.get(key, {}).values()):
                 if waiter.connection.closed:
                     self._drop(waiter)
+                elif arrived and waiter.wants is not None and not waiter.wants():
+                    continue
                 elif waiter.again(False):
                     self._drop(waiter)
                 elif waiter.takes:
@@ -575,7 +583,7 @@ class Pops:
             for topic, group in list(self._waits_for.get(stored, ())):
                 # A retry topic's queues have nothing to do with those that a pop names.
                 if stored == topic:
-                    self.wake(topic, group, queue_id)
+                    self.wake(topic, group, queue_id, arrived=True)
                 else:
                     for key in [key for key in self._waiting if key[:2] == (topic, group)] if queue_id >= 0 else ():
                         self.wake(topic, group, key[2])

@@ -306,6 +306,22 @@ def test_notification_and_polling_info_at_the_door(room: Room) -> None:
         assert code == 23 and remark.startswith("parse the consumer's subscription failed")
 
 
+@pytest.mark.parametrize(("kind", "text"), [("TAG", "TagA"), ("SQL92", "seq >= 100")])
+def test_a_notification_sleeps_through_what_its_filter_leaves_out(room: Room, kind: str, text: str) -> None:
+    room.topic += kind
+    room.create(2)
+    with raw.Connection(room.cluster.broker_address, 20) as connection:
+        ask = {"consumerGroup": room.group, "topic": room.topic, "queueId": "-1", "bornTime": "0", "pollTime": "15000"}
+        waiting = connection.send(NOTIFICATION, {**ask, "expType": kind, "exp": text})
+        room.produce(70, tags=["TagB"])
+        assert polling_of(connection, {**ask, "queueId": "0"}) == 0 and connection.silent()
+        room.produce(1, tags=["TagA"], **{"from": 100})
+        assert connection.reply(waiting)[0]["extFields"]["hasMsg"] == "true"
+        ask["pollTime"] = "0"
+        header, _ = connection.call(NOTIFICATION, {**ask, "expType": "SQL92", "exp": "seq = 5555"})
+        assert header["extFields"]["hasMsg"] == "true", "what is there already is looked at by its tag only"
+
+
 NOTIFICATION, POLLING_INFO, POP_MESSAGE = 200054, 200055, 200050
 
 

@@ -541,6 +541,51 @@ async def test_notification_looks_at_tags(bench: Bench) -> None:
     assert (await bench.call(RequestCode.NOTIFICATION, **chosen)).ext_fields["hasMsg"] == "false"
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "earlier"), [("TAG", "x", 0), ("TAG", "x", 70), ("SQL92", "n = 1", 0)], ids=["tag", "many", "sql"]
+)
+async def test_a_notification_with_a_filter_is_not_disturbed(bench: Bench, kind: str, text: str, earlier: int) -> None:
+    """Claim: it goes on waiting while only others' messages come, however many, and is answered by one of its own; by
+    every eight hundredth of all as well, which is Apache's way to notice what the filter has been kept from."""
+    fields: dict[str, Any] = dict(
+        consumerGroup="g", topic=TOPIC, queueId=-1, pollTime=60_000, bornTime=bench.clock.now_ms(), expType=kind,
+        exp=text,
+    )  # fmt: skip
+    others, own = "TAGS\x01y\x02n\x012\x02", "TAGS\x01x\x02n\x011\x02"
+    await bench.send("first", properties=others)
+    await bench.pop()
+
+    async def waits() -> asyncio.Task[RemotingCommand]:
+        waiting = asyncio.ensure_future(bench.call(RequestCode.NOTIFICATION, **fields))
+        await bench.parked(1)
+        return waiting
+
+    waiting = await waits()
+    for number in range(2 + earlier):
+        await bench.send("a", queue=number % 2, properties=others)
+    await bench.calm()
+    assert not waiting.done()
+    await bench.send("b", properties=own)
+    assert (await waiting).ext_fields["hasMsg"] == "true"
+    await bench.pop_all()
+    waiting = await waits()
+    await bench.send(*["c"] * (799 - bench.broker.store.bounds(TOPIC, 0)[1]), properties=others)
+    await bench.calm()
+    assert not waiting.done()
+    await bench.send("d", properties=others)
+    assert (await waiting).ext_fields["hasMsg"] == "true"
+
+
+async def test_a_notification_whose_filter_is_switched_off(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, use_message_filter_for_notification=False).start()
+    try:
+        await bench.send("a", properties="TAGS\x01x\x02")
+        fields: dict[str, Any] = dict(consumerGroup="g", topic=TOPIC, queueId=-1, pollTime=0, expType="TAG", exp="y")
+        assert (await bench.call(RequestCode.NOTIFICATION, **fields, bornTime=0)).ext_fields["hasMsg"] == "true"
+    finally:
+        await bench.stop()
+
+
 async def test_filters(bench: Bench) -> None:
     for number, tag in enumerate("xyxyxz"):
         await bench.send(f"{number}{tag}", properties=f"TAGS\x01{tag}\x02n\x01{number}\x02")

@@ -32,8 +32,6 @@ _log = logging.getLogger("aerobee.broker.pop")
 
 LATE_MS: Final = 500
 """A pop that is older than its poll time and this is not worth serving: its client has given up."""
-NOTIFICATION_FILTER_MAX: Final = 64
-"""A notification looks at the tags of the messages when there are fewer than this; else some will match."""
 _NOTHING: Final = "NO_MESSAGE_IN_QUEUE"
 
 
@@ -154,7 +152,8 @@ def notification(broker: Broker, connection: Connection, command: RemotingComman
     """NOTIFICATION: is there something to pop? Waits until there is, or its poll time is over. None: it waits."""
     header = command.header(Notification)
     _check_readable(broker, header)
-    chosen = Filter.of(header.exp_type, header.exp) if header.exp_type and header.exp else Filter()
+    filters = broker.options.use_message_filter_for_notification and header.exp_type and header.exp
+    chosen = Filter.of(header.exp_type, header.exp) if filters else Filter()
 
     def reply(has_message: bool, *, full: bool = False) -> RemotingCommand:
         return command.reply(header=NotificationReply(has_msg=has_message, polling_full=full))
@@ -167,37 +166,76 @@ def notification(broker: Broker, connection: Connection, command: RemotingComman
 
     if _has_message(broker, header, chosen):
         return reply(True)
+    wants = _News(broker, header, chosen).any if chosen != Filter() else None
     key = (header.topic, header.consumer_group, max(header.queue_id, -1))
     born_ms = header.born_time or broker.clock.now_ms()
-    code = broker.pop.wait(key, connection, born_ms, header.poll_time, again, takes=False)
+    code = broker.pop.wait(key, connection, born_ms, header.poll_time, again, takes=False, wants=wants)
     return None if code is None else reply(False, full=code == ResponseCode.POLLING_FULL)
 
 
+class _News:
+    """Messages that come while a notification waits: its filter lets some through, or leaves them out."""
+
+    def __init__(self, broker: Broker, header: Notification, chosen: Filter) -> None:
+        self._broker, self._header, self._chosen = broker, header, chosen
+        self._seen = {place: broker.store.bounds(*place)[1] for place in _places(broker, header)[0]}
+
+    def any(self) -> bool:
+        """Some have come that it lets through."""
+        # Each queue is looked at, not only up to the first that has some: all begin where they ended the next time.
+        return any([self._some(place) for place in _places(self._broker, self._header)[0]])
+
+    def _some(self, place: tuple[str, int]) -> bool:
+        store, interval = self._broker.store, self._broker.options.pop_long_polling_force_notify_interval
+        seen, end = self._seen.get(place, 0), store.bounds(*place)[1]
+        self._seen[place] = end
+        if interval and end // interval > seen // interval:
+            return True
+        while seen < end:
+            batch = store.read(*place, seen, 1, tags=self._chosen.tags, sql=self._chosen.sql)
+            if batch.count or batch.next_offset <= seen:
+                return bool(batch.count)
+            seen = batch.next_offset
+        return False
+
+
 def _has_message(broker: Broker, header: Notification, chosen: Filter) -> bool:
-    group = header.consumer_group
-    places: list[tuple[str, int]] = []
-    config = broker.topics.get(header.topic)
-    if header.queue_id >= 0:
-        places.append((header.topic, header.queue_id))
-    elif config is not None:
-        places += [(header.topic, queue) for queue in range(config.read_queue_nums)]
-    for second_form in (False, True):
-        name = retry_topic(header.topic, group, second_form=second_form)
-        retries = broker.topics.get(name)
-        if retries is not None:
-            places += [(name, queue) for queue in range(retries.read_queue_nums)]
-    for topic, queue in places:
+    group, some_match = header.consumer_group, broker.options.max_message_filter_num_for_notification
+    own, retries = _places(broker, header)
+    for place in own + retries:
+        topic, queue = place
         if header.order and broker.pop.orders.is_blocked(header.topic, group, queue, header.attempt_id, 0):
             continue
-        offset = broker.pop.peek_offset(topic, group, queue)
-        left = broker.store.bounds(topic, queue)[1] - offset
+        left = _left(broker, group, place)
         if left <= 0:
             continue
-        if topic != header.topic or chosen.tags is None or left >= NOTIFICATION_FILTER_MAX:
+        if place in retries or chosen.tags is None or left >= some_match:
             return True
-        if broker.store.read(topic, queue, offset, 1, tags=chosen.tags).count:
+        if broker.store.read(topic, queue, broker.pop.peek_offset(topic, group, queue), 1, tags=chosen.tags).count:
             return True
     return False
+
+
+def _left(broker: Broker, group: str, place: tuple[str, int]) -> int:
+    topic, queue = place
+    return broker.store.bounds(topic, queue)[1] - broker.pop.peek_offset(topic, group, queue)
+
+
+def _places(broker: Broker, header: Notification) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """The queues that a notification asks for, and those of the group's retry topics."""
+    own: list[tuple[str, int]] = []
+    config = broker.topics.get(header.topic)
+    if header.queue_id >= 0:
+        own.append((header.topic, header.queue_id))
+    elif config is not None:
+        own += [(header.topic, queue) for queue in range(config.read_queue_nums)]
+    retries: list[tuple[str, int]] = []
+    for second_form in (False, True):
+        name = retry_topic(header.topic, header.consumer_group, second_form=second_form)
+        of_retries = broker.topics.get(name)
+        if of_retries is not None:
+            retries += [(name, queue) for queue in range(of_retries.read_queue_nums)]
+    return own, retries
 
 
 def polling_info(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
