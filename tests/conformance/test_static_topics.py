@@ -160,12 +160,13 @@ def test_queues_move_under_a_producer_and_a_consumer(pair: Pair) -> None:
 
 
 async def test_queues_move_under_the_python_client(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Claim: while queues move no send fails, and none is stored twice; consumers, one in order and one not, get
-    # everything once and in order, and their groups go on where they were; what is read at own offsets is all there.
+    # Claim: while queues move no send fails, and none is stored twice; two groups of two members, one in
+    # order and one not, get everything once and in order, and go on where they were; whoever reads at own offsets too.
     monkeypatch.setattr(consumer_module, "HOLD_MS", 1000)  # nothing comes any more where the last pull waits
     await asyncio.to_thread(pair.admin, "updateStaticTopic", "-b", "left", "-t", TOPIC, "-qn", "4")
     await soon(lambda: '"topicQueueMappingByBroker":{' in pair.route(), 30)
     got: dict[str, list[MessageExt]] = {"ordered": [], "spread": []}
+    members: list[Consumer] = []
     placed: dict[str, tuple[MessageQueue, int]] = {}
 
     def consumer(group: str) -> Consumer:
@@ -176,6 +177,7 @@ async def test_queues_move_under_the_python_client(pair: Pair, monkeypatch: pyte
 
     async def read(group: str, stopping: asyncio.Event) -> None:
         async with consumer(group) as reader:
+            members.append(reader)
             took = asyncio.create_task(take(reader, got[group]))
             await stopping.wait()
         await took
@@ -193,6 +195,9 @@ async def test_queues_move_under_the_python_client(pair: Pair, monkeypatch: pyte
             placed[message.unique_id] = queue, result.queue_offset
             await asyncio.sleep(0.02)
 
+    def shared() -> bool:
+        return [sum(queue.topic == TOPIC for queue in member.queues) for member in members] == [2] * 4
+
     def came() -> bool:
         return all(len(messages) >= len(placed) for messages in got.values())
 
@@ -206,7 +211,8 @@ async def test_queues_move_under_the_python_client(pair: Pair, monkeypatch: pyte
         queues = await producer.queues(TOPIC)
         assert queues == [MessageQueue(TOPIC, "__syslo__global__", number) for number in range(4)]
         stopping, enough = asyncio.Event(), asyncio.Event()
-        reading = [asyncio.create_task(read(group, stopping)) for group in got]
+        reading = [asyncio.create_task(read(group, stopping)) for group in 2 * list(got)]
+        await soon(shared, 30)  # a queue that changes hands may be read twice
         sending = [asyncio.create_task(send(producer, queue, enough)) for queue in queues]
         await soon(lambda: all(len(messages) >= 40 for messages in got.values()), 20)
         await asyncio.to_thread(pair.admin, "remappingStaticTopic", "-b", "left,right", "-t", TOPIC)
