@@ -179,22 +179,26 @@ class Producer:
         loop = asyncio.get_running_loop()
         out: asyncio.Future[SendResult] = loop.create_future()
         out.add_done_callback(self._landed)
-        choose = self._chooser(message, queue, sharding_key, selector)
-        if len(message.body) <= self._compress_above_bytes:
-            route = self.client.routes.get(message.topic)
-            if route is None or not route.write_queues:
-                route = await self._route_or_none(message.topic)
-            if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
-                chosen = choose(route, message, "")
-                connection = await self._connection(chosen.broker_name)
-                if connection is not None:
-                    command = self._command(message, chosen)
-                    timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
-                    reply = connection.request(command, timeout_s)
-                    reply.add_done_callback(
-                        lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
-                    )
-                    return out
+        try:
+            choose = self._chooser(message, queue, sharding_key, selector)
+            if len(message.body) <= self._compress_above_bytes:
+                route = self.client.routes.get(message.topic)
+                if route is None or not route.write_queues:
+                    route = await self._route_or_none(message.topic)
+                if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
+                    chosen = choose(route, message, "")
+                    connection = await self._connection(chosen.broker_name)
+                    if connection is not None:
+                        command = self._command(message, chosen)
+                        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+                        reply = connection.request(command, timeout_s)
+                        reply.add_done_callback(
+                            lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
+                        )
+                        return out
+        except BaseException:
+            out.cancel()  # nobody waits for it, and `flush` should not
+            raise
         task = loop.create_task(self._send(message, choose, timeout_ms))
         task.add_done_callback(lambda task: _copy(task, out))
         return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,21 @@ async def test_many_posts_in_a_row_leave_the_loop_to_others(tmp_path: Path) -> N
         await producer.flush()
     await broker.stop()
     await name_server.stop()
+
+
+async def test_a_post_that_raises_is_not_waited_for() -> None:
+    def broken(queues: Sequence[MessageQueue], message: Message) -> MessageQueue:
+        raise KeyError("selector")
+
+    async with asyncio.timeout(5):
+        async with Producer("127.0.0.1:1", in_flight_max=1) as producer:
+            producer.client.routes["t"] = route("a")
+            with pytest.raises(KeyError):
+                await producer.post(Message("t", b"x"), selector=broken)
+            with pytest.raises(ConnectError, match="broker b"):
+                await producer.post(Message("t", b"x"), queue=MessageQueue("t", "b", 0))
+            with pytest.raises(ValueError, match="one of"):
+                await producer.post(Message("t", b"x"), sharding_key="key", selector=broken)
 
 
 async def test_nobody_there_is_an_error_within_the_time_out() -> None:
