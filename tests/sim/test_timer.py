@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from aerobee._engine import Batch, Engine, Receipt, Record
+from aerobee.broker.delay import Delay
 from aerobee.broker.records import Stored, format_properties, parse_records
-from aerobee.broker.timer import Timer, read_handle, recall_handle
+from aerobee.broker.timer import BATCH, Timer, read_handle, recall_handle
 from aerobee.broker.timer_files import Check
 from aerobee.clock import ManualClock
 from aerobee.errors import DiskFull, ServerError
+from aerobee.testing.eventually import eventually
 
 TOPIC = "orders"
 TIMER = "rmq_sys_wheel_timer"
@@ -97,7 +99,7 @@ def send(store: RealStore, timer: Timer, body: str, **asked: int) -> dict[str, s
 
 
 @asynccontextmanager
-async def running(timer: Timer) -> AsyncIterator[None]:
+async def running(timer: Timer | Delay) -> AsyncIterator[None]:
     task = asyncio.create_task(timer.run())
     await asyncio.sleep(0)
     yield
@@ -351,6 +353,40 @@ def test_a_hundred_thousand_that_wait_cost_no_memory(store: RealStore, clock: Ma
     finally:
         tracemalloc.stop()
     assert timer.queue_offset == 100_000
+
+
+async def test_a_level_does_not_wait_behind_exact_times(
+    store: RealStore, clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: while tens of thousands that are due by time are delivered, what becomes due by level comes at once: there
+    are four of their batches, of a few ms each, in front of it at most."""
+    timer, delay = make(store, clock, tmp_path), Delay(store, clock, [701], tmp_path)
+    for number in range(0, 20_000, 1000):
+        records = []
+        for one in range(1000):
+            properties = {"UNIQ_KEY": str(number + one), "TIMER_DELIVER_MS": str(NOW_MS + 700)}
+            topic, queue_id, code = timer.place(TOPIC, 0, properties)
+            records.append(Record(topic, queue_id, b"time", format_properties(properties), tags_code=code))
+        store.append(records)
+    properties = {"UNIQ_KEY": "level"}
+    topic, queue_id, due_ms = delay.place(TOPIC, 0, properties, 1)
+    store.append([Record(topic, queue_id, b"level", format_properties(properties), tags_code=due_ms)])
+    while timer.take_in():
+        pass
+    append, appended = store.append, []
+
+    def noted(records: list[Record]) -> list[Receipt]:
+        appended.append(clock.now_ms() >= due_ms)
+        return append(records)
+
+    monkeypatch.setattr(store, "append", noted)
+    async with running(timer), running(delay):
+        await clock.advance(0.7)
+        assert 0 < len(appended) < 20_000 // BATCH // 2, "they are in the middle of it"
+        await clock.advance(0.001)
+        await eventually(lambda: store.bounds(TOPIC, 0)[1] == 20_001)
+    place = bodies(store).index("level")
+    assert sum(late for late in appended[: place // BATCH]) <= 4
 
 
 def test_counts_what_waits_across_a_restart(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
