@@ -109,10 +109,12 @@ def allow_topic(broker: Broker, topic: str) -> None:
     kind = "MIXED"
     if broker.options.enable_topic_message_type_check and message_types.is_checked(config):
         kind = message_types.type_of_topic(config)
+    # What comes to a retry topic may be a dead letter by now.
+    by_engine = not batches and not compacted and not topic.startswith(RETRY_PREFIX)
     broker.store.engine.allow_sends(
         topic,
-        plain=kind in ("NORMAL", "MIXED") and not batches and not compacted,
-        keyed=kind in ("FIFO", "MIXED") and not batches and not compacted,
+        plain=by_engine and kind in ("NORMAL", "MIXED"),
+        keyed=by_engine and kind in ("FIFO", "MIXED"),
     )
 
 

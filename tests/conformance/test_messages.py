@@ -12,6 +12,8 @@ import raw
 from official import CommandFailed
 from room import Room, eventually
 
+from aerobee.broker.records import parse_record
+
 pytestmark = pytest.mark.apache
 
 
@@ -265,6 +267,27 @@ def test_a_failing_message_without_retries_goes_to_the_dead_letter_topic(room: R
         return bool(rows and rows[0]["max"] == 1)
 
     eventually(dead, 15)
+
+
+def test_when_a_retry_is_a_dead_letter(room: Room) -> None:
+    """One that a client sends to the retry topic itself: behind its last chance, which the client or group names."""
+    room.create_group(retryMaxTimes=5)
+    broker, retries, dead = room.cluster.broker_address, f"%RETRY%{room.group}", f"%DLQ%{room.group}"
+    with raw.Connection(broker) as member:
+        member.heartbeat("retrying", consumer=room.group, **{room.topic: "*"})
+        for number, (times, most) in enumerate(
+            (("16", "16"), ("17", "16"), ("0", "0"), ("1", "0"), ("5", ""), ("6", ""))
+        ):
+            fields = raw.send_fields(retries, {"RETRY_TOPIC": room.topic, "seq": str(number)}) | {"j": times, "l": most}
+            header, _ = member.call(310, {name: value for name, value in fields.items() if value}, b"x")
+            assert header["code"] == 0, header
+
+    def found(topic: str) -> dict[str, tuple[int, str | None]]:
+        records = [parse_record(data) for data in raw.pull(broker, topic, 0)]
+        return {one.properties["seq"]: (one.reconsume_times, one.properties.get("DELAY")) for one in records}
+
+    assert found(retries) == {"0": (16, None), "2": (0, None), "4": (5, None)}
+    assert found(dead) == {"1": (17, "-1"), "3": (1, "-1"), "5": (6, "-1")}
 
 
 def test_transactions(room: Room) -> None:
