@@ -36,7 +36,7 @@ build: .venv/.installed rust ## build the engine (release) and put it beside the
 .PHONY: test
 test: build ## all tests and the checks of `make lint`
 	cargo test -q -p aerobee-engine
-	$(BIN)/python -m pytest -q tests/unit tests/wire tests/sim
+	$(BIN)/python -m pytest -q -rs -n 2 tests/unit tests/wire tests/sim
 	@# Most of their time is waiting: three processes share the files, each with clusters of its own.
 	$(BIN)/python -m pytest -q -rRs -n 3 --dist loadfile --no-loadscope-reorder \
 		tests/conformance/test_store_exchange.py tests/conformance tests/cluster

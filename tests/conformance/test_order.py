@@ -234,6 +234,21 @@ def test_a_killed_broker(room: Room, ledger: Ledger, other: Client) -> None:
     assert ledger.went_back == []
 
 
+def test_a_killed_broker_and_its_only_member(room: Room, ledger: Ledger) -> None:
+    """Claim: it goes on where it was."""
+    count = 2_000
+    room.create(2)
+    join(room, ledger, 1, pause_us=1_000)
+    room.state("m1", queues=2)
+    sent(send(room, count, 2))
+    ledger.reaches(1_000)
+    room.cluster.kill_broker()
+    room.cluster.start_broker()
+    ledger.reaches(2 * count, 60)
+    assert ledger.done == {0: count, 1: count}
+    assert ledger.went_back == []
+
+
 async def test_members_of_our_own_client(room: Room, ledger: Ledger) -> None:
     """Claim: the same with the Python client: members come, lose their connection for a moment, and leave."""
     count = 3_000
