@@ -109,6 +109,7 @@ def measure(
     if extras_too:
         parts: list[tuple[str, Callable[[], list[extras.Row]]]] = [
             ("idle", lambda: extras.idle(RESULTS)),
+            ("connections", lambda: extras.connections(RESULTS)),
             ("topics", lambda: extras.many_topics(RESULTS)),
             ("rolls", lambda: extras.rolls(RESULTS, seconds)),
             ("backlog", lambda: extras.backlog(RESULTS, seconds)),

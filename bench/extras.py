@@ -11,9 +11,13 @@ from pathlib import Path
 
 from bench import load
 from bench.servers import KINDS, Server, apache, server
+from bench.wire import Wire
 
 Row = tuple[str, str, str, str, str]
 """What, Apache's figure, ours, the bound, "ok" or "missed" ("" where there is no bound)."""
+
+
+MAX_OFFSET = 30
 
 
 def verdict(holds: bool) -> str:
@@ -37,6 +41,27 @@ def idle(directory: Path) -> list[Row]:
         _row("idle broker, MiB resident", theirs, mine, "≤ 60", mine <= 60),
         _row("idle name server, MiB resident", namesrv["apache"], namesrv["aerobee"], "≤ 40", namesrv["aerobee"] <= 40),
     ]
+
+
+def connections(directory: Path, count: int = 10_000) -> list[Row]:
+    """What a connection costs that has asked one thing and then says nothing: memory of the process's own."""
+    cost: dict[str, float] = {}
+    for kind in KINDS:
+        with server(kind, directory / kind) as one:
+            warm(one)
+            before, wires = one.own_mib(), []
+            try:
+                for _ in range(count):
+                    wires.append(Wire(one.address))
+                    wires[-1].ask(MAX_OFFSET, {"topic": "Idle", "queueId": "0"})
+                time.sleep(2)
+                cost[kind] = 1024 * (one.own_mib() - before) / count
+            finally:
+                for wire in wires:
+                    wire.close()
+    name = f"{count:,} idle connections: KiB of its own each"
+    held = verdict(cost["aerobee"] <= 20)
+    return [(name, f"{cost['apache']:.1f}", f"{cost['aerobee']:.1f}", "≤ 20", held)]
 
 
 def _row(what: str, theirs: float | None, mine: float, bound: str, holds: bool | None) -> Row:

@@ -9,24 +9,34 @@ the broker is quick, the rate is the generator's. What the broker itself costs i
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aerobee.protocol.bodies.route import LogicQueueMappingItem, TopicQueueMappingDetail
 from bench import extras
 from bench.servers import KINDS, Server, server
 from bench.wire import Reply, Request, Wire, cpu_s
 
 SEND, PULL, QUERY, SEND_BACK, END_TRANSACTION, HEARTBEAT, LOCK, MAX_OFFSET = 310, 11, 12, 36, 37, 34, 41, 30
+COMMIT_OFFSET, CREATE_TOPIC, SEND_BATCH, SEND_REPLY, CREATE_STATIC_TOPIC = 15, 17, 320, 325, 513
 PIPELINE = 64
 CONNECTIONS = 2
 QUEUES = 4
-SETTINGS = {"enablePropertyFilter": "true", "waitTimeMillsInSendQueue": 60_000}
-"""SQL92 on; and Apache's broker does not refuse what had to wait 200 ms on a shared machine."""
+SETTINGS = {
+    "enablePropertyFilter": "true",
+    "enableLmq": "true",
+    "enableMultiDispatch": "true",
+    "waitTimeMillsInSendQueue": 60_000,
+}
+"""SQL92 and light queues on; and Apache's broker does not refuse what had to wait 200 ms on a shared machine."""
 COMMIT = 8
+LIGHT_QUEUES = ("%LMQ%one", "%LMQ%two", "%LMQ%three")
 
 
 def send(topic: str, number: int, properties: str = "") -> Request:
@@ -77,22 +87,97 @@ class Transactions(Mechanism):
         return PIPELINE
 
 
-class Delays(Mechanism):
-    """Delay level 1: sent, and delivered a second later."""
+class Sends(Mechanism):
+    """Messages of a kind, made by their properties (`{n}` is a number below 1000) or by their topic's attributes.
 
-    name = "delay level 1: sent and delivered"
+    `delivered`: they come to their topic later, and that is waited for."""
+
+    def __init__(
+        self, name: str, topic: str, properties: str = "", *, attributes: str = "", delivered: bool = False
+    ) -> None:
+        self.name, self.topic, self.properties, self.attributes = name, topic, properties, attributes
+        self.delivered = delivered
+        self._sent = 0
+
+    def prepare(self, wire: Wire) -> None:
+        if self.attributes:
+            wire.do_all([(CREATE_TOPIC, {**topic_fields(self.topic), "attributes": self.attributes}, b"")])
 
     def step(self, wire: Wire, number: int) -> int:
-        wire.do_all([send("Delays", number + at, "DELAY\x011\x02") for at in range(PIPELINE)])
+        properties = (self.properties.format(n=(number + at) % 1000) for at in range(PIPELINE))
+        wire.do_all([send(self.topic, number + at, each) for at, each in enumerate(properties)])
         return PIPELINE
 
     def finish(self, wire: Wire, sent: int) -> None:
-        self._sent = getattr(self, "_sent", 0) + sent
+        self._sent += sent
         deadline = time.monotonic() + 120
-        while stored(wire, "Delays") < self._sent:
+        while self.delivered and stored(wire, self.topic) < self._sent:
             if time.monotonic() > deadline:
-                raise RuntimeError("not all delayed messages were delivered")
+                raise RuntimeError("not all messages were delivered")
             time.sleep(0.1)
+
+
+class BatchQueues(Sends):
+    """Batches of 32 that stay one unit of their queue."""
+
+    def step(self, wire: Wire, number: int) -> int:
+        inner = struct.pack(">iiiii", 22 + 256, 0, 0, 0, 256) + b"x" * 256 + struct.pack(">h", 0)
+        batches = (send(self.topic, number + at) for at in range(PIPELINE // 4))
+        wire.do_all([(SEND_BATCH, {**fields, "m": "true"}, inner * 32) for _, fields, _ in batches])
+        return PIPELINE // 4 * 32
+
+
+class StaticQueues(Sends):
+    """Messages to the logical queues of a static topic that has not moved."""
+
+    def prepare(self, wire: Wire) -> None:
+        hosted = {number: [LogicQueueMappingItem(queue_id=number, bname="broker-a")] for number in range(QUEUES)}
+        detail = TopicQueueMappingDetail(
+            topic=self.topic, total_queues=QUEUES, bname="broker-a", epoch=1, hosted_queues=hosted
+        )
+        wire.do_all([(CREATE_STATIC_TOPIC, {**topic_fields(self.topic), "force": "false"}, detail.to_json())])
+
+
+class Replies(Mechanism):
+    """A request is sent, answered, and its answer pushed to who asked."""
+
+    name = "a request and its reply"
+
+    def step(self, wire: Wire, number: int) -> int:
+        client = f"asking@{id(wire)}"
+        body = {"clientID": client, "producerDataSet": [{"groupName": "asking"}], "consumerDataSet": []}
+        wire.do_all([(HEARTBEAT, {}, json.dumps(body).encode())])
+        about = [f"REPLY_TO_CLIENT\x01{client}\x02CORRELATION_ID\x01{number + at}\x02" for at in range(PIPELINE)]
+        wire.do_all([send("Asked", number + at, f"{each}TTL\x013000\x02") for at, each in enumerate(about)])
+        replies = (send("DefaultCluster_REPLY_TOPIC", 0, f"{each}MSG_TYPE\x01reply\x02") for each in about)
+        wire.do_all([(SEND_REPLY, fields, body) for _, fields, body in replies])
+        return PIPELINE
+
+
+class Groups(Mechanism):
+    """What every member of a group says each 30 s."""
+
+    name = "a heartbeat of a consumer of three topics"
+
+    def step(self, wire: Wire, number: int) -> int:
+        body = heartbeat(f"member@{id(wire)}", "many", [subscription(f"Topic{n}") for n in range(3)])
+        wire.do_all([(HEARTBEAT, {}, body)] * PIPELINE)
+        return PIPELINE
+
+
+class Offsets(Mechanism):
+    """An offset that a consumer commits."""
+
+    name = "an offset committed"
+
+    def prepare(self, wire: Wire) -> None:
+        wire.do_all([send("Committed", number) for number in range(40)])
+        wire.do_all([(HEARTBEAT, {}, heartbeat("committing@1", "committing", [subscription("Committed")]))])
+
+    def step(self, wire: Wire, number: int) -> int:
+        fields = {"consumerGroup": "committing", "topic": "Committed", "commitOffset": "7"}
+        wire.do_all([(COMMIT_OFFSET, {**fields, "queueId": str(at % QUEUES)}, b"") for at in range(PIPELINE)])
+        return PIPELINE
 
 
 class SendBacks(Mechanism):
@@ -128,16 +213,8 @@ class Filtered(Mechanism):
             wire.do_all(
                 [send(self.topic, n, f"TAGS\x01tag{n % 10}\x02a\x01{n % 10}\x02b\x01eu-{n % 7}\x02") for n in numbers]
             )
-        subscription = {
-            "topic": self.topic, "subString": self.expression, "tagsSet": self.tags, "codeSet": [],
-            "subVersion": int(self.version), "expressionType": self.kind, "classFilterMode": False,
-        }  # fmt: skip
-        group = {
-            "groupName": self.group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING",
-            "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "subscriptionDataSet": [subscription], "unitMode": False,
-        }  # fmt: skip
-        body = {"clientID": f"{self.group}@1", "producerDataSet": [], "consumerDataSet": [group]}
-        wire.do_all([(HEARTBEAT, {}, json.dumps(body).encode())])
+        wanted = subscription(self.topic, self.expression, self.tags, self.kind, int(self.version))
+        wire.do_all([(HEARTBEAT, {}, heartbeat(f"{self.group}@1", self.group, [wanted]))])
 
     def step(self, wire: Wire, number: int) -> int:
         each = self.messages // QUEUES
@@ -188,13 +265,46 @@ def mechanisms() -> list[Mechanism]:
     """All, anew for each broker."""
     return [
         Transactions(),
-        Delays(),
+        Sends("delay level 1: sent and delivered", "Delays", "DELAY\x011\x02", delivered=True),
+        Sends("an exact time, in a second: sent and delivered", "Timed", "TIMER_DELAY_SEC\x011\x02", delivered=True),
         SendBacks(),
+        Replies(),
         Filtered("pull filtered by tag, a message looked at", "TAG", "tag3", ["tag3"]),
         Filtered("pull filtered by SQL92, a message looked at", "SQL92", "a = 3 AND b <> 'x'", []),
         Queries(),
         Locks(),
+        Groups(),
+        Offsets(),
+        Sends("a message for three light queues", "Light", f"INNER_MULTI_DISPATCH\x01{','.join(LIGHT_QUEUES)}\x02"),
+        BatchQueues("batches of 32 in a batch queue, a message", "Batches", attributes="+queue.type=BatchCQ"),
+        Sends("a message to a compaction topic", "Kept", "KEYS\x01key{n}\x02", attributes="+cleanup.policy=COMPACTION"),
+        StaticQueues("a message to a static topic", "Static"),
     ]
+
+
+def subscription(
+    topic: str, expression: str = "*", tags: Sequence[str] = (), kind: str = "TAG", version: int = 1
+) -> dict[str, object]:
+    """What a consumer wants of a topic, as its heartbeat says it."""
+    return {
+        "topic": topic, "subString": expression, "tagsSet": tags, "codeSet": [], "subVersion": version,
+        "expressionType": kind, "classFilterMode": False,
+    }  # fmt: skip
+
+
+def heartbeat(client: str, group: str, subscriptions: list[dict[str, object]]) -> bytes:
+    """The body of a consumer's."""
+    data = {
+        "groupName": group, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING",
+        "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "subscriptionDataSet": subscriptions, "unitMode": False,
+    }  # fmt: skip
+    return json.dumps({"clientID": client, "producerDataSet": [], "consumerDataSet": [data]}).encode()
+
+
+def topic_fields(topic: str) -> dict[str, str]:
+    """The header of a topic's creation."""
+    counts = {"readQueueNums": str(QUEUES), "writeQueueNums": str(QUEUES), "perm": "6", "topicSysFlag": "0"}
+    return {**counts, "topic": topic, "defaultTopic": "TBW102", "topicFilterType": "SINGLE_TAG", "order": "false"}
 
 
 def stored(wire: Wire, topic: str) -> int:

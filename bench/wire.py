@@ -52,7 +52,9 @@ class Wire:
             if not data:
                 raise ConnectionError("the broker hung up")
             for code, _, _, opaque, flag, remark, fields, body, _ in self._decoder.feed(data):
-                if flag & 1 and first <= opaque <= self._opaque:
+                if not flag & 1:  # the broker's own request, a pushed reply: taken
+                    self._socket.sendall(encode_frame(0, 0, 513, opaque, 1, None, {}, b"", 0))
+                elif first <= opaque <= self._opaque:
                     replies[opaque - first] = Reply(code, remark, fields, body)
                     missing -= 1
         return [reply for reply in replies if reply is not None]
