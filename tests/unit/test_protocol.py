@@ -226,6 +226,21 @@ def test_pretty_is_javas_form_of_files() -> None:
     assert text == '{\n\t"offsetTable":{\n\t\t"t@g":{\n\t\t\t0:5,\n\t\t\t1:6\n\t\t},\n\t\t"e@g":{}\n\t}\n}'
 
 
+def test_enums_come_as_numbers_too() -> None:
+    """As the C++ client 1.0 writes a heartbeat, the end of the line included."""
+    body = HeartbeatData.from_json(
+        b'{"clientID":"4711-127.0.0.1@DEFAULT","consumerDataSet":[{"consumeFromWhere":4,"consumeType":1,"groupName":"g",'
+        b'"messageModel":0,"subscriptionDataSet":[{"subString":"*","subVersion":"1795830075223","topic":"t"}]}]}\n'
+    )
+    (group,) = body.consumer_data_set
+    assert group.consume_from_where == "CONSUME_FROM_FIRST_OFFSET"
+    assert (group.consume_type, group.message_model) == ("CONSUME_PASSIVELY", "BROADCASTING")
+    assert group.subscription_data_set[0].sub_version == 1795830075223
+    for wrong in (b"-1", b"3"):
+        with pytest.raises(MalformedRequest, match="none of the numbers"):
+            HeartbeatData.from_json(b'{"consumerDataSet":[{"messageModel":' + wrong + b"}]}")
+
+
 def test_nulls_count_as_left_out() -> None:
     body = HeartbeatData.from_json(b'{"clientID":"c","consumerDataSet":null,"producerDataSet":[{"groupName":null}]}')
     assert (body.client_id, body.consumer_data_set, body.producer_data_set[0].group_name) == ("c", [], "")

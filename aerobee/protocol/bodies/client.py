@@ -3,10 +3,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 from msgspec import field
 
 from aerobee.protocol.bodies import Body
 from aerobee.protocol.fastjson import MessageQueue
+
+if TYPE_CHECKING:
+    Named = str
+else:
+    Named = str | int
+"""A constant of a Java enum: its name, or, as the C++ client writes it, its number."""
+
+CONSUME_TYPES: Final = ("CONSUME_ACTIVELY", "CONSUME_PASSIVELY", "CONSUME_POP")
+MESSAGE_MODELS: Final = ("BROADCASTING", "CLUSTERING", "LITE_SELECTIVE")
+CONSUME_FROM: Final = (
+    "CONSUME_FROM_LAST_OFFSET",
+    "CONSUME_FROM_LAST_OFFSET_AND_FROM_MIN_WHEN_BOOT_FIRST",
+    "CONSUME_FROM_MIN_OFFSET",
+    "CONSUME_FROM_MAX_OFFSET",
+    "CONSUME_FROM_FIRST_OFFSET",
+    "CONSUME_FROM_TIMESTAMP",
+)
+
+
+def _name(value: str | int, names: tuple[str, ...]) -> str:
+    if isinstance(value, str):
+        return value
+    if not 0 <= value < len(names):
+        raise ValueError(f"{value} is none of the numbers of {', '.join(names)}")
+    return names[value]
 
 
 class SubscriptionData(Body):
@@ -32,11 +59,16 @@ class ConsumerData(Body):
     """A consumer group of a client."""
 
     group_name: str = ""
-    consume_type: str = "CONSUME_PASSIVELY"
-    message_model: str = "CLUSTERING"
-    consume_from_where: str = "CONSUME_FROM_LAST_OFFSET"
+    consume_type: Named = "CONSUME_PASSIVELY"
+    message_model: Named = "CLUSTERING"
+    consume_from_where: Named = "CONSUME_FROM_LAST_OFFSET"
     subscription_data_set: list[SubscriptionData] = []
     unit_mode: bool = False
+
+    def __post_init__(self) -> None:
+        self.consume_type = _name(self.consume_type, CONSUME_TYPES)
+        self.message_model = _name(self.message_model, MESSAGE_MODELS)
+        self.consume_from_where = _name(self.consume_from_where, CONSUME_FROM)
 
 
 class HeartbeatData(Body):
