@@ -112,6 +112,7 @@ def prepare(pair: Pair, cluster: apache.Cluster) -> None:
     pair.run(cluster, "updateTopic", "-c", "{cluster}", "-t", "Tools", "-r", "2", "-w", "2")
     namesrv, client = cluster.namesrv_address, pair.clients[cluster.kind]
     eventually(lambda: apache.call(namesrv, 105, {"topic": "Tools"})[0]["code"] == 0)
+    tried_before = raw.bounds(cluster.broker_address, "Tools", 0)[1] > 0  # and failed: this fixture is made again
     for queue in range(2):
         arguments = {"topic": "Tools", "mode": "queue", "broker": cluster.broker_name, "queue": queue, "keys": "tool-"}
         sent = client.do("produce", namesrv=namesrv, count=5, tags=["TagA", "TagB"], **{**arguments, "from": 5 * queue})
@@ -121,8 +122,8 @@ def prepare(pair: Pair, cluster: apache.Cluster) -> None:
 
     consumer = {"namesrv": namesrv, "name": "tools", "topic": "Tools", "group": "tools_group"}
     client.do("consume.start", **consumer)
-    # More than ten where an earlier try of all this has left some.
-    assert client.do("consume.state", name="tools", received=10, timeout_ms=30_000)["received"] >= 10
+    received = client.do("consume.state", name="tools", received=10, timeout_ms=30_000)["received"]
+    assert received >= 10 if tried_before else received == 10
     # A member commits when it goes, otherwise 10 s after it came; and for its retry queue, which is empty, after the
     # first pull there, which waits for 15 s.
     client.do("consume.stop", name="tools")
@@ -145,8 +146,7 @@ def send_back(pair: Pair, cluster: apache.Cluster) -> None:
     pair.run(cluster, "updateSubGroup", "-b", "{broker}", "-g", "back_group")
     position = str(int(pair.offset_ids[cluster.kind][16:], 16))
     for level, topic in (("1", "%RETRY%back_group"), ("-1", "%DLQ%back_group")):
-        before = raw.bounds(cluster.broker_address, topic, 0)[1]
-        if before > 0:  # by an earlier try
+        if raw.bounds(cluster.broker_address, topic, 0)[1] > 0:  # by an earlier try
             continue
         fields = {"group": "back_group", "offset": position, "delayLevel": level, "originTopic": "Tools"}
         assert apache.call(cluster.broker_address, 36, {**fields, "maxReconsumeTimes": "16"})[0]["code"] == 0
