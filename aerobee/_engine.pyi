@@ -5,6 +5,7 @@ Every method of Engine frees the GIL and never waits for the disk unless it says
 RuntimeError, and the engine answers nothing after it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, Self, final
 
 from typing_extensions import Buffer
@@ -149,9 +150,12 @@ class Engine:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
         """Forgets the connection, its unfinished frame and its waiting pulls."""
-    def feed(self, session: int, data: Buffer) -> Turn:
+    def feed(self, session: int, data: Buffer, together: bool = False) -> Turn | None:
         """A received chunk. What the tables allow is served, the rest comes out as commands. Nothing happens for a
-        session that is closed."""
+        session that is closed. `together`: other sessions may have something to say at the same time. None (only then):
+        all it did was to store messages, and `commit` will write and answer them with the others'."""
+    def commit(self) -> Turn:
+        """Writes what `feed` has left, and answers it."""
     def settle(self) -> Turn:
         """Call it when `fileno()` is readable: flushed messages become visible, replies that waited go out."""
     def fileno(self) -> int:
@@ -174,6 +178,9 @@ class Engine:
         narrower, pulls that wait on it are answered at the next `expire`."""
     def allow_sends(self, topic: str, plain: bool, keyed: bool) -> None:
         """Which sends of a known topic are served: without and with a sharding key; at first both."""
+    def lead(self, topic: str, queues: Sequence[tuple[int, int, int, int]]) -> None:
+        """Queues of a known static topic that are led here, each (logical queue, queue, logical offset at which its
+        last stretch begins, the same as the queue's offset). Sends to them are served, though the topic is not fast."""
     def batch_topic(self, topic: str, batch: bool) -> None:
         """The topic's queues are batch queues, or are not; before its first message."""
     def compaction_topic(self, topic: str, compacted: bool) -> None:

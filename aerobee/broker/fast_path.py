@@ -15,6 +15,7 @@ from aerobee.broker import message_types
 from aerobee.broker.clients import BROADCASTING, PULL
 from aerobee.broker.filters import is_tag_kind, of_retries
 from aerobee.broker.options import BrokerOptions
+from aerobee.broker.static_topics import led_queues
 from aerobee.broker.topics import NOT_SENDABLE, RETRY_PREFIX, TopicTable, has_batch_queues, is_compacted
 
 if TYPE_CHECKING:
@@ -95,17 +96,20 @@ def allow_topic(broker: Broker, topic: str) -> None:
     if config is None:
         broker.store.engine.forget_topic(topic)
         return
-    fast = (
-        topic not in NOT_SENDABLE
-        and config.topic_filter_type == "SINGLE_TAG"
-        and broker.static_topics.get(topic) is None
-    )
+    fast = topic not in NOT_SENDABLE and config.topic_filter_type == "SINGLE_TAG"
+    mapping = broker.static_topics.get(topic)
     batches, compacted = has_batch_queues(config), is_compacted(config)
     broker.store.engine.batch_topic(topic, batches)
     broker.store.engine.compaction_topic(topic, compacted and broker.options.enable_compaction)
     broker.store.engine.allow_topic(
-        topic, config.perm, config.read_queue_nums, config.write_queue_nums, fast, sys_flag=config.topic_sys_flag
+        topic,
+        config.perm,
+        config.read_queue_nums,
+        config.write_queue_nums,
+        fast and mapping is None,
+        sys_flag=config.topic_sys_flag,
     )
+    broker.store.engine.lead(topic, led_queues(mapping) if fast and mapping is not None else [])
     kind = "MIXED"
     if broker.options.enable_topic_message_type_check and message_types.is_checked(config):
         kind = message_types.type_of_topic(config)

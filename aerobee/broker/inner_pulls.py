@@ -54,3 +54,5 @@ class InnerPulls:
             waiting = self._waiting.get(reply.opaque)
             if waiting is not None and not waiting.done():
                 waiting.set_result(reply)
+
+    write_through = write

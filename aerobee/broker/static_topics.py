@@ -159,6 +159,16 @@ def has_end(item: LogicQueueMappingItem) -> bool:
     return item.end_offset > item.start_offset
 
 
+def led_queues(detail: TopicQueueMappingDetail) -> list[tuple[int, int, int, int]]:
+    """The queues led here whose messages get a logical offset at once: (logical queue, queue, and where the stretch
+    begins as a logical offset and as one of its queue)."""
+    return [
+        (number, items[-1].queue_id, items[-1].logic_offset, items[-1].start_offset)
+        for number, items in detail.hosted_queues.items()
+        if items and items[-1].bname == detail.bname and items[-1].logic_offset >= 0 and not has_end(items[-1])
+    ]
+
+
 def find(items: Items, offset: int) -> LogicQueueMappingItem | None:
     """The stretch that a logical offset lies in; the first for one before all; None: none is decided."""
     decided = [item for item in items if item.logic_offset >= 0]

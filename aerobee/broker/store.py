@@ -45,6 +45,9 @@ class Store:
         self._sync_flush = sync_flush
         self._flush_timeout_s = flush_timeout_s
         self._feed = engine.feed
+        self._last_fed = 0
+        self._staged = False
+        """Messages wait for `_commit`."""
         self._connections: dict[int, Connection] = {}
         self._on_command: Callable[[Connection, CommandTuple], None] = lambda connection, command: None
         self._on_commit: Callable[[str, str, int, int], None] = lambda group, topic, queue_id, offset: None
@@ -105,9 +108,18 @@ class Store:
 
     def received(self, connection: Connection, data: memoryview) -> None:
         """A chunk arrived; what is no protocol closes the connection."""
-        turn = self._feed(connection.session, data)
+        session = connection.session
+        # One after the other is at work: their messages may share a write. Somebody alone is answered at once.
+        turn = self._feed(session, data, session != self._last_fed)
+        self._last_fed = session
+        if turn is None:
+            if not self._staged:
+                self._staged = True
+                assert self._loop is not None
+                self._loop.call_soon(self._commit)
+            return
         replies = turn.replies
-        if len(replies) == 1 and replies[0][0] == connection.session:
+        if len(replies) == 1 and replies[0][0] == session:
             connection.write(replies[0][1])
         elif replies:
             self._write(replies)
@@ -180,6 +192,10 @@ class Store:
 
     # Turns that no chunk began.
 
+    def _commit(self) -> None:
+        self._staged = False
+        self._deliver(self.engine.commit())
+
     def _deliver(self, turn: Turn) -> None:
         if turn.replies:
             self._write(turn.replies)
@@ -193,7 +209,7 @@ class Store:
         for session, data in replies:
             connection = connections.get(session)
             if connection is not None:
-                connection.write(data)
+                connection.write_through(data)
 
     def _settle(self) -> None:
         self._deliver(self.engine.settle())

@@ -150,6 +150,18 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             transport.write(pieces[0])
         else:
             transport.writelines(pieces)
+        self._written(transport)
+
+    def write_through(self, data: bytes) -> None:
+        """As `write`, for whoever has all there is to say in this turn: it leaves at once."""
+        transport = self.transport
+        if self._pieces or transport is None or self._reason:
+            self.write(data)
+            return
+        transport.write(data)
+        self._written(transport)
+
+    def _written(self, transport: asyncio.Transport) -> None:
         if not self.blocked:
             self.quiet_ticks = 0
         elif transport.get_write_buffer_size() > UNREAD_BYTES_MAX:

@@ -124,6 +124,23 @@ async def test_writes_of_one_turn_leave_together() -> None:
         assert connection._pieces == [] and connection._hub.dirty == []
 
 
+async def test_a_write_through_waits_for_nothing_and_overtakes_nothing() -> None:
+    service = Frames()
+    async with listening(service) as listener:
+        reader, writer = await dial(listener)
+        await eventually(lambda: service.open)
+        connection = service.open[0]
+        connection.write_through(b"0")
+        assert connection._pieces == []
+        connection.write(b"1")
+        connection.write_through(b"2")
+        assert await reader.readexactly(3) == b"012"
+        connection.close()
+        connection.write_through(b"3")
+        assert await reader.read() == b""
+        writer.close()
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

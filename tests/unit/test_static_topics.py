@@ -14,7 +14,7 @@ import aerobee.client.consumer as consumer_module
 from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageQueue, Producer, PullConsumer, Retry
 from aerobee.broker.handlers.static_topics import forget_empty_stretches
 from aerobee.broker.server import Broker
-from aerobee.broker.static_topics import StaticTopics, find, following, to_logical, to_physical
+from aerobee.broker.static_topics import StaticTopics, find, following, led_queues, to_logical, to_physical
 from aerobee.errors import ServerError
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
@@ -55,6 +55,21 @@ def test_offsets_go_from_stretch_to_stretch() -> None:
     assert (to_physical(old, 7), to_physical(new, 10_007)) == (7, 7)
     ended = item(0, 1, "a", 100, start=10, end=20)
     assert [to_logical(ended, offset) for offset in (0, 10, 15, 20, 99)] == [100, 100, 105, 110, 110]
+
+
+def test_queues_are_led_here_when_their_last_stretch_is_here_and_decided() -> None:
+    mapping = detail(
+        "a",
+        {
+            0: [item(0, 1, "a", 0)],
+            1: [item(0, 1, "b", 0), item(1, 2, "a", 10_000, start=5)],
+            2: [item(0, 1, "a", 0), item(1, 2, "b", 10_000)],
+            3: [item(0, 3, "b", 0), item(1, 3, "a", -1)],
+            4: [item(0, 4, "a", 0, start=0, end=9)],
+            5: [],
+        },
+    )
+    assert led_queues(mapping) == [(0, 1, 0, 0), (1, 2, 10_000, 5)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ use aerobee_engine::record::{NewRecord, RecordView};
 use aerobee_engine::session;
 use aerobee_engine::sql;
 use aerobee_engine::store::{self, DeletePolicy, FlushMode, StoreOptions};
-use aerobee_engine::tables::{Filter, Settings};
+use aerobee_engine::tables::{Filter, Led, Settings};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -196,9 +196,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Through the door: the GIL is free, the engine is ours.
+    /// Through the door: the GIL is free, the engine is ours, and nothing is staged that the work would not see.
     fn enter<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut session::Engine) -> T + Send) -> PyResult<T> {
-        enter(py, || work(&mut self.lock()))
+        enter(py, || {
+            let engine = &mut *self.lock();
+            engine.write_staged();
+            work(engine)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, session::Engine> {
@@ -349,10 +353,19 @@ impl Engine {
         self.enter(py, |engine| engine.close_session(session))
     }
 
-    fn feed(&self, py: Python<'_>, session: u64, data: &Bound<'_, PyAny>) -> PyResult<Turn> {
+    #[pyo3(signature = (session, data, together = false))]
+    fn feed(&self, py: Python<'_>, session: u64, data: &Bound<'_, PyAny>, together: bool) -> PyResult<Option<Turn>> {
         let data = Bytes::of(data)?;
         let bytes = data.as_slice();
-        let turn = self.enter(py, |engine| engine.feed(session, bytes))?;
+        let turn = enter(py, || match together {
+            true => self.lock().feed_together(session, bytes),
+            false => Some(self.lock().feed(session, bytes)),
+        })?;
+        turn.map(|turn| Turn::of(py, turn)).transpose()
+    }
+
+    fn commit(&self, py: Python<'_>) -> PyResult<Turn> {
+        let turn = self.enter(py, session::Engine::commit)?;
         Turn::of(py, turn)
     }
 
@@ -406,6 +419,11 @@ impl Engine {
 
     fn allow_sends(&self, py: Python<'_>, topic: &str, plain: bool, keyed: bool) -> PyResult<()> {
         self.enter(py, |engine| engine.allow_sends(topic, plain, keyed))
+    }
+
+    fn lead(&self, py: Python<'_>, topic: &str, queues: Vec<(u32, u32, i64, i64)>) -> PyResult<()> {
+        let led = |(logical_queue, queue, logical_start, start)| Led { logical_queue, queue, logical_start, start };
+        self.enter(py, |engine| engine.lead(topic, queues.into_iter().map(led).collect()))
     }
 
     fn batch_topic(&self, py: Python<'_>, topic: &str, batch: bool) -> PyResult<()> {

@@ -58,6 +58,8 @@ struct Fields<'a> {
     properties: &'a [u8],
     reconsume_times: i64,
     batch: bool,
+    /// The request says itself whether its numbers are logical ones of a static topic.
+    says_logical: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -66,7 +68,10 @@ impl<'a> Fields<'a> {
     fn short(header: &'a Header, source: &'a [u8]) -> Option<Self> {
         let mut fields = Fields::default();
         for (key, value) in header.raw_fields(source) {
-            let &[key] = key else { continue };
+            let &[key] = key else {
+                fields.says_logical |= key == b"lo";
+                continue;
+            };
             match key {
                 b'b' => fields.topic = value,
                 b'e' => fields.queue_id = Some(parse_i64(value)?),
@@ -95,6 +100,7 @@ impl<'a> Fields<'a> {
                 b"properties" => fields.properties = value,
                 b"reconsumeTimes" => fields.reconsume_times = parse_i64(value)?,
                 b"batch" => fields.batch = value.eq_ignore_ascii_case(b"true"),
+                b"lo" => fields.says_logical = true,
                 _ => {}
             }
         }
@@ -174,12 +180,20 @@ impl Sender {
         let Ok(topic_name) = std::str::from_utf8(fields.topic) else { return Served::No };
         let Some(topic) = tables.topics.get_mut(topic_name) else { return Served::No };
         let Some(asked_queue) = fields.queue_id else { return Served::No };
-        if !topic.fast
-            || topic.perm & PERM_WRITE == 0
+        let led = match topic.fast {
+            true => None,
+            false if fields.says_logical => return Served::No,
+            false => match topic.led.iter().find(|led| led.logical_queue as i64 == asked_queue) {
+                Some(led) => Some(*led),
+                None => return Served::No,
+            },
+        };
+        let wanted_queue = led.map_or(asked_queue, |led| led.queue as i64);
+        if topic.perm & PERM_WRITE == 0
             || settings.broker_perm & PERM_WRITE == 0
             || fields.topic.len() > TOPIC_BYTES_MAX
             || topic.write_queues == 0
-            || asked_queue >= topic.write_queues as i64
+            || wanted_queue >= topic.write_queues as i64
             || frame.body.is_empty()
             || frame.body.len() > settings.body_bytes_max
             || fields.sys_flag & POLICY_SYS_FLAGS as i64 != 0
@@ -189,7 +203,7 @@ impl Sender {
         {
             return Served::No;
         }
-        let queue_id = if asked_queue < 0 { self.random_queue(topic.write_queues) } else { asked_queue as u32 };
+        let queue_id = if wanted_queue < 0 { self.random_queue(topic.write_queues) } else { wanted_queue as u32 };
         let batch = fields.batch || header.code == SEND_BATCH_MESSAGE;
         let staged = if batch {
             self.stage_batch(store, topic, peer, &fields, queue_id, frame.body)
@@ -217,8 +231,12 @@ impl Sender {
             },
         );
         writer.field("msgId", &self.message_ids);
-        writer.number("queueId", queue_id as i64);
-        writer.number("queueOffset", first.queue_offset);
+        let (told_queue, told_offset) = match led {
+            Some(led) => (asked_queue, led.logical_start + (first.queue_offset - led.start).max(0)),
+            None => (queue_id as i64, first.queue_offset),
+        };
+        writer.number("queueId", told_queue);
+        writer.number("queueOffset", told_offset);
         let transaction_id = transaction_id.of(&self.properties, fields.properties);
         if !transaction_id.is_empty() {
             writer.field("transactionId", std::str::from_utf8(transaction_id).unwrap_or(""));

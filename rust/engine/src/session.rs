@@ -27,7 +27,7 @@ use crate::send::{
 };
 use crate::sql;
 use crate::store::{Position, QueueRef, Staged, Store};
-use crate::tables::{Filter, Settings, Subscription, Tables};
+use crate::tables::{Filter, Led, Settings, Subscription, Tables};
 
 const FLUSH_DISK_TIMEOUT: i32 = 10;
 const MESSAGE_ILLEGAL: i32 = 13;
@@ -36,6 +36,8 @@ const TOPIC_NOT_EXIST: i32 = 17;
 const LMQ_QUOTA_EXCEEDED: i32 = 2017;
 /// Compiled SQL filters kept; above this the collection starts anew.
 const PROGRAMS_MAX: usize = 1024;
+/// A write of this much costs so little for each byte that more of it saves nothing.
+const STAGED_BYTES_MAX: usize = 256 * 1024;
 /// Pulls wait for the first message of at most so many queues of topics that need not exist; more are answered at once.
 const UNWRITTEN_QUEUES_MAX: usize = 200_000;
 
@@ -85,6 +87,11 @@ fn stores(header: &Header) -> bool {
 }
 
 impl Turn {
+    fn is_empty(&self) -> bool {
+        let nothing = self.replies.is_empty() && self.commands.is_empty() && self.commits.is_empty();
+        nothing && self.arrivals.is_empty() && self.error.is_none() && !self.more && !self.behind
+    }
+
     fn bytes(&self) -> usize {
         self.replies.iter().map(|(_, bytes)| bytes.len()).sum()
     }
@@ -139,7 +146,10 @@ pub struct Engine {
     header: Header,
     /// Replies of what is staged.
     send_replies: Vec<u8>,
-    staged: bool,
+    /// Who has staged something, and where the replies to it end.
+    staged: Vec<(u64, usize)>,
+    /// Replies to what has been written, for the next turn.
+    answers: Vec<(u64, Vec<u8>)>,
     held: VecDeque<Held>,
     /// Queues with news whose waiting pulls did not fit into a turn.
     unwoken: Vec<QueueRef>,
@@ -171,7 +181,8 @@ impl Engine {
             sender,
             header: Header::default(),
             send_replies: Vec::new(),
-            staged: false,
+            staged: Vec::new(),
+            answers: Vec::new(),
             held: VecDeque::new(),
             unwoken: Vec::new(),
             watched: HashSet::new(),
@@ -223,6 +234,11 @@ impl Engine {
     /// Which sends of a known topic may be served: those without a sharding key (`plain`), those with one (`keyed`).
     pub fn allow_sends(&mut self, topic: &str, plain: bool, keyed: bool) {
         self.tables.allow_sends(topic, plain, keyed);
+    }
+
+    /// Which logical queues of a known topic, a static one, are led here: sends to them are served.
+    pub fn lead(&mut self, topic: &str, led: Vec<Led>) {
+        self.tables.lead(topic, led);
     }
 
     /// Says whether the topic's queues are batch queues; before its first message.
@@ -348,6 +364,30 @@ impl Engine {
 
     /// A chunk from a connection. Bytes of an unfinished frame are kept.
     pub fn feed(&mut self, session: u64, data: &[u8]) -> Turn {
+        let mut turn = self.serve(session, data);
+        self.end(&mut turn);
+        turn
+    }
+
+    /// As `feed`, for one of several connections that have something to say at the same time: what it does but store
+    /// messages is done, these may stay staged (None), so that one write takes everybody's. `commit` must follow soon.
+    pub fn feed_together(&mut self, session: u64, data: &[u8]) -> Option<Turn> {
+        let mut turn = self.serve(session, data);
+        if turn.is_empty() && !self.staged.is_empty() && self.store.staged_bytes() < STAGED_BYTES_MAX {
+            return None;
+        }
+        self.end(&mut turn);
+        Some(turn)
+    }
+
+    /// Writes what `feed_together` has left, and answers it.
+    pub fn commit(&mut self) -> Turn {
+        let mut turn = Turn::default();
+        self.end(&mut turn);
+        turn
+    }
+
+    fn serve(&mut self, session: u64, data: &[u8]) -> Turn {
         let mut turn = Turn::default();
         let Some(row) = self.sessions.get_mut(&session) else { return turn };
         let peer = row.peer;
@@ -379,7 +419,6 @@ impl Engine {
             row.cutter = cutter;
         }
         turn.reply(session, out);
-        self.commit(session, &mut turn);
         turn
     }
 
@@ -408,13 +447,13 @@ impl Engine {
                     );
                     match served {
                         Served::Yes => {
-                            self.staged = true;
+                            self.has_staged(session);
                             self.counters.sends += 1;
                             return;
                         }
                         Served::Refused(error) => {
                             // Part of a batch may have been staged before the store refused.
-                            self.staged = true;
+                            self.has_staged(session);
                             self.counters.sends_refused += 1;
                             if !header.is_oneway() {
                                 let (code, remark) = refusal(&error);
@@ -445,23 +484,62 @@ impl Engine {
 
     // ---- sends -------------------------------------------------------------------------------------------------
 
-    /// Writes what is staged, lets its replies go (or holds them until the flush), wakes who waits for it.
-    fn commit(&mut self, session: u64, turn: &mut Turn) {
-        if self.staged {
-            self.staged = false;
-            let replies = std::mem::take(&mut self.send_replies);
-            match self.store.commit() {
-                Ok(commit) => {
-                    self.send_replies = Vec::with_capacity(replies.len().min(1 << 16));
-                    if self.store.durable() >= commit.end {
-                        turn.reply(session, replies);
-                    } else if !replies.is_empty() {
-                        let since_ms = self.clock.now_ms();
-                        self.held.push_back(Held { end: commit.end, session, since_ms, replies });
-                    }
-                    self.unwoken.extend_from_slice(&commit.touched);
+    fn has_staged(&mut self, session: u64) {
+        let end = self.send_replies.len();
+        match self.staged.last_mut() {
+            Some((last, so_far)) if *last == session => *so_far = end,
+            _ => self.staged.push((session, end)),
+        }
+    }
+
+    /// Writes what is staged; the next turn has the replies, unless they wait for the flush. Whoever looks at the store
+    /// or adds to it calls this first.
+    pub fn write_staged(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let staged = std::mem::take(&mut self.staged);
+        let room = Vec::with_capacity(self.send_replies.len().min(1 << 16));
+        let replies = std::mem::replace(&mut self.send_replies, room);
+        let committed = self.store.commit();
+        let each: Vec<(u64, Vec<u8>)> = match staged[..] {
+            [(session, _)] => vec![(session, replies)],
+            _ => {
+                let begins = std::iter::once(0).chain(staged.iter().map(|(_, end)| *end));
+                staged
+                    .iter()
+                    .zip(begins)
+                    .map(|((session, end), begin)| (*session, replies[begin..*end].to_vec()))
+                    .collect()
+            }
+        };
+        for (session, replies) in each {
+            match &committed {
+                _ if replies.is_empty() => {} // oneway
+                Ok(commit) if self.store.durable() < commit.end => {
+                    let since_ms = self.clock.now_ms();
+                    self.held.push_back(Held { end: commit.end, session, since_ms, replies });
                 }
-                Err(error) => turn.reply(session, self.refuse(&replies, &error)),
+                Ok(_) => self.answers.push((session, replies)),
+                Err(error) => {
+                    let refusals = self.refuse(&replies, error);
+                    self.answers.push((session, refusals));
+                }
+            }
+        }
+        if let Ok(commit) = committed {
+            self.unwoken.extend_from_slice(&commit.touched);
+        }
+        self.staged = staged;
+        self.staged.clear();
+    }
+
+    /// The end of a turn: what is staged is written and answered, who waits for it is woken.
+    fn end(&mut self, turn: &mut Turn) {
+        self.write_staged();
+        for (session, replies) in self.answers.drain(..) {
+            if self.sessions.contains_key(&session) {
+                turn.reply(session, replies);
             }
         }
         self.wake(turn);
@@ -481,6 +559,7 @@ impl Engine {
     /// Writes what policy itself stores. Nothing is stored on an error. The turn has the pulls it woke; with
     /// synchronous flush a record counts once `store.durable()` has reached its end.
     pub fn append(&mut self, records: &[NewRecord<'_>]) -> Result<(Vec<Staged>, Turn), Error> {
+        self.write_staged();
         let mut receipts = Vec::with_capacity(records.len());
         for record in records {
             let queue = match self.tables.topics.get_mut(record.topic) {
@@ -503,7 +582,7 @@ impl Engine {
         }
         let mut turn = Turn::default();
         self.unwoken.extend_from_slice(&commit.touched);
-        self.wake(&mut turn);
+        self.end(&mut turn);
         Ok((receipts, turn))
     }
 
@@ -536,7 +615,7 @@ impl Engine {
             }
         }
         self.unwoken.extend_from_slice(&touched);
-        self.wake(&mut turn);
+        self.end(&mut turn);
         turn
     }
 
@@ -764,7 +843,7 @@ impl Engine {
                 turn.reply(held.session, with_code(&held.replies, FLUSH_DISK_TIMEOUT));
             }
         }
-        self.wake(&mut turn);
+        self.end(&mut turn);
         turn
     }
 

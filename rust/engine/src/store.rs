@@ -872,6 +872,11 @@ impl Store {
         self.shared.health().unwrap_or_else(|| Error::DiskFull("the disk was full a moment ago".into()))
     }
 
+    /// Bytes of records that are staged and not written.
+    pub fn staged_bytes(&self) -> usize {
+        self.chunk.len()
+    }
+
     /// Writes all that is staged with one positioned write. On an error nothing of it exists.
     ///
     /// # Errors

@@ -110,9 +110,21 @@ pub struct Topic {
     /// Sends without (`plain`) and with a sharding key (`keyed`) may be served; both unless policy says otherwise.
     pub plain: bool,
     pub keyed: bool,
+    /// Of a static topic: the logical queues that are led here. Sends to these are served although it is not `fast`.
+    pub led: Vec<Led>,
     /// Handles of queues already used, by queue id.
     pub queues: Vec<Option<QueueRef>>,
     pub puts: Traffic,
+}
+
+/// A logical queue of a static topic whose last stretch is here, where messages are sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Led {
+    pub logical_queue: u32,
+    pub queue: u32,
+    /// The stretch begins at this logical offset, which is offset `start` of its queue.
+    pub logical_start: i64,
+    pub start: i64,
 }
 
 impl Topic {
@@ -255,6 +267,7 @@ impl Tables {
             fast: true,
             plain: true,
             keyed: true,
+            led: Vec::new(),
             queues: Vec::new(),
             puts: Traffic::default(),
         };
@@ -291,6 +304,7 @@ impl Tables {
                     fast,
                     plain: true,
                     keyed: true,
+                    led: Vec::new(),
                     queues: Vec::new(),
                     puts: Traffic::default(),
                 };
@@ -303,6 +317,13 @@ impl Tables {
     pub fn allow_sends(&mut self, name: &str, plain: bool, keyed: bool) {
         if let Some(topic) = self.topics.get_mut(name) {
             (topic.plain, topic.keyed) = (plain, keyed);
+        }
+    }
+
+    /// Which logical queues of a known topic are led here; see [`Topic::led`].
+    pub fn lead(&mut self, name: &str, led: Vec<Led>) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.led = led;
         }
     }
 

@@ -13,7 +13,7 @@ use aerobee_engine::property;
 use aerobee_engine::record::{NewRecord, RecordView};
 use aerobee_engine::session::{Engine, Turn};
 use aerobee_engine::store::{FlushMode, Store, StoreOptions};
-use aerobee_engine::tables::{Filter, Settings};
+use aerobee_engine::tables::{Filter, Led, Settings};
 use proptest::prelude::*;
 
 const NOW_MS: i64 = 1_700_000_000_000;
@@ -118,7 +118,7 @@ fn property_text(pairs: &[(&str, &str)]) -> String {
 }
 
 /// Long name and letter of the fields of a send.
-const SEND_FIELDS: [(&str, &str); 13] = [
+const SEND_FIELDS: [(&str, &str); 14] = [
     ("producerGroup", "a"),
     ("topic", "b"),
     ("defaultTopic", "c"),
@@ -132,6 +132,7 @@ const SEND_FIELDS: [(&str, &str); 13] = [
     ("unitMode", "k"),
     ("maxReconsumeTimes", "l"),
     ("batch", "m"),
+    ("lo", "lo"),
 ];
 
 fn send_fields(code: i32, changes: &[(&str, &str)]) -> Vec<(&'static str, String)> {
@@ -495,6 +496,31 @@ fn a_topic_that_takes_only_messages_with_or_without_a_sharding_key_leaves_the_ot
 }
 
 #[test]
+fn sends_to_the_queues_of_a_static_topic_that_are_led_here_speak_of_logical_queues_and_offsets() {
+    let mut bench = Bench::new();
+    bench.engine.allow_topic("T", 6, 4, 4, 0, false);
+    let led = |logical_queue, queue, logical_start, start| Led { logical_queue, queue, logical_start, start };
+    bench.engine.lead("T", vec![led(7, 1, 1000, 0), led(8, 2, 500, 1), led(9, 4, 0, 0)]);
+    let told = |turn: Turn| (one(&turn).number("queueId"), one(&turn).number("queueOffset"));
+    assert_eq!(told(bench.send("a", &[("queueId", "7")])), (7, 1000));
+    assert_eq!(told(bench.send("b", &[("queueId", "7")])), (7, 1001));
+    assert_eq!(told(bench.send("c", &[("queueId", "8")])), (8, 500), "never before its stretch");
+    assert_eq!(told(bench.send("d", &[("queueId", "8")])), (8, 500));
+    // Led elsewhere, any queue, a queue that is not there, physical numbers, a pull: policy knows.
+    for changes in
+        [&[("queueId", "1")][..], &[("queueId", "-1")], &[("queueId", "9")], &[("queueId", "7"), ("lo", "false")]]
+    {
+        assert_eq!(bench.send("x", changes).commands.len(), 1, "{changes:?}");
+    }
+    let bytes = bench.request(11, 0, &Bench::pull_fields(&[("queueId", "1")]), b"");
+    assert_eq!(bench.feed(&bytes).commands.len(), 1);
+    bench.engine.lead("T", Vec::new());
+    assert_eq!(bench.send("x", &[("queueId", "7")]).commands.len(), 1);
+    bench.engine.allow_topic("T", 6, 4, 4, 0, true);
+    assert_eq!(told(bench.send("e", &[("queueId", "1")])), (1, 2), "what was sent before lies in queue 1");
+}
+
+#[test]
 fn a_negative_queue_id_means_any_write_queue() {
     let mut bench = Bench::new();
     let mut seen = [0; 4];
@@ -559,6 +585,72 @@ fn a_disk_that_fails_is_no_reason_to_wait() {
     refused.extend(replies(&turn));
     assert_eq!(refused.len(), 300, "all are answered, those that were held and those that waited");
     assert!(refused.iter().all(|reply| reply.code != 0));
+}
+
+/// Feeds a send of each of three sessions, to queues 0, 1 and 0 again, and leaves all of them staged.
+fn three_together(bench: &mut Bench) -> [u64; 3] {
+    let sessions = [1, 2, 3].map(|port| bench.engine.session(format!("10.9.9.9:{port}").parse().unwrap()));
+    for (session, (body, queue)) in sessions.into_iter().zip([("a", "0"), ("b", "1"), ("c", "0")]) {
+        let bytes = bench.send_frame(body, &[("queueId", queue)]);
+        assert!(bench.engine.feed_together(session, &bytes).is_none());
+    }
+    sessions
+}
+
+#[test]
+fn messages_of_several_connections_share_one_write() {
+    let mut bench = Bench::new();
+    assert!(bench.pull(&WAIT).replies.is_empty());
+    let sessions = three_together(&mut bench);
+    assert_eq!(bench.engine.store.stats().commits, 0);
+    let turn = bench.engine.commit();
+    assert_eq!(bench.engine.store.stats().commits, 1);
+    let to: Vec<u64> = turn.replies.iter().map(|(session, _)| *session).collect();
+    assert_eq!(to, [sessions[0], sessions[1], sessions[2], bench.session], "each its own, and who waited");
+    let all = replies(&turn);
+    let told: Vec<(i64, i64)> = all[..3].iter().map(|one| (one.number("queueId"), one.number("queueOffset"))).collect();
+    assert_eq!(told, [(0, 0), (1, 0), (0, 1)]);
+    assert_eq!(all[3].bodies(), ["a", "c"]);
+    assert!(bench.engine.commit().replies.is_empty());
+}
+
+#[test]
+fn whoever_has_more_to_say_or_adds_to_the_store_has_everything_before_it_written() {
+    let mut bench = Bench::new();
+    three_together(&mut bench);
+    let bytes = [bench.send_frame("d", &[]), bench.request(999, 0, &[], b"")].concat();
+    let session = bench.session;
+    let turn = bench.engine.feed_together(session, &bytes).expect("a command must see what was sent before it");
+    assert_eq!((turn.commands.len(), replies(&turn).len()), (1, 4));
+
+    three_together(&mut bench);
+    let record = record("T", 0, b"e", b"");
+    let (receipts, turn) = bench.engine.append(&[record]).unwrap();
+    assert_eq!(receipts[0].queue_offset, 5);
+    assert_eq!(replies(&turn).len(), 3);
+    assert_eq!(one(&bench.pull(&[])).bodies(), ["a", "c", "d", "a", "c", "e"]);
+}
+
+#[test]
+fn a_shared_write_that_fails_is_an_error_to_each_of_them() {
+    let mut bench = Bench::new();
+    let [gone, ..] = three_together(&mut bench);
+    bench.engine.close_session(gone);
+    bench.disk.fail_writes(true);
+    let all = replies(&bench.engine.commit());
+    assert_eq!(all.iter().map(|reply| reply.code).collect::<Vec<_>>(), [14, 14]);
+    assert_eq!(bench.engine.store.stats().max_position, 0);
+}
+
+#[test]
+fn a_shared_write_waits_for_the_flush_as_any_other() {
+    let mut bench = Bench::with(FlushMode::Sync);
+    let sessions = three_together(&mut bench);
+    assert!(bench.engine.commit().replies.is_empty());
+    assert_eq!(bench.engine.held(), 3);
+    bench.engine.store.tick().unwrap();
+    let turn = bench.engine.settle();
+    assert_eq!(turn.replies.iter().map(|(session, _)| *session).collect::<Vec<_>>(), sessions);
 }
 
 #[test]
