@@ -74,7 +74,8 @@ def server(
     address = f"127.0.0.1:{port}"
     settings = {**DEFAULT_SIZES, **(APACHE_DEFAULTS if kind == "apache" else {}), **(options or {})}
     maker = apache if kind == "apache" else ours
-    namesrv = maker.start_namesrv(directory, namesrv_port)
+    plain: dict[str, bool] = {"quick": False} if kind == "apache" else {}  # as its users start it
+    namesrv = maker.start_namesrv(directory, namesrv_port, **plain)
     broker = None
     try:
         started = time.monotonic()
@@ -82,7 +83,7 @@ def server(
         ready = _Sends(address)
         if kind == "apache":
             broker = apache.start_broker(
-                directory, f"127.0.0.1:{namesrv_port}", port, settings, jvm=APACHE_JVM, ready=ready
+                directory, f"127.0.0.1:{namesrv_port}", port, settings, jvm=APACHE_JVM, quick=False, ready=ready
             )
         else:
             broker = ours.start_broker(directory, f"127.0.0.1:{namesrv_port}", port, settings, ready=ready)

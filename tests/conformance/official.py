@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -86,6 +87,7 @@ class Program:
             self._process.kill()
             self._process.wait()
         self._log_file.close()
+        shutil.rmtree(apache.temporary(self.log.parent, self.log.name), ignore_errors=True)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -108,8 +110,9 @@ class Client(Program):
     """The Java client and mqadmin."""
 
     def __init__(self, directory: Path, *, jvm: tuple[str, ...] = apache.SMALL_JVM, log: str = "client.log") -> None:
-        options = (f"-Duser.home={directory}", f"-Drocketmq.client.logRoot={directory / 'logs'}")
-        command = ["java", *jvm, *options, "-cp", apache.classpath(), "aerobee.Program"]
+        classpath = apache.classpath()
+        options = (*apache.java_home(directory, log), f"-Drocketmq.client.logRoot={directory / 'logs'}")
+        command = ["java", *jvm, *apache.quick_start(), *options, "-cp", classpath, "aerobee.Program"]
         super().__init__(command, directory, log=log)
 
     def admin(self, *args: str) -> str:

@@ -16,7 +16,7 @@ import java.util.concurrent.Executors;
 import org.apache.rocketmq.client.impl.MQClientAPIImpl;
 import org.apache.rocketmq.client.impl.MQClientManager;
 import org.apache.rocketmq.client.impl.factory.MQClientInstance;
-import org.apache.rocketmq.remoting.common.ServiceThread;
+import org.apache.rocketmq.common.ServiceThread;
 import org.apache.rocketmq.remoting.netty.NettyEvent;
 import org.apache.rocketmq.remoting.netty.NettyEventType;
 import org.apache.rocketmq.remoting.netty.NettyRemotingAbstract;
@@ -36,6 +36,7 @@ public final class Program {
     }
 
     private static final PrintStream OUT = System.out;
+    private static final PrintStream ERR = System.err;
     private static final Object ADMIN = new Object();
 
     private static final Map<String, Command> COMMANDS = Map.ofEntries(
@@ -119,8 +120,10 @@ public final class Program {
             }
         } catch (InterruptedException e) {
             Thread.currentThread().interrupt();
-        } catch (ReflectiveOperationException e) {
-            throw new IllegalStateException(e);
+        } catch (ReflectiveOperationException | RuntimeException e) {
+            ERR.println("the hurrying thread failed");
+            e.printStackTrace(ERR);
+            Runtime.getRuntime().halt(70);
         }
     }
 
