@@ -15,6 +15,9 @@ import ours
 import pytest
 from official import Client, CommandFailed
 
+from aerobee.broker.timer_files import Check
+from aerobee.testing.eventually import eventually_sync as eventually
+
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(300)]
 
 BY_TIMER = {"TIMER_OUT_MS", "TIMER_ENQUEUE_MS", "TIMER_DEQUEUE_MS", "REAL_TOPIC", "REAL_QID"}
@@ -127,6 +130,7 @@ HANDOVERS = [
     for end in ("kill", "stop")
 ]
 PENDING_MS = 30_000
+TIMED = 10 + 2 * 40
 START: dict[str, Callable[..., apache.Process]] = {"apache": apache.start_broker, "aerobee": ours.start_broker}
 
 
@@ -145,11 +149,31 @@ def handovers(
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second", "end"), HANDOVERS)
 def test_pending_messages_go_on_at_the_next_broker(
-    first: str, second: str, end: str, handovers: dict[tuple[str, str, str], Future[None]]
+    first: str,
+    second: str,
+    end: str,
+    handovers: dict[tuple[str, str, str], Future[None]],
+    client: Client,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Claim: what waits at one broker, by level or by time, comes once and in time from the other, on the same store;
     what was delivered does not come again."""
-    handovers[first, second, end].result()
+    handover = handovers.pop((first, second, end), None)
+    if handover is not None:
+        handover.result()
+    else:  # a second try
+        hand_over(client, tmp_path_factory.mktemp("handover"), 1000, first, second, end)
+
+
+def pending(topic: Topic) -> list[dict[str, Any]]:
+    """What has come of the messages that waited when the broker ended."""
+    return [m for m in topic.state(received=0)["messages"] if int(m["properties"]["seq"]) > 20]
+
+
+def checked(directory: Path) -> int:
+    """How many timed messages the store's checkpoint of timers says were taken in."""
+    check = Check.load(directory / "store" / "config" / "timercheck")
+    return check.queue_offset if check is not None else 0
 
 
 def hand_over(client: Client, directory: Path, ports: int, first: str, second: str, end: str) -> None:
@@ -167,7 +191,9 @@ def hand_over(client: Client, directory: Path, ports: int, first: str, second: s
         topic.produce(40, deliver_ms=PENDING_MS)
         topic.produce(40, level=4)
         assert topic.state(received=21)["received"] == 21
-        time.sleep(2.5)  # sleeps: Apache syncs its timer files every second, ours have theirs in the page cache at once
+        # How far the wheel's queue was taken in is noted every second; what is not noted yet is taken in again after a
+        # kill, and by Apache's broker delivered again.
+        eventually(lambda: checked(directory) == TIMED)
         topic.stop()
         if end == "kill":
             broker.kill()
@@ -176,10 +202,9 @@ def hand_over(client: Client, directory: Path, ports: int, first: str, second: s
         broker = START[second](directory, address, port, options)
         up_ms = time.time() * 1000
         topic.consume()
-        topic.state(received=141, timeout_s=90)
+        eventually(lambda: len(pending(topic)) >= 120, 90)
         time.sleep(1.5)  # sleeps: whatever comes twice would come within this time
-        state = topic.state(received=0)
-        late = [m for m in state["messages"] if int(m["properties"]["seq"]) > 20]
+        late = pending(topic)
         assert sorted(int(m["properties"]["seq"]) for m in late) == list(range(21, 141))
         for message in late:
             assert message["stored"] - message["born"] >= PENDING_MS - 100
