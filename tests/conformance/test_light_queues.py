@@ -12,6 +12,7 @@ import ours
 import pytest
 from official import Client, Reply
 
+from aerobee.protocol import fastjson
 from aerobee.testing.eventually import eventually_sync as eventually
 
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(300)]
@@ -167,6 +168,13 @@ def test_no_more_queues_than_there_may_be(room: Room) -> None:
     assert room.send(1, "a")["errors"] == {}, "those that are there are served"
 
 
+def noted(store: Path, queue: str) -> int:
+    """How far the group is in a light queue, by the store's file."""
+    file = store / "config" / "lmqConsumerOffset.json"
+    table = fastjson.loads(file.read_bytes())["lmqOffsetTable"] if file.exists() else {}
+    return int(table.get(f"{queue}@%LMQ%readers", -1))
+
+
 @pytest.mark.slow
 def test_a_store_goes_to_and_fro(client: Client, private_network: None, tmp_path: Path) -> None:
     # Claim: what one broker wrote into light queues, and how far their groups are, the other finds, also after a kill.
@@ -190,7 +198,8 @@ def test_a_store_goes_to_and_fro(client: Client, private_network: None, tmp_path
             assert {letter: room.read(letter) for letter in "ab"} == expected, (number, kind)
             if number < 2:
                 room.pull("a", commit=number + 1)
-                time.sleep(6)  # sleeps: offsets are written every 5 s
+                # Every 5 s; Apache's broker for the first time 10 s after its start.
+                eventually(lambda number=number: noted(tmp_path / "store", room.light("a")) == number + 1, 20)
             broker.kill()
     finally:
         if broker is not None:

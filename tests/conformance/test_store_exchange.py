@@ -22,6 +22,8 @@ import raw
 from official import Client
 
 from aerobee.broker.records import BORN_HOST_V6, STORE_HOST_V6, Stored, parse_record
+from aerobee.protocol import fastjson
+from aerobee.testing.eventually import eventually_sync as eventually
 
 pytestmark = [pytest.mark.apache, pytest.mark.timeout(480)]
 
@@ -94,7 +96,15 @@ class Exchange:
         self._produce(f"Timed{n}", count=2, delay_ms=12_000, keys=f"timed{n}-")
         self._send_back(f"Back{n}")
         self._pop(f"Popped{n}")
-        time.sleep(6)  # sleeps: offsets are written every 5 s
+        time.sleep(6)  # sleeps: offsets are written every 5 s, the broker's own too
+        # Apache's broker writes them for the first time 10 s after its start.
+        eventually(lambda: self._noted(f"{plain}@group{n}") == 20, 20)
+
+    def _noted(self, topic_and_group: str) -> int:
+        """How many messages the group is through, by the store's file."""
+        file = self.directory / "store" / "config" / "consumerOffset.json"
+        table = fastjson.loads(file.read_bytes())["offsetTable"] if file.exists() else {}
+        return sum(table.get(topic_and_group, {}).values())
 
     def _produce(self, topic: str, **arguments: Any) -> None:
         sent = self.client.do("produce", namesrv=NAMESRV, topic=topic, queues=2, **arguments)
