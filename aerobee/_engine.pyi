@@ -203,6 +203,9 @@ class Engine:
         """The next message that becomes visible in the queue is told in a turn's `arrivals`; once, then watch again."""
     def append(self, records: list[Record]) -> tuple[list[Receipt], Turn]:
         """Writes records in one write, all or none, and wakes the pulls that wait for them."""
+    def bring_home(self, moves: list[tuple[int, bytes]]) -> tuple[int, int, Turn]:
+        """Messages that waited, (position, property text to add), go where their REAL_TOPIC and REAL_QID say: in one
+        write, those from the front up to the first that is not that simple. How many, and where the last one ends."""
     def is_behind(self) -> bool:
         """More is written and not flushed (unflushed_bytes_max), or held in memory for the disk, than there should be:
         requests that store messages wait. `fileno()` becomes readable when it is worth asking again."""

@@ -137,20 +137,25 @@ class Delay:
             return far
         units = self._store.entries(SCHEDULE_TOPIC, queue_id, offset, BATCH)
         again = now_ms if len(units) else far
-        records: list[Record] = []
         taken = 0
+        due: list[tuple[int, int]] = []
         for position, size, stored_ms in _UNIT.iter_unpack(units):
             due_ms = self._due(level, offset + taken, stored_ms, high, now_ms)
             if due_ms > now_ms:
                 again = due_ms
                 break
             taken += 1
-            record = self._restore(position, size)
-            if record is not None:
-                records.append(record)
-        if records:
-            self._append(records)
-        if taken:
+            due.append((position, size))
+        if due:
+            moved, end = self._store.bring_home([(position if size > 0 else -1, b"") for position, size in due])
+            if moved:
+                self._log_end = end
+                self.delivered += moved
+                self._moved(level, offset + moved)
+            restored = (self._restore(position, size) for position, size in due[moved:])
+            records = [record for record in restored if record is not None]
+            if records:
+                self._append(records)
             self._moved(level, offset + taken)
             self._progress.write(self._log_end, [self.offsets.get(n + 1, 0) for n in range(self.level_max)])
         return again

@@ -28,6 +28,9 @@ class MovingStore(Protocol):
     def append(self, records: list[Record]) -> list[Receipt]:
         """Appends records."""
 
+    def bring_home(self, moves: list[tuple[int, bytes]]) -> tuple[int, int]:
+        """Does what `Moving.home` and `append` do, for the first of the records at these positions that are simple."""
+
     def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
         """Smallest and next offset."""
 

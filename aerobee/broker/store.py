@@ -236,6 +236,14 @@ class Store:
         self._deliver(turn)
         return receipts
 
+    def bring_home(self, moves: list[tuple[int, bytes]]) -> tuple[int, int]:
+        """Appends messages that waited, (position, property text to add), where their properties say they belong, in
+        one write and without making objects of them: those from the front up to the first that needs more thought. How
+        many, and where the last one ends. Raises StoreError: none was."""
+        count, end, turn = self.engine.bring_home(moves)
+        self._deliver(turn)
+        return count, end
+
     async def put(self, record: Record) -> Receipt:
         """Appends one record; returns when it is as safe as the options promise.
 

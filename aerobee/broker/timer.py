@@ -42,7 +42,7 @@ RECALL_KEY: Final = "TIMER_DEL_UNIQKEY"
 PRECISIONS_MS: Final = (100, 200, 500, 1000)
 BATCH: Final = 256
 TAKE: Final = 2048
-LOAD: Final = 20_000
+LOAD: Final = 2_000
 """Units of a chain, or empty slots, looked at in one go."""
 LOOK_S: Final = 1.0
 RETRY_S: Final = 0.5
@@ -450,11 +450,15 @@ class Timer:
             return True
         chain = self._chain
         assert chain is not None
+        units = [self._log.unit(at) for at in chain[self._index : self._index + BATCH]]
+        moved = 0
+        if not self._recalls and not any(unit.magic & (ROLL | DELETE) for unit in units):
+            moved, end = self._store.bring_home([(unit.position, _times(unit.write_ms, now_ms)) for unit in units])
+            self._moved_end = max(self._moved_end, end)
+            self.delivered += moved
+            self._index += moved
         records: list[Record] = []
-        taken = 0
-        for at in chain[self._index : self._index + BATCH]:
-            taken += 1
-            unit = self._log.unit(at)
+        for unit in units[moved:]:
             if unit.magic & DELETE and not unit.magic & ROLL:
                 continue
             message = self._read(unit.position)
@@ -465,7 +469,7 @@ class Timer:
                 continue
             records += self._moved(message, unit.write_ms, unit.magic, now_ms)
         self._append(records)
-        self._index += taken
+        self._index += len(units) - moved
         if self._index >= len(chain):
             slot = self._wheel.get(self.read_ms)
             if slot.last == self._chain_last:
@@ -527,7 +531,7 @@ class Timer:
 
     def _moved(self, message: Moving, write_ms: int, magic: int, now_ms: int) -> list[Record]:
         """The record to append for a unit; none when its message does not say where it belongs."""
-        added = b"TIMER_ENQUEUE_MS\x01%d\x02TIMER_DEQUEUE_MS\x01%d\x02" % (write_ms, now_ms)
+        added = _times(write_ms, now_ms)
         try:
             if b"TIMER_ENQUEUE_MS\x01" in message.properties:  # it was stored anew before
                 rolled = int(message.get(b"TIMER_ROLL_TIMES") or 0)
@@ -582,6 +586,11 @@ class Timer:
 
     def _floor(self, ms: int) -> int:
         return ms // self.precision_ms * self.precision_ms
+
+
+def _times(write_ms: int, now_ms: int) -> bytes:
+    """The properties of a message that has waited."""
+    return b"TIMER_ENQUEUE_MS\x01%d\x02TIMER_DEQUEUE_MS\x01%d\x02" % (write_ms, now_ms)
 
 
 def _grow(slot: Slot, at: int, magic: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections import defaultdict
 from dataclasses import dataclass
 
 from aerobee._engine import Record
+from aerobee.broker.forward import Moving
 from aerobee.broker.records import Stored, encode_record, parse_properties
 from aerobee.clock import ManualClock
 from aerobee.errors import DiskFull, MessageIllegal
@@ -39,6 +41,7 @@ class MemoryStore:
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
+        self.random = random.Random(0)
         self.queues: dict[tuple[str, int], list[tuple[Stored, bytes, int]]] = defaultdict(list)
         self.by_position: dict[int, bytes] = {}
         self.damaged: set[int] = set()
@@ -78,6 +81,23 @@ class MemoryStore:
             receipts.append(Receipt(stored.queue_offset, self.end, len(data), self.clock.now_ms(), f"{self.end:032X}"))
             self.end += len(data)
         return receipts
+
+    def bring_home(self, moves: list[tuple[int, bytes]]) -> tuple[int, int]:
+        """Some of them, as the engine may: up to the first that is not simple, or any number."""
+        if self.full:
+            raise DiskFull("no room")
+        count = 0
+        for position, added in moves[: self.random.randrange(len(moves) + 1)]:
+            data = self.record(position)
+            try:
+                moving = Moving(data or b"")
+                if added and moving.get(b"TIMER_ENQUEUE_MS") is not None:
+                    break
+                self.append([moving.home(added)])
+            except (ValueError, MessageIllegal):
+                break
+            count += 1
+        return count, self.end
 
     async def flushed(self, receipt: Receipt) -> None:
         return None

@@ -40,11 +40,21 @@ class RealStore:
         if self.full:
             raise DiskFull("no room")
         receipts, _ = self.engine.append(records)
+        self._maybe_die()
+        return receipts
+
+    def bring_home(self, moves: list[tuple[int, bytes]]) -> tuple[int, int]:
+        if self.full:
+            raise DiskFull("no room")
+        count, end, _ = self.engine.bring_home(moves)
+        self._maybe_die()
+        return count, end
+
+    def _maybe_die(self) -> None:
         if self.dies_after >= 0:
             self.dies_after -= 1
             if self.dies_after < 0:
                 raise Killed
-        return receipts
 
     def bounds(self, topic: str, queue_id: int) -> tuple[int, int]:
         return self.engine.bounds(topic, queue_id)
@@ -375,13 +385,13 @@ async def test_a_level_does_not_wait_behind_exact_times(
     store.append([Record(topic, queue_id, b"level", format_properties(properties), tags_code=due_ms)])
     while timer.take_in():
         pass
-    append, appended = store.append, []
+    bring_home, appended = store.bring_home, []
 
-    def noted(records: list[Record]) -> list[Receipt]:
+    def noted(moves: list[tuple[int, bytes]]) -> tuple[int, int]:
         appended.append(clock.now_ms() >= due_ms)
-        return append(records)
+        return bring_home(moves)
 
-    monkeypatch.setattr(store, "append", noted)
+    monkeypatch.setattr(store, "bring_home", noted)
     async with running(timer), running(delay):
         await clock.advance(0.7)
         assert 0 < len(appended) < 20_000 // BATCH // 2, "they are in the middle of it"

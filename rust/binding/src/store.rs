@@ -484,6 +484,15 @@ impl Engine {
         self.enter(py, |engine| engine.unsubscribe(group, topic))
     }
 
+    fn bring_home(&self, py: Python<'_>, moves: Vec<(i64, Bound<'_, PyBytes>)>) -> PyResult<(usize, u64, Turn)> {
+        let wanted: Vec<(u64, &[u8])> = moves
+            .iter()
+            .map_while(|(position, added)| Some((u64::try_from(*position).ok()?, added.as_bytes())))
+            .collect();
+        let (count, end, turn) = self.enter_store(py, |engine| engine.bring_home(&wanted))?;
+        Ok((count, end, Turn::of(py, turn)?))
+    }
+
     fn append<'py>(&self, py: Python<'py>, records: Vec<PyRef<'py, Record>>) -> PyResult<(Vec<Receipt>, Turn)> {
         let mut wanted = Vec::with_capacity(records.len());
         for record in &records {

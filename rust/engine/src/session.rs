@@ -18,10 +18,11 @@ use crate::error::Error;
 use crate::frame::{front, Cutter, Fault, Flow, Frame, Front, ProtocolError};
 use crate::header::{Encoding, Fixed, Header, Writer};
 use crate::parked::{Parked, Waiting};
+use crate::property;
 use crate::pull::{
     Found, Limits, Pull, Reader, Status, LITE_PULL_MESSAGE, PULL_MESSAGE, PULL_NOT_FOUND, PULL_OFFSET_MOVED,
 };
-use crate::record::NewRecord;
+use crate::record::{NewRecord, RecordView};
 use crate::send::{
     error_reply, message_id_front, push_message_id, Sender, Served, SEND_BATCH_MESSAGE, SEND_MESSAGE, SEND_MESSAGE_V2,
 };
@@ -586,6 +587,27 @@ impl Engine {
         Ok((receipts, turn))
     }
 
+    /// Stores messages that waited again where their properties say that they belong, each with more properties behind
+    /// its own: in one write, those from the front of `moves` up to the first that is not that simple (see [`Home::of`])
+    /// or that no store can hold. How many, and the end of the last.
+    pub fn bring_home(&mut self, moves: &[(Position, &[u8])]) -> Result<(usize, Position, Turn), Error> {
+        let mut waited = Vec::with_capacity(moves.len());
+        for (position, _) in moves {
+            let Some(data) = self.store.record(*position) else { break };
+            waited.push(data);
+        }
+        let homes: Vec<Home> = waited.iter().zip(moves).map_while(|(data, (_, added))| Home::of(data, added)).collect();
+        let records: Vec<NewRecord> = homes.iter().map(Home::record).collect();
+        match self.append(&records) {
+            Ok((receipts, turn)) => {
+                let end = receipts.last().map_or(0, |last| last.position + last.size as Position);
+                Ok((receipts.len(), end, turn))
+            }
+            Err(Error::BadRecord(_) | Error::TooManyLightQueues(_)) => Ok((0, 0, Turn::default())),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The offset message id of the record at `position`.
     pub fn message_id(&self, position: Position) -> String {
         let mut id = String::new();
@@ -869,6 +891,58 @@ impl Engine {
         };
         let queue = self.store.find_queue(topic, queue_id);
         self.reader.read(&mut self.store, queue, offset, &limits, filter, offset, out)
+    }
+}
+
+/// A message that waited, for the place its sender named.
+struct Home<'a> {
+    view: RecordView<'a>,
+    topic: &'a str,
+    queue_id: u32,
+    properties: Vec<u8>,
+}
+
+impl<'a> Home<'a> {
+    /// None for a record that does not say where it belongs, is none, or, with something to be `added`, was brought
+    /// somewhere before: its properties say so, and that is policy's to read.
+    fn of(data: &'a [u8], added: &[u8]) -> Option<Home<'a>> {
+        let view = RecordView::parse(data)?;
+        let (mut topic, mut queue_id) = (None, None);
+        for (name, value) in property::pairs(view.properties) {
+            match name {
+                b"REAL_TOPIC" if topic.is_none() => topic = Some(value),
+                b"REAL_QID" if queue_id.is_none() => queue_id = Some(value),
+                b"TIMER_ENQUEUE_MS" if !added.is_empty() => return None,
+                _ => {}
+            }
+        }
+        let topic = std::str::from_utf8(topic?).ok().filter(|topic| !topic.is_empty())?;
+        let queue_id = std::str::from_utf8(queue_id?).ok()?.parse().ok()?;
+        let mut properties = view.properties.to_vec();
+        if !added.is_empty() {
+            if !matches!(properties.last(), None | Some(&property::VALUE_END)) {
+                properties.push(property::VALUE_END);
+            }
+            properties.extend_from_slice(added);
+        }
+        Some(Home { view, topic, queue_id, properties })
+    }
+
+    fn record(&self) -> NewRecord<'_> {
+        NewRecord {
+            topic: self.topic,
+            queue_id: self.queue_id,
+            flag: self.view.flag,
+            sys_flag: self.view.sys_flag,
+            born_timestamp: self.view.born_timestamp,
+            born_host: self.view.born_host,
+            reconsume_times: self.view.reconsume_times,
+            prepared_offset: 0,
+            body: self.view.body,
+            properties: &self.properties,
+            tags_code: None,
+            known: None,
+        }
     }
 }
 

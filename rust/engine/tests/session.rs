@@ -755,6 +755,41 @@ fn a_failed_write_is_an_error_to_every_sender_and_nothing_is_stored() {
 // ---- pulls ----------------------------------------------------------------------------------------------------------
 
 #[test]
+fn messages_that_waited_go_home_up_to_the_first_that_is_not_simple() {
+    let mut bench = Bench::new();
+    let waiting: Vec<&[u8]> = vec![
+        b"TAGS\x01TagA\x02REAL_TOPIC\x01T\x02REAL_QID\x011\x02",
+        b"REAL_TOPIC\x01T\x02REAL_QID\x010",
+        b"TIMER_ENQUEUE_MS\x015\x02REAL_TOPIC\x01T\x02REAL_QID\x010\x02",
+        b"REAL_QID\x010\x02",
+        b"REAL_TOPIC\x01T\x02REAL_QID\x01x\x02",
+    ];
+    let records: Vec<NewRecord> = waiting.iter().map(|properties| record("WAIT", 0, b"w", properties)).collect();
+    let positions: Vec<u64> = bench.engine.append(&records).unwrap().0.iter().map(|one| one.position).collect();
+    assert!(bench.pull(&WAIT).replies.is_empty());
+
+    let moves: Vec<(u64, &[u8])> = positions.iter().map(|position| (*position, &b"K\x01v\x02"[..])).collect();
+    let (count, end, turn) = bench.engine.bring_home(&moves).unwrap();
+    assert_eq!((count, end), (2, bench.engine.store.stats().max_position), "the third was on its way before");
+    let woken = one(&turn);
+    assert_eq!((woken.bodies(), woken.code), (vec!["w".to_owned()], 0));
+    assert!(woken.body.ends_with(b"REAL_QID\x010\x02K\x01v\x02"));
+    let first = one(&bench.pull(&[("queueId", "1")]));
+    assert!(first.body.ends_with(b"REAL_TOPIC\x01T\x02REAL_QID\x011\x02K\x01v\x02"));
+
+    let plain: Vec<(u64, &[u8])> = positions.iter().map(|position| (*position, &b""[..])).collect();
+    assert_eq!(bench.engine.bring_home(&plain[2..]).unwrap().0, 1, "nothing to add: nothing to read either");
+    for at in [3, 4] {
+        assert_eq!(bench.engine.bring_home(&plain[at..]).unwrap().0, 0);
+    }
+    assert_eq!(bench.engine.bring_home(&[(1 << 40, &b""[..])]).unwrap().0, 0, "there is nothing there");
+    let long = vec![b'x'; 32_767];
+    assert_eq!(bench.engine.bring_home(&[(positions[0], &long)]).unwrap().0, 0, "no store can hold it");
+    bench.disk.fail_writes(true);
+    assert!(bench.engine.bring_home(&plain[..1]).is_err());
+}
+
+#[test]
 fn a_pull_is_answered_as_apache_does() {
     for encoding in [Encoding::Json, Encoding::RocketMq] {
         for code in [11, 361] {
