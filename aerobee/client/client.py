@@ -230,6 +230,11 @@ class Client:
         refused_by = ""
         while True:
             host = self.host(queue)
+            if host.startswith(STATIC_BROKER) and now() + MOVING_WAIT_S <= patient_until:
+                # The former leader has said that it is none, the new one has not said yet that it is.
+                await asyncio.sleep(MOVING_WAIT_S)
+                await self.route(queue.topic, fresh=True)
+                continue
             address = self.master(host) if broker_id is None else self.any_of(host, broker_id)
             if refused_by == host:
                 await asyncio.sleep(MOVING_WAIT_S)

@@ -187,7 +187,9 @@ class Producer:
                     route = await self._route_or_none(message.topic)
                 if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
                     chosen = choose(route, message, "")
-                    connection = await self._connection(chosen.broker_name)
+                    connection = None
+                    if chosen.broker_name in self.client.brokers:
+                        connection = await self._connection(chosen.broker_name)
                     if connection is not None:
                         command = self._command(message, chosen)
                         timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000

@@ -86,16 +86,18 @@ def test_a_static_topics_queues_are_where_the_newest_epoch_says() -> None:
 
 async def test_a_queue_that_moved_is_asked_for_where_the_route_says_now(monkeypatch: pytest.MonkeyPatch) -> None:
     # Claim: a refusal of the former leader costs a look at the route, and the new one is told who asks before it is
-    # asked; while no route names a new one, the refusal is the answer, within the time of a request.
+    # asked; while no route names a new one, the refusal is the answer, within the time of a request. A moment in which
+    # nobody leads the queue is waited through.
     client = Client("names:1", timeout_ms=300)
     queue = MessageQueue("t", "__syslo__global__", 0)
-    leader, said = "a", list[tuple[str, int]]()
+    leader, nobody_for, said = "a", 0, list[tuple[str, int]]()
 
     async def invoke(address: str, command: RemotingCommand, timeout_s: float) -> RemotingCommand:
         await asyncio.sleep(0.01)
         said.append((address, command.code))
         if command.code == RequestCode.GET_ROUTEINFO_BY_TOPIC:
-            info = TopicQueueMappingInfo(topic="t", bname=leader, total_queues=1, curr_id_map={0: 0})
+            led = {0: 0} if sum(code == RequestCode.GET_ROUTEINFO_BY_TOPIC for _, code in said) > nobody_for else {}
+            info = TopicQueueMappingInfo(topic="t", bname=leader, total_queues=1, curr_id_map=led)
             brokers = [BrokerData(broker_name=leader, broker_addrs={0: f"{leader}:1"})]
             data = TopicRouteData(broker_datas=brokers, topic_queue_mapping_by_broker={leader: info})
             return command.reply(body=data.to_json())
@@ -119,6 +121,14 @@ async def test_a_queue_that_moved_is_asked_for_where_the_route_says_now(monkeypa
         ("b:1", RequestCode.HEART_BEAT),
         ("b:1", RequestCode.GET_MAX_OFFSET),
     ]
+    nobody_for, said[:] = 2, []
+    await client.route("t", fresh=True)
+    assert await ask() == ResponseCode.SUCCESS
+    assert [address for address, _ in said] == ["names:1", "names:1", "names:1", "b:1"]
+    nobody_for = 1000
+    await client.route("t", fresh=True)
+    with pytest.raises(ConnectError):
+        await ask()
 
 
 async def test_retries_leave_the_broker_that_failed_and_the_ones_that_are_away() -> None:
