@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol, Self
 
 from aerobee.client.calls import sending_request, sent, unregister
-from aerobee.client.client import Client, TopicRoute, unique_instance_name
+from aerobee.client.client import STATIC_BROKER, Client, TopicRoute, unique_instance_name
 from aerobee.client.results import SendResult
 from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError
 from aerobee.net.connection import Connection
@@ -188,7 +188,7 @@ class Producer:
                 if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
                     chosen = choose(route, message, "")
                     connection = None
-                    if chosen.broker_name in self.client.brokers:
+                    if not chosen.broker_name.startswith(STATIC_BROKER):  # nobody leads it at the moment
                         connection = await self._connection(chosen.broker_name)
                     if connection is not None:
                         command = self._command(message, chosen)
