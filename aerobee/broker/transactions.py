@@ -169,6 +169,8 @@ class Transactions:
         """Queue offsets of halves that are dealt with, from the half offset on."""
         self._marks: deque[list[int]] = deque()
         """Runs of marks, in order: where the run ends, the largest half offset in it, how many marks it has."""
+        self._answering: dict[str, asyncio.Future[None]] = {}
+        """Unique key → ends when the answer about it that is being dealt with is written."""
         self._endings: list[Ending] = []
         self._newest: Receipt | None = None
         """Of what was written last."""
@@ -275,6 +277,18 @@ class Transactions:
             raise error_for(ResponseCode.SYSTEM_ERROR, "The producer group wrong")
         if half.queue_offset != half_queue_offset:
             raise error_for(ResponseCode.SYSTEM_ERROR, "The transaction state table offset wrong")
+        # One answer after the other: what one has written, the next one must be able to find.
+        name = half.properties.get(UNIQUE_KEY) or str(position)
+        while (other := self._answering.get(name)) is not None:
+            await asyncio.wait((other,))
+        answering = self._answering[name] = asyncio.get_running_loop().create_future()
+        try:
+            await self._end(half, decision, from_check=from_check)
+        finally:
+            del self._answering[name]
+            answering.set_result(None)
+
+    async def _end(self, half: Stored, decision: int, *, from_check: bool) -> None:
         commit = decision == COMMIT
         target: int | None = half.queue_offset
         if not self._is_open(half.queue_offset) or (commit and from_check):

@@ -43,6 +43,11 @@ class Ledger:
         """Queue → how many messages it has got through, at its best."""
         self.went_back: list[int] = []
         """By how many messages each time."""
+        self.left_behind: list[int] = []
+        """The same where the member before was one of `gone`."""
+        self.gone: set[int] = set()
+        """Members that have been stopped."""
+        self._at: dict[int, int] = {}
         self.members: set[int] = set()
         self.fault = ""
         """The first thing that is not in order."""
@@ -62,7 +67,10 @@ class Ledger:
                     self.fault or f"queue {queue}: member {member} has {offset} ({number}) after {expected - 1}"
                 )
             if offset < expected:
-                self.went_back.append(expected - offset)
+                before = self._at[queue]
+                handed = before != member and before in self.gone
+                (self.left_behind if handed else self.went_back).append(expected - offset)
+            self._at[queue] = member
             self.next[queue] = offset + 1
             self.done[queue] = max(self.done[queue], offset + 1)
             self.members.add(member)
@@ -120,9 +128,9 @@ def queues_of(room: Room, *members: int) -> list[int]:
 
 @pytest.mark.timeout(180)
 def test_members_come_and_go(room: Room, ledger: Ledger) -> None:
-    """Claim: a million messages stay in order while members join, leave and fail. (Against Apache's broker fewer: it
+    """Claim: two million messages stay in order while members join, leave and fail. (Against Apache's broker fewer: it
     would only cost time.)"""
-    count, every = (250_000, 20_000) if room.cluster.kind == "aerobee" else (15_000, 2_000)
+    count, every = (500_000, 20_000) if room.cluster.kind == "aerobee" else (15_000, 2_000)
     room.create(QUEUES)
     settings = {"pause_us": 8 if room.cluster.kind == "aerobee" else 60, "fail_every": every}
     join(room, ledger, 1, **settings)
@@ -135,15 +143,18 @@ def test_members_come_and_go(room: Room, ledger: Ledger) -> None:
         if members[0] == 1:
             join(room, ledger, members[-1], **settings)
         else:
+            ledger.gone.add(members[0] - 1)
             room.stop(f"m{members[0] - 1}")
         eventually(lambda members=members, shares=shares: sorted(queues_of(room, *members)) == shares, 20)
     sent(sending)
     ledger.reaches(QUEUES * count, 120)
     assert ledger.done == {queue: count for queue in range(QUEUES)}
     assert ledger.members == {1, 2, 3}
-    # Each failure begins its batch again; a queue that is handed over may begin one batch again.
+    # Each failure begins its batch again; a queue that is handed over may begin one batch again, or two: a Java member
+    # that is stopped interrupts its threads, one that is just noting a batch as done notes nothing and does another.
     assert max(ledger.went_back) <= 8
-    assert len(ledger.went_back) <= QUEUES * (count // every + 6)
+    assert max(ledger.left_behind, default=0) <= 16
+    assert len(ledger.went_back) + len(ledger.left_behind) <= QUEUES * (count // every + 6)
 
 
 def test_a_short_break_of_the_line(room: Room, ledger: Ledger) -> None:
