@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memory_store import MemoryStore, Receipt
@@ -12,7 +13,7 @@ from memory_store import MemoryStore, Receipt
 from aerobee._engine import Record
 from aerobee.broker.offsets import OffsetTable
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.records import COMMIT, ROLLBACK, Stored, format_properties
+from aerobee.broker.records import COMMIT, ROLLBACK, Stored, format_properties, parse_record
 from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC
 from aerobee.broker.transactions import Transactions
 from aerobee.clock import ManualClock
@@ -117,6 +118,39 @@ async def test_an_unanswered_half_is_asked_about_and_its_answer_counts(bench: Be
     await bench.end((question.queue_offset, question.position), COMMIT, from_check=True)
     await bench.rounds(3)
     assert bench.delivered == ["one"] and len(bench.asked) == 1
+
+
+async def test_an_answer_and_an_end_that_cross_before_the_flush_deliver_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: with synchronous flush nobody finds a message before it is flushed; an answer that waits for that, while
+    the producer itself ends the half, does not commit it again."""
+    store, flushing = bench.store, asyncio.Event()
+    first, half = bench.prepare("first"), bench.prepare("half")
+    flushed_to = store.end
+
+    async def flushed(receipt: Receipt) -> None:
+        nonlocal flushed_to
+        await flushing.wait()
+        flushed_to = max(flushed_to, receipt.position + receipt.size)
+
+    search = store.search_index
+
+    def found(*question: Any) -> tuple[list[bytes], int, int]:
+        records, ms, position = search(*question)
+        return [data for data in records if parse_record(data).position < flushed_to], ms, position
+
+    monkeypatch.setattr(store, "flushed", flushed)
+    monkeypatch.setattr(store, "search_index", found)
+    ending = []
+    # The first so that the answer has something to wait for.
+    for one, from_check in ((first, False), (half, True), (half, False)):
+        ending.append(asyncio.ensure_future(bench.end(one, COMMIT, from_check=from_check)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+    flushing.set()
+    await asyncio.gather(*ending)
+    assert bench.delivered == ["first", "half"]
 
 
 async def test_a_late_answer_to_the_old_place_is_not_a_second_delivery(bench: Bench) -> None:
