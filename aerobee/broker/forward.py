@@ -1,7 +1,8 @@
-"""A stored message made ready for another place without decoding what stays: delays move a hundred thousand a second.
+"""A stored message made ready for another place without decoding what stays.
 
-Levels (delay.py) and exact times (timer.py) move messages this way. The body and the properties are cut out of the
-record as they are; only the place is looked up in the properties.
+Levels (delay.py) and exact times (timer.py) move messages this way, unless all they need is to go home: the engine does
+that (`MovingStore.bring_home`, home.rs). The body and the properties are cut out of the record as they are; only the
+place is looked up in the properties.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from aerobee.broker.store import Receipt, Record
 _HEAD: Final = struct.Struct(">iiiiiqqiq")
 _TAIL: Final = struct.Struct(">iqi")
 """Reconsume times, prepared offset, body length."""
-_PLACE: Final = b"\x02REAL_TOPIC\x01"
-_QUEUE: Final = b"\x02REAL_QID\x01"
 _SHORT: Final = struct.Struct(">h")
 
 
@@ -126,23 +125,10 @@ class Moving:
 
     def home(self, added: bytes = b"") -> Record:
         """The same message for the topic and queue its sender named. ValueError: it does not say."""
-        properties = self.properties
-        at = properties.find(_PLACE)
-        if at > 0:  # as we write it: the queue follows the topic
-            middle = properties.find(_QUEUE, at + len(_PLACE))
-            end = properties.find(b"\x02", middle + len(_QUEUE))
-            if middle == properties.find(b"\x02", at + 1) and end > 0:
-                topic, queue_id = _place(properties[at + len(_PLACE) : middle], properties[middle + len(_QUEUE) : end])
-                return self.to(topic, queue_id, added)
         name = self.get(b"REAL_TOPIC")
         if name is None:
             raise ValueError("the property REAL_TOPIC is missing")
         return self.to(name.decode(), self.number(b"REAL_QID"), added)
-
-
-@functools.lru_cache(maxsize=4096)
-def _place(topic: bytes, queue_id: bytes) -> tuple[str, int]:
-    return topic.decode(), int(queue_id)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ pub mod error;
 pub mod flush;
 pub mod frame;
 pub mod header;
+mod home;
 pub mod index;
 pub mod json;
 pub mod light_queue;
