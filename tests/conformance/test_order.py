@@ -151,7 +151,8 @@ def test_members_come_and_go(room: Room, ledger: Ledger) -> None:
     assert ledger.done == {queue: count for queue in range(QUEUES)}
     assert ledger.members == {1, 2, 3}
     # Each failure begins its batch again; a queue that is handed over may begin one batch again, or two: a Java member
-    # that is stopped interrupts its threads, one that is just noting a batch as done notes nothing and does another.
+    # that is stopped interrupts its threads, one that is just noting a batch as done notes nothing and does another
+    # (seen at Apache's broker, too: with these members and 8 µs a message, once in fourteen that were stopped).
     assert max(ledger.went_back) <= 8
     assert max(ledger.left_behind, default=0) <= 16
     assert len(ledger.went_back) + len(ledger.left_behind) <= QUEUES * (count // every + 6)
