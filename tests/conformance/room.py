@@ -93,6 +93,9 @@ class Room:
         self.consume("first")
         self.is_known(f"%RETRY%{self.group}")
         self.stop("first")
+        # Who counts it as a member still, leaves it a share: for 20 s at the Go client, which looks no sooner.
+        members = {"consumerGroup": self.group}
+        eventually(lambda: apache.call(self.cluster.broker_address, 38, members)[0]["code"] != 0)
 
     def stop(self, name: str = "one") -> Reply:
         full = f"{self.topic}/{name}"
