@@ -85,11 +85,10 @@ def test_tags(room: Room) -> None:
 
 def progress(room: Room) -> int:
     """The sum of the group's offsets at the broker."""
-    total = 0
-    for row in room.admin("consumerProgress", "-g", room.group).splitlines():
-        if row.startswith(f"{room.topic} "):
-            total += int(row.split()[4])
-    return total
+    printed = room.admin("consumerProgress", "-g", room.group)
+    rows = [row.split() for row in printed.splitlines() if row.startswith(f"{room.topic} ")]
+    assert rows, printed
+    return sum(int(row[4]) for row in rows)
 
 
 def test_order_within_a_queue(room: Room) -> None:
@@ -223,11 +222,13 @@ def test_offsets_are_kept_over_a_restart_of_the_consumer(room: Room) -> None:
     room.produce(40)
     room.consume()
     assert room.state(received=40)["received"] == 40
+    eventually(lambda: room.noted() == 40)  # a member that stops tells what it has noted, which comes after the handler
     room.stop()
     room.produce(10, **{"from": 40})
     room.consume("again", list=20)
     state = room.state("again", received=10)
     assert {int(message["properties"]["seq"]) for message in state["messages"]} == set(range(40, 50))
+    eventually(lambda: room.noted() == 50)
     assert room.stop("again")["received"] == 10
     eventually(lambda: progress(room) == 50)
 

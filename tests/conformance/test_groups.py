@@ -77,6 +77,7 @@ def test_offsets_are_kept_over_a_restart_of_the_consumer(room: Room) -> None:
     room.produce(40)
     room.consume()
     assert room.state(received=40)["received"] == 40
+    eventually(lambda: room.noted() == 40)  # a member that stops tells what it has noted, which comes after the handler
     room.stop()
     room.produce(10, **{"from": 40})
     room.consume("again", list=20)
