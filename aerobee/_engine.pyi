@@ -20,6 +20,7 @@ __all__ = [
     "Turn",
     "check_sql",
     "encode_frame",
+    "loose_json",
     "strict_json",
 ]
 
@@ -42,6 +43,10 @@ def encode_frame(
 def strict_json(text: str) -> tuple[str, bool]:
     """`text` as Fastjson spells it, as JSON that every reader takes; and whether objects were keys in it: such a key is
     "\\0" and the object's JSON. Raises MalformedRequest."""
+
+def loose_json(json: bytes, pretty: bool, bare_keys: bool) -> bytes:
+    """Compact JSON as Java spells it. `pretty`: a line an entry, a tab a level. `bare_keys`: keys that are numbers lose
+    their quotes."""
 
 def check_sql(expression: str) -> str | None:
     """What is wrong with an SQL92 filter and where; None: nothing."""

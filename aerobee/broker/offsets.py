@@ -269,7 +269,7 @@ class OffsetTable:
             self.version.advance()
 
     def _to_json(self) -> bytes:
-        return fastjson.dumps(self.to_dict(), pretty=True, bare_keys=True)
+        return fastjson.dumps_table(self.to_dict(), pretty=True, bare_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content; also what GET_ALL_CONSUMER_OFFSET answers."""

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
+from msgspec import structs
+
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.static_topics import StaticTopics
@@ -176,7 +178,7 @@ class Registration:
                 self._everything[server] = True
 
     async def _register(self, server: str, names: set[str] | None) -> None:
-        body = fastjson.dumps(self._body(names))
+        body = fastjson.dumps_table(self._body(names))
         command = RemotingCommand.request(RequestCode.REGISTER_BROKER, body=body)
         command.ext_fields.update(
             brokerName=self._options.broker_name,
@@ -216,8 +218,9 @@ class Registration:
         permission = self._options.broker_permission
         if permission & 6 != 6:
             # Queues of a broker that does not read or write are shown that way to clients, so that they go elsewhere.
-            for config in table["topicConfigTable"].values():
-                config["perm"] &= permission
+            configs = table["topicConfigTable"]
+            for name, config in configs.items():
+                configs[name] = structs.replace(config, perm=config.perm & permission)
         return {
             "filterServerList": [],
             "topicConfigSerializeWrapper": {

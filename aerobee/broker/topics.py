@@ -338,11 +338,11 @@ class TopicTable:
         table = self.table if names is None else {name: self.table[name] for name in names}
         return {
             "dataVersion": self.version.to_json(),
-            "topicConfigTable": {name: config.to_dict() for name, config in sorted(table.items())},
+            "topicConfigTable": dict(sorted(table.items())),
         }
 
     def _to_json(self) -> bytes:
-        return fastjson.dumps(self.to_dict(), pretty=True)
+        return fastjson.dumps_table(self.to_dict(), pretty=True)
 
     def _system_topics(self) -> list[TopicConfig]:
         options = self._options

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import structs
 
-from aerobee._engine import strict_json
+from aerobee._engine import loose_json, strict_json
 from aerobee.errors import MalformedRequest
 
 DEPTH_MAX: Final = 128
@@ -138,15 +138,27 @@ def dumps(value: Any, *, pretty: bool = False, bare_keys: bool = False) -> bytes
     return "".join(out).encode("utf-8", "replace")
 
 
-_QUOTE: Final = msgspec.json.Encoder().encode
+def dumps_table(table: dict[str, Any], *, pretty: bool = False, bare_keys: bool = False) -> bytes:
+    """`dumps` for what may have many thousands of entries: the same text many times as fast, of fewer kinds of values.
+
+    Keys are texts and whole numbers; bodies have their fields in the order of their names, none of them None.
+    """
+    try:
+        text = _ENCODE(table)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return dumps(table, pretty=pretty, bare_keys=bare_keys)
+    return loose_json(text, pretty, bare_keys) if pretty or bare_keys else text
+
+
+_ENCODE: Final = msgspec.json.Encoder().encode
 
 
 def quote(text: str) -> str:
     """A string as JSON."""
     try:
-        return _QUOTE(text).decode()
+        return _ENCODE(text).decode()
     except UnicodeEncodeError:  # half of a surrogate pair
-        return _QUOTE(text.encode("utf-8", "replace").decode()).decode()
+        return _ENCODE(text.encode("utf-8", "replace").decode()).decode()
 
 
 @lru_cache(maxsize=4096)

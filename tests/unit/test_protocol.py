@@ -226,6 +226,21 @@ def test_pretty_is_javas_form_of_files() -> None:
     assert text == '{\n\t"offsetTable":{\n\t\t"t@g":{\n\t\t\t0:5,\n\t\t\t1:6\n\t\t},\n\t\t"e@g":{}\n\t}\n}'
 
 
+@pytest.mark.parametrize("pretty", [True, False])
+@pytest.mark.parametrize("bare_keys", [True, False])
+def test_big_tables_are_spelled_as_small_ones(pretty: bool, bare_keys: bool) -> None:
+    trees: list[dict[str, Any]] = [
+        {"a": {}, "b": [], "c": None, "d": [1, True, {"e": 'x",{}[]:\\\n\u00e4\U0001f600'}]},
+        {"offsetTable": {"t@g": {0: 5, 11: -6}, "12": {}, "half \ud83d": {3: 2**62}}},
+        {"topicConfigTable": {"t": TopicConfig(topic_name="t", attributes={"b": "1", "a": "2"})}, "x": {}},
+    ]
+    for tree in trees:
+        if bare_keys and "offsetTable" in tree:
+            tree["offsetTable"].pop("12")  # Java would know that this number is a text
+        spelled = fastjson.dumps_table(tree, pretty=pretty, bare_keys=bare_keys)
+        assert spelled == fastjson.dumps(tree, pretty=pretty, bare_keys=bare_keys)
+
+
 def test_enums_come_as_numbers_too() -> None:
     """As the C++ client 1.0 writes a heartbeat, the end of the line included."""
     body = HeartbeatData.from_json(

@@ -265,7 +265,7 @@ def query_correction_offset(broker: Broker, _: Connection, command: RemotingComm
 
 def get_all_consumer_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """GET_ALL_CONSUMER_OFFSET: what a replica copies."""
-    return command.reply(body=fastjson.dumps(broker.offsets.to_dict(), bare_keys=True))
+    return command.reply(body=fastjson.dumps_table(broker.offsets.to_dict(), bare_keys=True))
 
 
 def get_all_delay_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:

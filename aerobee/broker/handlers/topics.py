@@ -106,7 +106,7 @@ def get_all_topic_config(broker: Broker, _: Connection, command: RemotingCommand
         "topicQueueMappingDetailMap": broker.static_topics.to_dict(names),
     }
     return command.reply(
-        header=GetAllTopicConfigReply(total_topic_num=len(broker.topics.table)), body=fastjson.dumps(body)
+        header=GetAllTopicConfigReply(total_topic_num=len(broker.topics.table)), body=fastjson.dumps_table(body)
     )
 
 

@@ -25,16 +25,19 @@ class DataVersion(Body):
 
 
 class TopicConfig(Body):
-    """A topic's settings. `perm`: bits 4 read, 2 write, 1 others may inherit."""
+    """A topic's settings. `perm`: bits 4 read, 2 write, 1 others may inherit.
 
-    topic_name: str = ""
-    read_queue_nums: int = 16
-    write_queue_nums: int = 16
-    perm: int = 6
-    topic_filter_type: str = "SINGLE_TAG"
-    topic_sys_flag: int = 0
-    order: bool = False
+    The fields are in the order of their names, so that a broker with ten thousand topics spells them quickly.
+    """
+
     attributes: dict[str, str] = {}
+    order: bool = False
+    perm: int = 6
+    read_queue_nums: int = 16
+    topic_filter_type: str = "SINGLE_TAG"
+    topic_name: str = ""
+    topic_sys_flag: int = 0
+    write_queue_nums: int = 16
 
     def to_text(self) -> str:
         """The form in compressed registrations: fields joined by blanks; `topic_sys_flag` and `order` are not in it."""

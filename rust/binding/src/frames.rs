@@ -1,7 +1,7 @@
 //! Commands as Python tuples, and back, and Fastjson's spellings: for the name server and the client, which have no store.
 use aerobee_engine::frame::{Cutter, Flow, ProtocolError};
 use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
-use aerobee_engine::json;
+use aerobee_engine::{json, loose};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
@@ -81,6 +81,11 @@ pub fn strict_json(py: Python<'_>, text: &str) -> PyResult<(String, bool)> {
         let reason = format!("not JSON at character {at}: {} expected, found {found:?}", wrong.expected);
         python_error(py, "MalformedRequest", &reason)
     })
+}
+
+#[pyfunction]
+pub fn loose_json<'py>(py: Python<'py>, json: &[u8], pretty: bool, bare_keys: bool) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &loose::loose(json, pretty, bare_keys))
 }
 
 #[pyclass(module = "aerobee._engine")]

@@ -10,6 +10,7 @@ mod store;
 fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(frames::encode_frame, m)?)?;
     m.add_function(wrap_pyfunction!(frames::strict_json, m)?)?;
+    m.add_function(wrap_pyfunction!(frames::loose_json, m)?)?;
     m.add_class::<frames::Decoder>()?;
     store::register(m)
 }

@@ -14,6 +14,7 @@ mod home;
 pub mod index;
 pub mod json;
 pub mod light_queue;
+pub mod loose;
 pub mod parked;
 pub mod property;
 pub mod pull;

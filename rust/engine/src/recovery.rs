@@ -325,7 +325,9 @@ impl Recovery<'_> {
     fn load_snapshot(&mut self, topics: &[DirEntry]) -> Option<Reached> {
         let root = self.store.shared.options.root.clone();
         let queues = snapshot::load(self.disk(), &root, &self.checkpoint.encode()).filter(|_| self.clean)?;
-        let named: BTreeSet<&str> = queues.iter().map(|q| q.topic.as_str()).collect();
+        let mut named: Vec<&str> = queues.iter().map(|q| q.topic.as_str()).collect();
+        named.dedup(); // a topic's queues often follow one another
+        let named: BTreeSet<&str> = named.into_iter().collect();
         let there: BTreeSet<&str> = topics.iter().map(|e| e.name.as_str()).collect();
         if named != there || topics.iter().any(|e| !e.is_dir) {
             return None;
