@@ -21,6 +21,12 @@ const RESERVE_BYTES_MAX: u64 = 256 << 20;
 /// Less is not worth a call.
 const RESERVE_BYTES_MIN: u64 = 8 << 20;
 
+/// The first write into a block of this size fills it up with zeros: the system then keeps it in memory as one piece, where it
+/// would make sixteen, of 4 KiB each, as the writes come by. Writes to a file of 256 MiB on ext4 (Linux 6.18), µs each without and
+/// with it: 2.3 and 2.0 for 300 bytes, 2.9 and 2.4 for 1.1 kB, 5.5 and 2.9 for 4.5 kB, 22 and 14 for 36 kB, 47 and 38 for
+/// 140 kB; blocks of 16 and 128 KiB gain less.
+const BLOCK_BYTES: u64 = 64 * 1024;
+
 /// At most so many log files are mapped at a time.
 const MAPS_MAX: usize = 64;
 
@@ -296,6 +302,8 @@ pub(crate) struct Run {
 #[derive(Default)]
 pub(crate) struct LogWriter {
     current: Option<LogFile>,
+    /// End of the block that was last filled up with zeros.
+    filled: u64,
 }
 
 impl LogWriter {
@@ -323,10 +331,17 @@ impl LogWriter {
                     Err(e) => return Err(self.undo(log, before, taken, Error::write("making", &log.path(base), &e))),
                 },
             };
-            if let Err(e) = file.file.write_at(run.position - base, &chunk[run.start..run.end]) {
+            end = run.position + (run.end - run.start) as u64;
+            let bytes = &chunk[run.start..run.end];
+            let written = if end > self.filled {
+                self.filled = base + (end - base).next_multiple_of(BLOCK_BYTES).min(log.file_bytes);
+                file.file.write_padded_at(run.position - base, bytes, (self.filled - end) as usize)
+            } else {
+                file.file.write_at(run.position - base, bytes)
+            };
+            if let Err(e) = written {
                 return Err(self.undo(log, before, taken, Error::write("writing", &log.path(base), &e)));
             }
-            end = run.position + (run.end - run.start) as u64;
         }
         if let Some(last) = taken.pop() {
             self.current = Some(last);

@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -46,6 +46,10 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes everything or fails (then a prefix may have been written).
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// The same where `zeros` zeros follow that will be overwritten soon; whether they are written too does not matter.
+    fn write_padded_at(&self, offset: u64, bytes: &[u8], _zeros: usize) -> io::Result<()> {
+        self.write_at(offset, bytes)
+    }
     /// Size in bytes.
     fn len(&self) -> io::Result<u64>;
     /// True for a file without bytes.
@@ -101,6 +105,8 @@ pub struct RealDisk;
 
 struct RealFile(File);
 
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
 impl DiskFile for RealFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut done = 0;
@@ -117,6 +123,16 @@ impl DiskFile for RealFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    fn write_padded_at(&self, offset: u64, bytes: &[u8], zeros: usize) -> io::Result<()> {
+        let padding = &ZEROS[..zeros.min(ZEROS.len())];
+        // A disk that is too full for the zeros may have room for the bytes.
+        match rustix::io::pwritev(&self.0, &[IoSlice::new(bytes), IoSlice::new(padding)], offset) {
+            Ok(done) if done >= bytes.len() => Ok(()),
+            Ok(done) => self.write_at(offset + done as u64, &bytes[done..]),
+            Err(_) => self.write_at(offset, bytes),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

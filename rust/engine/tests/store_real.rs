@@ -182,3 +182,32 @@ fn blocks_are_reserved_ahead_of_a_busy_log_and_not_of_an_idle_one() {
     let mut store = open(&options).unwrap();
     assert_eq!(store.stats().max_position, kept.position + u64::from(kept.size));
 }
+
+#[test]
+fn zeros_that_fill_up_a_block_stay_in_their_file_and_under_what_comes_next() {
+    let dir = tempfile::tempdir().unwrap();
+    // No multiple of a block, so that the last one of each file is a short one.
+    let options = StoreOptions { log_file_bytes: 100_000, ..StoreOptions::new(dir.path()) };
+    let mut store = open(&options).unwrap();
+    for number in 0..200_u64 {
+        stage(&mut store, "t", 0, &[7; 1500]);
+        if number % 3 != 0 {
+            continue; // of one, of two and of three records, over the end of files too
+        }
+        store.commit().unwrap();
+    }
+    store.commit().unwrap();
+    let log = dir.path().join("commitlog");
+    let mut bodies = 0;
+    for entry in std::fs::read_dir(&log).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert_eq!(bytes.len(), 100_000);
+        bodies += bytes.windows(1500).filter(|w| w.iter().all(|b| *b == 7)).count();
+    }
+    assert_eq!(bodies, 200);
+    store.close().unwrap();
+    let mut store = open(&options).unwrap();
+    stage(&mut store, "t", 0, &[8; 1500]);
+    store.commit().unwrap();
+    store.close().unwrap();
+}
