@@ -19,7 +19,8 @@ pub fn loose(json: &[u8], pretty: bool, bare_keys: bool) -> Vec<u8> {
                 let end = text_end(json, at);
                 let text = &json[at..end];
                 let is_key = json.get(end) == Some(&b':');
-                let number = text[1..].strip_suffix(b"\"").filter(|inner| bare_keys && is_key && is_whole_number(inner));
+                let number =
+                    text[1..].strip_suffix(b"\"").filter(|inner| bare_keys && is_key && is_whole_number(inner));
                 out.extend_from_slice(number.unwrap_or(text));
                 at = end;
                 continue;
