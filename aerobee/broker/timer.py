@@ -53,6 +53,31 @@ _DELAY_MS_MAX: Final = 1 << 31
 _ENTRY: Final = struct.Struct(">qiq")
 
 
+_SPECIAL: Final = -1
+"""Stands for the position of a message that goes round the wheel again, and of a recall."""
+
+
+class _Chain:
+    """A slot's units: where they are in the timer log, and of those that just go home where their messages are in the
+    commit log and when they came (of others `_SPECIAL`). Arrays: a hundred thousand units take 2.4 MB."""
+
+    def __init__(self) -> None:
+        self.units = array("q")
+        self.positions = array("q")
+        self.written_ms = array("q")
+
+    def add(self, at: int, unit: Unit) -> None:
+        """The unit at `at`."""
+        self.units.append(at)
+        self.positions.append(_SPECIAL if unit.magic & (ROLL | DELETE) else unit.position)
+        self.written_ms.append(unit.write_ms)
+
+    def reverse(self) -> None:
+        """Turns the order round: a chain is read from its end."""
+        for column in (self.units, self.positions, self.written_ms):
+            column.reverse()
+
+
 class Timer:
     """The timed messages of a store; see the head of this file."""
 
@@ -94,9 +119,9 @@ class Timer:
         """The log must reach this far for what is noted to be true."""
         self._index = 0
         """Units of the slot `read_ms` that are delivered."""
-        self._chain: array[int] | None = None
+        self._chain: _Chain | None = None
         self._chain_last = -1
-        self._loading: array[int] = array("q")
+        self._loading = _Chain()
         self._loading_at = -1
         self._recalls: set[bytes] = set()
         self._dirty = False
@@ -450,15 +475,17 @@ class Timer:
             return True
         chain = self._chain
         assert chain is not None
-        units = [self._log.unit(at) for at in chain[self._index : self._index + BATCH]]
-        moved = 0
-        if not self._recalls and not any(unit.magic & (ROLL | DELETE) for unit in units):
-            moved, end = self._store.bring_home([(unit.position, _times(unit.write_ms, now_ms)) for unit in units])
+        batch = slice(self._index, self._index + BATCH)
+        units, positions, moved = chain.units[batch], chain.positions[batch], 0
+        if not self._recalls and _SPECIAL not in positions:
+            moves = zip(positions, chain.written_ms[batch], strict=True)
+            moved, end = self._store.bring_home([(position, _times(ms, now_ms)) for position, ms in moves])
             self._moved_end = max(self._moved_end, end)
             self.delivered += moved
             self._index += moved
         records: list[Record] = []
-        for unit in units[moved:]:
+        for at in units[moved:]:
+            unit = self._log.unit(at)
             if unit.magic & DELETE and not unit.magic & ROLL:
                 continue
             message = self._read(unit.position)
@@ -470,7 +497,7 @@ class Timer:
             records += self._moved(message, unit.write_ms, unit.magic, now_ms)
         self._append(records)
         self._index += len(units) - moved
-        if self._index >= len(chain):
+        if self._index >= len(chain.units):
             slot = self._wheel.get(self.read_ms)
             if slot.last == self._chain_last:
                 self.waiting = max(0, self.waiting - slot.count)
@@ -491,7 +518,7 @@ class Timer:
             slot = self._wheel.get(self.read_ms)
             if slot.last >= 0:
                 self._chain_last = self._loading_at = slot.last
-                self._loading = array("q")
+                self._loading = _Chain()
                 self._recalls.clear()
                 return True
             self.read_ms += self.precision_ms
@@ -515,7 +542,7 @@ class Timer:
                 _log.error("a timer slot is broken, what is older in it is lost: %s", error)
                 at = -1
                 break
-            self._loading.append(at)
+            self._loading.add(at, unit)
             if unit.magic & DELETE and not unit.magic & ROLL:
                 marker = self._read(unit.position)
                 key = marker.get(RECALL_KEY.encode()) if marker is not None else None
@@ -526,7 +553,7 @@ class Timer:
         if at >= 0:
             return False
         self._loading.reverse()
-        self._chain, self._loading = self._loading, array("q")
+        self._chain, self._loading = self._loading, _Chain()
         return True
 
     def _moved(self, message: Moving, write_ms: int, magic: int, now_ms: int) -> list[Record]:
@@ -572,10 +599,10 @@ class Timer:
     def _cut_current(self) -> None:
         """What is delivered of the current slot leaves its chain."""
         chain, index = self._chain, self._index
-        if chain is not None and 0 < index < len(chain):
+        if chain is not None and 0 < index < len(chain.units):
             slot = self._wheel.get(self.read_ms)
-            self._log.cut_chain(chain[index])
-            self._wheel.put({self.read_ms: Slot(chain[index], slot.last, slot.count - index)})
+            self._log.cut_chain(chain.units[index])
+            self._wheel.put({self.read_ms: Slot(chain.units[index], slot.last, slot.count - index)})
             self.waiting = max(0, self.waiting - index)
             self._index = 0
         self._forget_chain()
