@@ -141,7 +141,8 @@ def dumps(value: Any, *, pretty: bool = False, bare_keys: bool = False) -> bytes
 def dumps_table(table: dict[str, Any], *, pretty: bool = False, bare_keys: bool = False) -> bytes:
     """`dumps` for what may have many thousands of entries: the same text many times as fast, of fewer kinds of values.
 
-    Keys are texts and whole numbers; bodies have their fields in the order of their names, none of them None.
+    Keys are texts and whole numbers; bodies have their fields in the order of their names, none of them None. With
+    `bare_keys` a text that is a whole number loses its quotes as well: only for tables that have no such key.
     """
     try:
         text = _ENCODE(table)
