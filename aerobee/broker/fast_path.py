@@ -26,10 +26,10 @@ _log = logging.getLogger("aerobee.broker.store")
 UNIT_BYTES: Final = 20
 BATCH_UNIT_BYTES: Final = 46
 UNFLUSHED_BYTES_MAX: Final = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10
-"""Log written and not flushed, from which senders wait: less than the kernel allows before a write of its own accord
-waits for the disk (15 of 100), which would hold up everybody."""
+"""Log that the device has not taken yet, from which senders wait: less than the kernel allows before a write of its own
+accord waits for the disk (15 of 100), which would hold up everybody."""
 UNFLUSHED_BYTES_MAX_SYNC: Final = 32 << 20
-"""The same with synchronous flush, where a reply in memory waits for every message."""
+"""With synchronous flush, log that is not flushed: a reply in memory waits for every message of it."""
 
 
 def store_settings(options: BrokerOptions, topics: TopicTable) -> dict[str, object]:

@@ -27,6 +27,9 @@ const RESERVE_BYTES_MIN: u64 = 8 << 20;
 /// 140 kB. Blocks of 16 KiB gain less; of 128 KiB more for 36 kB (11 µs), less for 4.5 and 140 kB (3.7 and 46).
 const BLOCK_BYTES: u64 = 64 * 1024;
 
+/// So much of the log is given to the device at a time, see [`CommitLog::write_back`]: a tenth of a second for a disk of 300 MB/s.
+const WRITE_BACK_BYTES: u64 = 32 << 20;
+
 /// At most so many log files are mapped at a time.
 const MAPS_MAX: usize = 64;
 
@@ -71,6 +74,7 @@ pub(crate) struct CommitLog {
     files: Mutex<LogFiles>,
     written: AtomicU64,
     flushed: AtomicU64,
+    written_back: AtomicU64,
     min: AtomicU64,
     /// Where the log ended when it was opened.
     opened_at: AtomicU64,
@@ -87,6 +91,7 @@ impl CommitLog {
             files: Mutex::default(),
             written: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
+            written_back: AtomicU64::new(0),
             min: AtomicU64::new(0),
             opened_at: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
@@ -109,6 +114,12 @@ impl CommitLog {
         self.flushed.load(Ordering::Acquire)
     }
 
+    /// End of what the device has taken: it holds no memory of the system's any more, but a power cut may still lose it.
+    #[inline]
+    pub fn written_back(&self) -> u64 {
+        self.written_back.load(Ordering::Acquire)
+    }
+
     /// First position still there.
     pub fn min(&self) -> u64 {
         self.min.load(Ordering::Acquire)
@@ -119,6 +130,7 @@ impl CommitLog {
         self.min.store(min, Ordering::Release);
         self.written.store(end, Ordering::Release);
         self.flushed.store(end, Ordering::Release);
+        self.written_back.store(end, Ordering::Release);
         self.opened_at.store(end, Ordering::Release);
         self.reserved.store(end, Ordering::Release);
     }
@@ -246,7 +258,25 @@ impl CommitLog {
             self.disk.sync_dir(&self.dir).map_err(|e| failed_sync(&self.dir, &e))?;
         }
         self.files().unsynced.retain(|f| f.base + self.file_bytes > target);
+        self.written_back.fetch_max(target, Ordering::AcqRel);
         self.flushed.fetch_max(target, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// True if [`CommitLog::write_back`] has something to do.
+    #[inline]
+    pub fn wants_write_back(&self) -> bool {
+        self.written() >= self.written_back() + WRITE_BACK_BYTES
+    }
+
+    /// Has the device take one part of what was written, and waits for that. A sync in between may have done it already.
+    pub fn write_back(&self) -> Result<(), Error> {
+        let from = self.written_back();
+        let file = self.files().unsynced.iter().find(|f| (f.base..f.base + self.file_bytes).contains(&from)).cloned();
+        let Some(file) = file else { return Ok(()) };
+        let end = (from + WRITE_BACK_BYTES).min(self.written()).min(file.base + self.file_bytes);
+        file.file.write_back(from - file.base, end - from).map_err(|e| failed_sync(&self.path(file.base), &e))?;
+        self.written_back.fetch_max(end, Ordering::AcqRel);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -60,6 +60,11 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Makes bytes and size survive a power cut.
     fn sync_data(&self) -> io::Result<()>;
+    /// Waits until the device has taken a range, which may still be lost in a power cut. An error is one of the device's,
+    /// and no later call tells it again.
+    fn write_back(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// First offset at or after `offset` that may hold something else than zeros; `None`: only zeros up to the end.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
     /// Takes blocks for a range that will be written soon; its bytes stay zeros and the size stays. Maybe not supported.
@@ -145,6 +150,21 @@ impl DiskFile for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn write_back(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let whole = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: the descriptor is open as long as `self.0`; nothing in memory is handed over.
+        let result = unsafe { libc::sync_file_range(self.0.as_raw_fd(), offset as i64, bytes as i64, whole) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A system or file system that has no such thing.
+            Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE) => self.sync_data(),
+            _ => Err(error),
+        }
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
@@ -299,6 +319,7 @@ const SECTOR: usize = 512;
 ///   before it in the same write are.
 /// - **EIO** ([`SimDisk::fail_writes`], [`SimDisk::fail_syncs`]): that write changes nothing. A failed sync drops the dirty marks as
 ///   Linux does: those pages are still read back, but no later sync writes them.
+/// - **A slow device** ([`SimDisk::hold_syncs`]): syncs of files take until they are let go.
 /// - Not modelled: wrong reads that heal themselves, writes that land at another offset.
 #[derive(Clone, Default)]
 pub struct SimDisk(Arc<Mutex<Sim>>);
@@ -314,6 +335,7 @@ struct Sim {
     capacity: Option<u64>,
     fail_writes: bool,
     fail_syncs: bool,
+    hold_syncs: bool,
     writes: u64,
     syncs: u64,
     /// After so many more writes or syncs nothing happens any more: the moment of a crash.
@@ -455,6 +477,11 @@ impl SimDisk {
     /// From now on syncs fail with EIO, or no longer.
     pub fn fail_syncs(&self, fail: bool) {
         self.sim().fail_syncs = fail;
+    }
+
+    /// From now on a file's sync does not end, or no longer: a device that is very busy.
+    pub fn hold_syncs(&self, hold: bool) {
+        self.sim().hold_syncs = hold;
     }
 
     /// After `operations` more writes and syncs each further one fails with EIO and changes nothing: the crash comes there.
@@ -676,6 +703,9 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        while self.with(|sim| sim.hold_syncs) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         self.with(|sim| {
             sim.syncs += 1;
             sim.step()?;

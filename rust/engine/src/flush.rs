@@ -1,14 +1,15 @@
-//! The flusher: the store's only thread. It syncs the log, writes queue and index entries out of memory, keeps the checkpoint,
-//! has the next log file ready, and watches the space left.
+//! The store's threads. The flusher syncs the log, has queue and index entries written, keeps the checkpoint, has the next log
+//! file ready, and watches the space left. With asynchronous flush nobody waits for its syncs, which may take seconds each on a
+//! busy device; a second thread, the writer, goes on with what must not wait so long: entries out of memory into their files, and
+//! the log, part by part, out of the system's memory to the device.
 //!
-//! All its work is in [`Worker`], which does one round at a time and can be driven without the thread (tests by seed,
-//! `flush`, `close`). With synchronous flush a round's first and most frequent duty is the group commit: one sync for everything
+//! The flusher's work is in [`Worker`], which does one round at a time and can be driven without the thread (tests by seed,
+//! `flush`, `close`), the writer's in [`Entries`](crate::entries::Entries) and `CommitLog::write_back`. With synchronous flush a round's first and most frequent duty is the group commit: one sync for everything
 //! written so far; longer duties look at it again between their files.
 //!
 //! Order of a checkpoint: log synced, entries written, their files synced, then the checkpoint. So it never claims more
 //! than is on the device.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -16,17 +17,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::Checkpoint;
-use crate::commit_log::{failed_sync, LogReader};
-use crate::consume_queue::{QueueKey, UNIT_BYTES};
+use crate::commit_log::failed_sync;
+use crate::consume_queue::QueueKey;
+use crate::disk::DiskFile;
 use crate::error::{is_full, Error};
 use crate::store::{lock, FlushMode, Shared};
 
-/// Queues with less than this many new units (two pages) wait for a checkpoint, unless memory fills up.
-const QUEUE_UNITS_MIN: usize = 2 * 4096 / UNIT_BYTES;
-/// When all tails together hold this much, small ones are written too.
-const TAIL_BYTES_MAX: usize = 8 << 20;
-/// At most so many units are copied under the lock at a time.
-const UNITS_PER_COPY: usize = 4096;
 /// More files than this are synced with one call for the whole file system.
 const SYNC_FILES_MAX: usize = 32;
 /// A checkpoint comes this long after the last append, so that a quiet store is soon completely on the device.
@@ -78,35 +74,75 @@ impl Wake {
     }
 }
 
-/// The thread; ends when dropped.
-pub(crate) struct Flusher {
+/// The threads; they end when dropped.
+pub(crate) struct Threads {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    running: Vec<JoinHandle<()>>,
 }
 
-impl Flusher {
-    pub fn start(shared: Arc<Shared>) -> io::Result<Flusher> {
-        let mine = shared.clone();
-        let thread = std::thread::Builder::new().name("aerobee-flusher".into()).spawn(move || run(&mine))?;
-        Ok(Flusher { shared, thread: Some(thread) })
+impl Threads {
+    pub fn start(shared: Arc<Shared>) -> io::Result<Threads> {
+        let mut threads = Threads { shared, running: Vec::new() };
+        threads.spawn("aerobee-flusher", flush)?;
+        if threads.shared.options.flush_mode == FlushMode::Async {
+            threads.spawn("aerobee-writer", write)?;
+        }
+        Ok(threads)
+    }
+
+    fn spawn(&mut self, name: &str, work: fn(&Shared)) -> io::Result<()> {
+        let shared = self.shared.clone();
+        self.running.push(std::thread::Builder::new().name(name.into()).spawn(move || work(&shared))?);
+        Ok(())
     }
 }
 
-impl Drop for Flusher {
+impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.wake.stop();
-        if let Some(thread) = self.thread.take() {
+        self.shared.flusher.stop();
+        self.shared.writer.stop();
+        for thread in self.running.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn run(shared: &Shared) {
-    let interval = shared.options.log_flush_interval_ms.clamp(1, SPACE_INTERVAL_MS) as u64;
-    while !shared.wake.stopped() {
+/// How often the threads look for work by the clock.
+fn interval(shared: &Shared) -> Duration {
+    Duration::from_millis(shared.options.log_flush_interval_ms.clamp(1, SPACE_INTERVAL_MS) as u64)
+}
+
+fn flush(shared: &Shared) {
+    while !shared.flusher.stopped() {
         // Errors are in the store's health and its notices.
         let _ = lock(&shared.worker).round(shared);
-        shared.wake.wait(Duration::from_millis(interval));
+        shared.flusher.wait(interval(shared));
+    }
+}
+
+fn write(shared: &Shared) {
+    while !shared.writer.stopped() {
+        let goes_on = !shared.has_failed();
+        if goes_on {
+            if let Err(error) = write_round(shared) {
+                shared.report(&error);
+            }
+        }
+        shared.let_go();
+        if !(goes_on && shared.log.wants_write_back()) {
+            shared.writer.wait(interval(shared));
+        }
+    }
+}
+
+fn write_round(shared: &Shared) -> Result<(), Error> {
+    if shared.log.wants_reserve() {
+        shared.log.reserve(shared.counters.free.load(Ordering::Relaxed));
+    }
+    lock(&shared.entries).round(shared, &mut || Ok(()))?;
+    match shared.log.wants_write_back() {
+        true => shared.log.write_back(),
+        false => Ok(()),
     }
 }
 
@@ -114,19 +150,14 @@ fn run(shared: &Shared) {
 pub(crate) struct Worker {
     pub checkpoint: Checkpoint,
     log_flushed_at: i64,
-    queues_written_at: i64,
     checkpoint_at: i64,
     slots_written_at: i64,
     space_checked_at: i64,
-    free_bytes: u64,
     /// End of the log at the last checkpoint, and when it last moved.
     checkpointed: u64,
     seen_end: u64,
     seen_end_at: i64,
     index_unloaded: bool,
-    /// Queue files written since they were last synced.
-    unsynced: HashSet<(u32, u64)>,
-    copy: Vec<u8>,
 }
 
 impl Worker {
@@ -134,17 +165,13 @@ impl Worker {
         Worker {
             checkpoint: Checkpoint::default(),
             log_flushed_at: now_ms,
-            queues_written_at: now_ms,
             checkpoint_at: now_ms,
             slots_written_at: now_ms,
             space_checked_at: 0,
-            free_bytes: 0,
             checkpointed: 0,
             seen_end: 0,
             seen_end_at: now_ms,
             index_unloaded: false,
-            unsynced: HashSet::new(),
-            copy: Vec::new(),
         }
     }
 
@@ -152,11 +179,6 @@ impl Worker {
     pub fn start_at(&mut self, end: u64) {
         self.checkpointed = end;
         self.seen_end = end;
-    }
-
-    /// Remembers queue files that recovery changed, so that the next checkpoint syncs them.
-    pub fn add_unsynced(&mut self, number: u32, file: u64) {
-        self.unsynced.insert((number, file));
     }
 
     /// Does what is due by the clock.
@@ -184,7 +206,7 @@ impl Worker {
             return Ok(());
         }
         if shared.log.wants_reserve() {
-            shared.log.reserve(self.free_bytes);
+            shared.log.reserve(shared.counters.free.load(Ordering::Relaxed));
         }
         self.sync_log_if_due(shared, now)?;
         if shared.log.wants_next() {
@@ -195,26 +217,17 @@ impl Worker {
                 }
             }
         }
-        let (end, tail_bytes, index_bytes) = {
-            let state = shared.state();
-            let index = state.index.as_ref().map_or(0, |i| i.pending_bytes());
-            (state.last_end, state.tail_units * UNIT_BYTES, index)
-        };
+        let end = shared.state().last_end;
         if end != self.seen_end {
             self.seen_end = end;
             self.seen_end_at = now;
             self.index_unloaded = false;
         }
-        let crowded = tail_bytes > TAIL_BYTES_MAX / 2;
-        if crowded
-            || index_bytes > TAIL_BYTES_MAX / 4
-            || due(now, self.queues_written_at, options.queue_flush_interval_ms)
-        {
-            self.queues_written_at = now;
-            self.write_queues(shared, if tail_bytes > TAIL_BYTES_MAX { 1 } else { QUEUE_UNITS_MIN })?;
-            self.follow_compactions(shared)?;
-            self.write_index(shared)?;
+        // Where the writer is at it they are in good hands.
+        if let Ok(mut entries) = shared.entries.try_lock() {
+            entries.round(shared, &mut || self.sync_between(shared))?;
         }
+        self.retire_index(shared)?;
         let behind = end.saturating_sub(self.checkpointed);
         if behind > 0 {
             let quiet = due(now, self.seen_end_at, QUIET_MS);
@@ -295,110 +308,8 @@ impl Worker {
         }
     }
 
-    /// Writes the tails that have at least `units_min` units.
-    pub fn write_queues(&mut self, shared: &Shared, units_min: usize) -> Result<(), Error> {
-        let dirty = std::mem::take(&mut shared.state().dirty);
-        let mut rest = dirty.into_iter();
-        let mut keep = Vec::new();
-        let mut result = Ok(());
-        for number in rest.by_ref() {
-            match self.write_queue(shared, number, units_min) {
-                Ok(true) => {}
-                Ok(false) => keep.push(number),
-                Err(error) => {
-                    keep.push(number);
-                    result = Err(error);
-                    break;
-                }
-            }
-            result = self.sync_between(shared);
-            if result.is_err() {
-                break;
-            }
-        }
-        keep.extend(rest);
-        shared.state().dirty.extend(keep);
-        result
-    }
-
-    /// Writes one queue's tail; false if it stays dirty.
-    fn write_queue(&mut self, shared: &Shared, number: u32, units_min: usize) -> Result<bool, Error> {
-        let is_batch = shared.state().queues[number as usize].batches.is_some();
-        let mut files = lock(if is_batch { &shared.batch_files } else { &shared.queue_files });
-        let mut first = true;
-        loop {
-            let (topic, queue_id, from, count) = {
-                let state = &mut *shared.state();
-                let queue = &mut state.queues[number as usize];
-                let waiting = queue.batches.as_ref().map_or(queue.tail.len(), |batches| batches.tail.len());
-                if queue.deleted || waiting == 0 {
-                    queue.dirty = false;
-                    return Ok(true);
-                }
-                if first && waiting < units_min {
-                    return Ok(false);
-                }
-                let count = waiting.min(UNITS_PER_COPY);
-                self.copy.clear();
-                let from = match &queue.batches {
-                    Some(batches) => {
-                        batches.tail[..count].iter().for_each(|unit| self.copy.extend_from_slice(unit));
-                        batches.tail_base
-                    }
-                    None => {
-                        queue.tail[..count].iter().for_each(|unit| self.copy.extend_from_slice(unit));
-                        queue.tail_base as u64
-                    }
-                };
-                (queue.topic.clone(), queue.queue_id, from, count)
-            };
-            first = false;
-            let key = QueueKey { number, topic: &topic, queue_id };
-            let unsynced = &mut self.unsynced;
-            let written = files.write(key, from, &self.copy, |file| {
-                unsynced.insert((number, file));
-            });
-            if let Err(e) = written {
-                return Err(Error::write("writing", &files.queue_dir(&topic, queue_id), &e));
-            }
-            let state = &mut *shared.state();
-            let queue = &mut state.queues[number as usize];
-            if !queue.deleted {
-                match queue.batches.as_mut() {
-                    Some(batches) => batches.trim(count),
-                    None => queue.trim(count),
-                }
-                state.tail_units -= count;
-            }
-        }
-    }
-
-    /// Copies what the queues of compaction topics have in their files to their compaction logs.
-    pub fn follow_compactions(&mut self, shared: &Shared) -> Result<(), Error> {
-        let all: Vec<_> = lock(&shared.compactions).iter().map(|(number, c)| (*number, c.clone())).collect();
-        let mut reader = LogReader::default();
-        for (number, compaction) in all {
-            compaction.follow(shared, number, &mut reader, &mut || self.sync_between(shared))?;
-        }
-        Ok(())
-    }
-
-    /// Writes the index's new entries, and full files with their slots.
-    pub fn write_index(&mut self, shared: &Shared) -> Result<(), Error> {
-        loop {
-            let (batch, geometry, dir) = {
-                let mut state = shared.state();
-                let Some(index) = state.index.as_mut() else { return Ok(()) };
-                let Some(batch) = index.take_batch() else { break };
-                (batch, index.geometry, index.dir.clone())
-            };
-            let result = batch.write(&geometry);
-            if let Some(index) = shared.state().index.as_mut() {
-                index.written(batch, result.is_ok());
-            }
-            result.map_err(|e| Error::write("writing a file in", &dir, &e))?;
-            self.sync_between(shared)?;
-        }
+    /// Completes the index's full files.
+    pub fn retire_index(&mut self, shared: &Shared) -> Result<(), Error> {
         while shared.state().index.as_ref().is_some_and(|i| i.has_full()) {
             self.write_slots(shared, true)?;
             let retired = shared.state().index.as_mut().and_then(|i| i.retire_full());
@@ -428,20 +339,20 @@ impl Worker {
     pub fn write_checkpoint(&mut self, shared: &Shared, with_slots: bool) -> Result<(), Error> {
         let now = shared.clock.now_ms();
         // Taken before anything is written: what comes in meanwhile is not claimed.
-        let (end, last_position, last_timestamp, indexed_timestamp) = {
+        let (end, last_position, last_timestamp, indexed_timestamp, index_files) = {
             let state = shared.state();
-            let indexed_timestamp = state.index.as_ref().map_or(0, |i| i.end_timestamp());
-            (state.last_end, state.last_position, state.last_timestamp, indexed_timestamp)
+            let index = state.index.as_ref();
+            let (timestamp, files) = index.map_or((0, Vec::new()), |i| (i.end_timestamp(), i.unsynced_files()));
+            (state.last_end, state.last_position, state.last_timestamp, timestamp, files)
         };
         self.sync_log(shared, shared.log.written())?;
-        self.write_queues(shared, 1)?;
-        self.follow_compactions(shared)?;
-        self.write_index(shared)?;
+        lock(&shared.entries).write(shared, 1, &mut || self.sync_between(shared))?;
+        self.retire_index(shared)?;
         if with_slots {
             self.slots_written_at = now;
             self.write_slots(shared, false)?;
         }
-        self.sync_files(shared)?;
+        self.sync_files(shared, &index_files)?;
         for compaction in lock(&shared.compactions).values().cloned().collect::<Vec<_>>() {
             compaction.sync()?;
             self.sync_between(shared)?;
@@ -462,20 +373,20 @@ impl Worker {
     }
 
     /// Syncs queue and index files.
-    fn sync_files(&mut self, shared: &Shared) -> Result<(), Error> {
-        let index_file = shared.state().index.as_ref().and_then(|i| i.current_file());
+    fn sync_files(&mut self, shared: &Shared, index_files: &[Arc<dyn DiskFile>]) -> Result<(), Error> {
+        let unsynced = std::mem::take(&mut lock(&shared.entries).unsynced);
         let root = &shared.options.root;
-        if self.unsynced.len() > SYNC_FILES_MAX {
-            shared.disk.sync_all(root).map_err(|e| failed_sync(root, &e))?;
-            self.unsynced.clear();
-            return Ok(());
+        if unsynced.len() > SYNC_FILES_MAX {
+            return shared.disk.sync_all(root).map_err(|e| failed_sync(root, &e));
         }
-        for (number, file) in std::mem::take(&mut self.unsynced) {
+        for (number, file) in unsynced {
             self.sync_queue_file(shared, number, file)?;
             self.sync_between(shared)?;
         }
-        if let Some(file) = index_file {
+        for file in index_files {
             file.sync_data().map_err(|e| failed_sync(&root.join("index"), &e))?;
+        }
+        if !index_files.is_empty() {
             shared.disk.sync_dir(&root.join("index")).map_err(|e| failed_sync(&root.join("index"), &e))?;
         }
         shared.disk.sync_dir(root).map_err(|e| failed_sync(root, &e))
@@ -520,7 +431,7 @@ impl Worker {
                 return;
             }
         };
-        self.free_bytes = space.free;
+        shared.counters.free.store(space.free, Ordering::Relaxed);
         let used = 1.0 - space.free as f64 / space.total.max(1) as f64;
         shared.counters.used_ppm.store((used * 1e6) as u64, Ordering::Relaxed);
         let too_much = used > shared.options.disk_used_ratio_max;
@@ -542,6 +453,6 @@ impl Worker {
 }
 
 /// True if `interval_ms` has passed since `then`; also when the clock went back, so that a correction stops nothing.
-fn due(now: i64, then: i64, interval_ms: i64) -> bool {
+pub(crate) fn due(now: i64, then: i64, interval_ms: i64) -> bool {
     now.abs_diff(then) as i64 >= interval_ms
 }

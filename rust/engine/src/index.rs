@@ -785,9 +785,9 @@ impl Index {
         Some(full.file)
     }
 
-    /// Handle of the file being filled, for its sync.
-    pub fn current_file(&self) -> Option<Arc<dyn DiskFile>> {
-        self.current.as_ref().map(|c| c.file.clone())
+    /// Handles of all files that may have entries no sync has covered.
+    pub fn unsynced_files(&self) -> Vec<Arc<dyn DiskFile>> {
+        self.full.iter().chain(&self.current).map(|c| c.file.clone()).collect()
     }
 
     /// Store time of the newest indexed record.

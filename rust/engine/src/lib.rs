@@ -6,6 +6,7 @@ pub mod commit_log;
 pub mod compaction;
 pub mod consume_queue;
 pub mod disk;
+pub mod entries;
 pub mod error;
 pub mod flush;
 pub mod frame;

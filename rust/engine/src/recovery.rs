@@ -689,8 +689,12 @@ impl Recovery<'_> {
         if (units > REBUILT_UNITS_MAX || index_bytes > REBUILT_UNITS_MAX * UNIT_BYTES) && !self.full {
             let shared = self.store.shared.clone();
             let mut worker = lock(&shared.worker);
-            let written = worker.write_queues(&shared, 1).and_then(|()| worker.write_index(&shared));
-            drop(worker);
+            let mut entries = lock(&shared.entries);
+            let written = entries
+                .write_queues(&shared, 1, &mut || Ok(()))
+                .and_then(|()| entries.write_index(&shared, &mut || Ok(())))
+                .and_then(|()| worker.retire_index(&shared));
+            drop((worker, entries));
             self.put_off(written)?;
         }
         Ok(())
@@ -900,7 +904,7 @@ impl Recovery<'_> {
             }
         }
         if !cut.is_empty() {
-            let written = lock(&shared.worker).write_queues(&shared, 1);
+            let written = lock(&shared.entries).write_queues(&shared, 1, &mut || Ok(()));
             self.put_off(written)?;
             for number in cut {
                 self.cut_queue_files(number)?;
@@ -939,7 +943,7 @@ impl Recovery<'_> {
                 if !is_zero(open.as_ref(), keep, files.file_bytes()).map_err(failed)? {
                     open.set_len(keep).and_then(|()| open.set_len(files.file_bytes())).map_err(failed)?;
                     self.changed = true;
-                    lock(&shared.worker).add_unsynced(number, file);
+                    lock(&shared.entries).unsynced.insert((number, file));
                 }
             }
         }
@@ -953,7 +957,8 @@ impl Recovery<'_> {
             return Ok(());
         }
         // The log lost records that the index knows: write what there is and keep only what the log has.
-        lock(&shared.worker).write_index(&shared)?;
+        lock(&shared.entries).write_index(&shared, &mut || Ok(()))?;
+        lock(&shared.worker).retire_index(&shared)?;
         let mut state = shared.state();
         let Some(index) = state.index.as_mut() else { return Ok(()) };
         let failed = |e: io::Error| Error::open("repairing the index in", &shared.options.root, &e);

@@ -23,8 +23,9 @@ use crate::commit_log::{CommitLog, LogReader, LogWriter, Run};
 use crate::compaction::{self, Compaction, Compactor, Truth};
 use crate::consume_queue::{Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
 use crate::disk::Disk;
+use crate::entries::Entries;
 use crate::error::Error;
-use crate::flush::{Flusher, Wake, Worker};
+use crate::flush::{Threads, Wake, Worker};
 use crate::index::{each_hash, positive_hash, prefix_hash, Geometry, Index, KeyHash};
 use crate::light_queue;
 use crate::property::{flag, java_hash, java_hash_on, scan};
@@ -95,7 +96,8 @@ pub struct StoreOptions {
     pub queue_flush_forced_ms: i64,
     /// After so much log the checkpoint is written earlier: what a recovery has to read stays bounded.
     pub checkpoint_bytes: u64,
-    /// With more log than this written and not flushed the disk is behind, see [`Store::is_behind`].
+    /// With more log than this that the device has not taken (synchronous flush: not flushed) the disk is behind, see
+    /// [`Store::is_behind`].
     pub unflushed_bytes_max: u64,
     /// Share of the disk in use from which writes are refused.
     pub disk_used_ratio_max: f64,
@@ -264,9 +266,11 @@ pub(crate) struct Counters {
     pub dispatched: AtomicU64,
     /// Share of the disk in use, in millionths.
     pub used_ppm: AtomicU64,
+    /// Bytes of the disk that are free.
+    pub free: AtomicU64,
 }
 
-/// Everything owner and flusher share. Lock order: worker, a compaction, queue files, state; health and notices are leaves.
+/// Everything owner and threads share. Lock order: worker, entries, a compaction, queue files, state; health and notices are leaves.
 pub(crate) struct Shared {
     pub options: StoreOptions,
     pub disk: Arc<dyn Disk>,
@@ -282,9 +286,11 @@ pub(crate) struct Shared {
     /// The store is about to be closed.
     pub closing: AtomicBool,
     pub worker: Mutex<Worker>,
-    pub wake: Wake,
+    pub entries: Mutex<Entries>,
+    pub flusher: Wake,
+    pub writer: Wake,
     pub event: OwnedFd,
-    /// Somebody waits for the disk to catch up: the flusher says after each round that it has been at work.
+    /// Somebody waits for the disk to catch up: the threads say after each round that they have been at work.
     pub held_back: AtomicBool,
     pub counters: Counters,
     health: Mutex<Health>,
@@ -353,6 +359,27 @@ impl Shared {
     /// Makes [`Store::notify_fd`] readable.
     pub fn notify(&self) {
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    /// Has the owner ask again whether the disk is behind, if it waits for that.
+    pub fn let_go(&self) {
+        if self.held_back.swap(false, Ordering::AcqRel) {
+            self.notify();
+        }
+    }
+
+    /// There is something to do before it is due by the clock.
+    pub fn wake(&self) {
+        match self.options.flush_mode {
+            FlushMode::Sync => self.flusher.wake(),
+            FlushMode::Async => self.writer.wake(),
+        }
+    }
+
+    /// Entries that wait in memory, in bytes: of queues, of the index.
+    pub fn waiting_bytes(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.tail_units * UNIT_BYTES, state.index.as_ref().map_or(0, |i| i.pending_bytes()))
     }
 }
 
@@ -456,7 +483,7 @@ pub struct Store {
     waiting: usize,
     behind: bool,
     scratch: Vec<u8>,
-    flusher: Option<Flusher>,
+    threads: Option<Threads>,
     lock: Option<Box<dyn Any + Send>>,
     closed: bool,
 }
@@ -514,7 +541,9 @@ impl Store {
             compactions: Mutex::default(),
             closing: AtomicBool::new(false),
             worker: Mutex::new(Worker::new(clock.now_ms())),
-            wake: Wake::default(),
+            entries: Mutex::new(Entries::new(clock.now_ms())),
+            flusher: Wake::default(),
+            writer: Wake::default(),
             event,
             held_back: AtomicBool::new(false),
             counters: Counters::default(),
@@ -553,7 +582,7 @@ impl Store {
             waiting: 0,
             behind: false,
             scratch: Vec::new(),
-            flusher: None,
+            threads: None,
             lock: Some(held),
             closed: false,
             shared: shared.clone(),
@@ -562,8 +591,8 @@ impl Store {
         store.adopt_state();
         lock(&shared.worker).check_space(&shared);
         if options.background {
-            store.flusher =
-                Some(Flusher::start(shared).map_err(|e| Error::open("starting the flusher of", &root, &e))?);
+            store.threads =
+                Some(Threads::start(shared).map_err(|e| Error::open("starting the flusher of", &root, &e))?);
         }
         Ok(store)
     }
@@ -911,8 +940,9 @@ impl Store {
             touched.clear();
         }
         self.waiting = waiting;
-        if self.sync || waiting > PENDING_BYTES_WAKE || self.shared.log.wants_reserve() {
-            self.shared.wake.wake();
+        let log = &self.shared.log;
+        if self.sync || waiting > PENDING_BYTES_WAKE || log.wants_reserve() || log.wants_write_back() {
+            self.shared.wake();
         }
         let took = started.elapsed().as_micros() as u64;
         if took > counters.commit_max_us.load(Ordering::Relaxed) {
@@ -1019,13 +1049,15 @@ impl Store {
         }
     }
 
-    /// The disk does not keep up: more is written and not flushed, or held in memory for it, than there should be. Who
-    /// sends is to wait; [`Store::notify_fd`] tells when it is worth asking again. It ends at half the limits, and
-    /// when writes are refused: that is to be said, not waited for.
+    /// The disk does not keep up: more is written that the device has not taken (synchronous flush: that is not flushed), or
+    /// held in memory for it, than there should be. Who sends is to wait; [`Store::notify_fd`] tells when it is worth
+    /// asking again. It ends soon below the limit of the log, so that nobody waits long at a time, at half of memory's, and when
+    /// writes are refused: that is to be said, not waited for.
     #[inline]
     pub fn is_behind(&mut self) -> bool {
         let written = self.shared.log.written() + self.chunk.len() as u64;
-        let unflushed = written.saturating_sub(self.shared.log.flushed());
+        let log = &self.shared.log;
+        let unflushed = written.saturating_sub(if self.sync { log.flushed() } else { log.written_back() });
         if !self.behind && unflushed <= self.shared.options.unflushed_bytes_max && self.waiting <= PENDING_BYTES_MAX {
             return false;
         }
@@ -1034,17 +1066,15 @@ impl Store {
 
     #[cold]
     fn still_behind(&mut self, unflushed: u64) -> bool {
-        self.waiting = {
-            let state = lock(&self.shared.state);
-            let index = state.index.as_ref().map_or(0, |i| i.pending_bytes());
-            state.tail_units * UNIT_BYTES + index
-        };
-        self.behind = (unflushed > self.shared.options.unflushed_bytes_max / 2 || self.waiting > PENDING_BYTES_MAX / 2)
+        let (tails, index) = self.shared.waiting_bytes();
+        self.waiting = tails + index;
+        let most = self.shared.options.unflushed_bytes_max;
+        self.behind = (unflushed > most - most / 16 || self.waiting > PENDING_BYTES_MAX / 2)
             && self.health().is_none()
             && !self.closed;
         if self.behind {
             self.shared.held_back.store(true, Ordering::Release);
-            self.shared.wake.wake();
+            self.shared.wake();
         }
         self.behind
     }
@@ -1565,7 +1595,7 @@ impl Store {
         for compaction in lock(&self.shared.compactions).values().cloned().collect::<Vec<_>>() {
             compaction.wait();
         }
-        self.flusher = None;
+        self.threads = None;
         self.closed = true;
         let result = self.close_files();
         self.reader = LogReader::default();
@@ -1599,6 +1629,6 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         // The flusher stops where it is; nothing is flushed. Only `close` ends a store properly.
-        self.flusher = None;
+        self.threads = None;
     }
 }

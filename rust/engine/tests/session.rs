@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aerobee_engine::clock::ManualClock;
 use aerobee_engine::disk::SimDisk;
@@ -569,6 +570,51 @@ fn a_sender_in_front_of_a_slow_disk_waits_and_loses_nothing() {
         let offsets: Vec<i64> = turns.iter().flat_map(replies).map(|reply| reply.number("queueOffset")).collect();
         assert_eq!(offsets, (0..1000).collect::<Vec<i64>>(), "{mode:?}");
     }
+}
+
+/// Asks until it is so; a store's threads need a moment.
+fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_sync_that_takes_long_holds_up_neither_senders_nor_entries() {
+    const MAX: u64 = 48 << 20;
+    let mut bench = Bench::with_options(FlushMode::Async, |options| {
+        options.unflushed_bytes_max = MAX;
+        options.background = true;
+    });
+    bench.disk.hold_syncs(true);
+    let small = flood(&mut bench, 4000);
+    let mut answers = replies(&bench.feed(&small)).len();
+    bench.clock.advance(2_000);
+    eventually("the entries wait for the sync", || bench.engine.store.stats().queue_tail_bytes == 0);
+
+    let large = "x".repeat(1 << 20);
+    let mut held = 0;
+    for _ in 0..160 {
+        let bytes = bench.send_frame(&large, &[]);
+        let mut turn = bench.feed(&bytes);
+        answers += replies(&turn).len();
+        while turn.behind {
+            held += 1;
+            eventually("the sender waits for the sync", || !bench.engine.is_behind());
+            turn = bench.feed(b"");
+            answers += replies(&turn).len();
+        }
+    }
+    let stats = bench.engine.store.stats();
+    assert!(stats.max_position > 3 * MAX && stats.flushed_position == 0, "{stats:?}");
+    assert_eq!(answers, 4160, "held back {held} times");
+    bench.disk.hold_syncs(false);
+    eventually("nothing was synced", || {
+        bench.clock.advance(1_000);
+        bench.engine.store.stats().flushed_position == stats.max_position
+    });
 }
 
 #[test]
