@@ -93,9 +93,11 @@ def measure(
                 for turn in range(turns):
                     for kind in KINDS if turn % 2 == 0 else KINDS[::-1]:
                         if kind == "aerobee":
-                            with server(kind, RESULTS / kind, settings) as mine:
-                                found[kind].append(one.run(mine, seconds))
+                            with theirs.aside() if theirs else nullcontext():
+                                with server(kind, RESULTS / kind, settings) as mine:
+                                    found[kind].append(one.run(mine, seconds))
                         elif theirs is not None:
+                            theirs.quiet()
                             found[kind].append(one.run(theirs, seconds))
                 for kind, runs in found.items():
                     figures[kind, one.name] = median(runs) if runs else Figures(0, 0, 0, 0, 0, 0, 0)
