@@ -257,8 +257,8 @@ impl CommitLog {
         if dir_dirty {
             self.disk.sync_dir(&self.dir).map_err(|e| failed_sync(&self.dir, &e))?;
         }
-        self.files().unsynced.retain(|f| f.base + self.file_bytes > target);
         self.written_back.fetch_max(target, Ordering::AcqRel);
+        self.files().unsynced.retain(|f| f.base + self.file_bytes > target);
         self.flushed.fetch_max(target, Ordering::AcqRel);
         Ok(())
     }
@@ -269,15 +269,20 @@ impl CommitLog {
         self.written() >= self.written_back() + WRITE_BACK_BYTES
     }
 
-    /// Has the device take one part of what was written, and waits for that. A sync in between may have done it already.
-    pub fn write_back(&self) -> Result<(), Error> {
+    /// Has the device take one part of what was written, and waits for that; false if a sync has done it meanwhile, or the
+    /// next one will have to.
+    ///
+    /// It opens the file for itself: the system tells an error of the device once to each open file, and one told here must
+    /// not be missing where the flusher syncs, or a checkpoint would claim what is lost.
+    pub fn write_back(&self) -> Result<bool, Error> {
         let from = self.written_back();
         let file = self.files().unsynced.iter().find(|f| (f.base..f.base + self.file_bytes).contains(&from)).cloned();
-        let Some(file) = file else { return Ok(()) };
+        let Some(file) = file else { return Ok(false) };
         let end = (from + WRITE_BACK_BYTES).min(self.written()).min(file.base + self.file_bytes);
-        file.file.write_back(from - file.base, end - from).map_err(|e| failed_sync(&self.path(file.base), &e))?;
+        let Ok(own) = self.open(file.base, Mode::Write) else { return Ok(false) };
+        own.file.write_back(from - file.base, end - from).map_err(|e| failed_sync(&self.path(file.base), &e))?;
         self.written_back.fetch_max(end, Ordering::AcqRel);
-        Ok(())
+        Ok(true)
     }
 
     /// Removes files, oldest first, while `may_go(base, next_base)` agrees; never the last. Returns their first positions.

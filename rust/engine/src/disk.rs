@@ -60,8 +60,8 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Makes bytes and size survive a power cut.
     fn sync_data(&self) -> io::Result<()>;
-    /// Waits until the device has taken a range, which may still be lost in a power cut. An error is one of the device's,
-    /// and no later call tells it again.
+    /// Waits until the device has taken a range, which may still be lost in a power cut. An error is one of the device's, and
+    /// no later call on this open file tells it again.
     fn write_back(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
         Ok(())
     }

@@ -32,16 +32,17 @@ impl Entries {
         Entries { written_at: now_ms, unsynced: HashSet::new(), copy: Vec::new() }
     }
 
-    /// Writes what is due: by the clock, or because memory fills up.
-    pub fn round(&mut self, shared: &Shared, between: Between<'_>) -> Result<(), Error> {
+    /// Writes what is due: by the clock, or because memory fills up. False if nothing was.
+    pub fn round(&mut self, shared: &Shared, between: Between<'_>) -> Result<bool, Error> {
         let now = shared.clock.now_ms();
         let (tail_bytes, index_bytes) = shared.waiting_bytes();
         let crowded = tail_bytes > TAIL_BYTES_MAX / 2 || index_bytes > TAIL_BYTES_MAX / 4;
         if !crowded && !due(now, self.written_at, shared.options.queue_flush_interval_ms) {
-            return Ok(());
+            return Ok(false);
         }
         self.written_at = now;
-        self.write(shared, if tail_bytes > TAIL_BYTES_MAX { 1 } else { QUEUE_UNITS_MIN }, between)
+        self.write(shared, if tail_bytes > TAIL_BYTES_MAX { 1 } else { QUEUE_UNITS_MIN }, between)?;
+        Ok(true)
     }
 
     /// Writes the tails that have at least `units_min` units, and all of the index.

@@ -4,8 +4,9 @@
 //! the log, part by part, out of the system's memory to the device.
 //!
 //! The flusher's work is in [`Worker`], which does one round at a time and can be driven without the thread (tests by seed,
-//! `flush`, `close`), the writer's in [`Entries`](crate::entries::Entries) and `CommitLog::write_back`. With synchronous flush a round's first and most frequent duty is the group commit: one sync for everything
-//! written so far; longer duties look at it again between their files.
+//! `flush`, `close`), the writer's in [`Entries`](crate::entries::Entries) and `CommitLog::write_back`. With synchronous flush
+//! a round's first and most frequent duty is the group commit: one sync for everything written so far; longer duties look at
+//! it again between their files.
 //!
 //! Order of a checkpoint: log synced, entries written, their files synced, then the checkpoint. So it never claims more
 //! than is on the device.
@@ -36,7 +37,7 @@ const SLOTS_INTERVAL_MS: i64 = 60_000;
 /// A full disk counts as usable again with so much free.
 const FREE_BYTES_MIN: u64 = 4 << 20;
 
-/// How the owner wakes the flusher: cheap when it is awake anyway.
+/// How the owner wakes a thread: cheap when it is awake anyway.
 #[derive(Default)]
 pub(crate) struct Wake {
     pending: AtomicBool,
@@ -122,28 +123,26 @@ fn flush(shared: &Shared) {
 
 fn write(shared: &Shared) {
     while !shared.writer.stopped() {
-        let goes_on = !shared.has_failed();
-        if goes_on {
-            if let Err(error) = write_round(shared) {
+        let went_on = !shared.has_failed()
+            && write_round(shared).unwrap_or_else(|error| {
                 shared.report(&error);
-            }
+                false
+            });
+        if went_on {
+            shared.let_go();
         }
-        shared.let_go();
-        if !(goes_on && shared.log.wants_write_back()) {
+        // What failed is tried again after a while.
+        if !went_on || !shared.log.wants_write_back() {
             shared.writer.wait(interval(shared));
         }
     }
 }
 
-fn write_round(shared: &Shared) -> Result<(), Error> {
-    if shared.log.wants_reserve() {
-        shared.log.reserve(shared.counters.free.load(Ordering::Relaxed));
-    }
-    lock(&shared.entries).round(shared, &mut || Ok(()))?;
-    match shared.log.wants_write_back() {
-        true => shared.log.write_back(),
-        false => Ok(()),
-    }
+/// Writes what is due; false if there was nothing, or nothing that could be done.
+fn write_round(shared: &Shared) -> Result<bool, Error> {
+    shared.reserve();
+    let wrote = lock(&shared.entries).round(shared, &mut || Ok(()))?;
+    Ok((shared.log.wants_write_back() && shared.log.write_back()?) || wrote)
 }
 
 /// What the flusher remembers between rounds.
@@ -183,12 +182,12 @@ impl Worker {
 
     /// Does what is due by the clock.
     pub fn round(&mut self, shared: &Shared) -> Result<(), Error> {
-        let waited_for = shared.held_back.swap(false, Ordering::AcqRel);
         let result = self.round_parts(shared);
         if let Err(error) = &result {
             shared.report(error);
         }
-        if waited_for || (result.is_err() && shared.options.flush_mode == FlushMode::Sync) {
+        shared.let_go();
+        if result.is_err() && shared.options.flush_mode == FlushMode::Sync {
             shared.notify();
         }
         result
@@ -205,9 +204,7 @@ impl Worker {
             // After a failed write or sync nothing may be written that claims more than the device has.
             return Ok(());
         }
-        if shared.log.wants_reserve() {
-            shared.log.reserve(shared.counters.free.load(Ordering::Relaxed));
-        }
+        shared.reserve();
         self.sync_log_if_due(shared, now)?;
         if shared.log.wants_next() {
             if let Err(e) = shared.log.prepare_next() {
@@ -249,14 +246,11 @@ impl Worker {
         if shared.has_failed() {
             return shared.health().map_or(Ok(()), Err);
         }
-        let waited_for = shared.held_back.swap(false, Ordering::AcqRel);
         let result = self.write_checkpoint(shared, last);
         if let Err(error) = &result {
             shared.report(error);
         }
-        if waited_for {
-            shared.notify();
-        }
+        shared.let_go();
         result
     }
 

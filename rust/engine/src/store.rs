@@ -376,6 +376,13 @@ impl Shared {
         }
     }
 
+    /// Reserves blocks for the log, if it is time.
+    pub fn reserve(&self) {
+        if self.log.wants_reserve() {
+            self.log.reserve(self.counters.free.load(Ordering::Relaxed));
+        }
+    }
+
     /// Entries that wait in memory, in bytes: of queues, of the index.
     pub fn waiting_bytes(&self) -> (usize, usize) {
         let state = self.state();
@@ -1075,6 +1082,7 @@ impl Store {
         if self.behind {
             self.shared.held_back.store(true, Ordering::Release);
             self.shared.wake();
+            self.shared.flusher.wake();
         }
         self.behind
     }

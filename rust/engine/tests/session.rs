@@ -582,6 +582,39 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_sender_in_front_of_a_small_limit_waits_for_one_sync_at_a_time_and_not_for_the_clock() {
+    let mut bench = Bench::with_options(FlushMode::Async, |options| {
+        options.unflushed_bytes_max = 20_000;
+        options.background = true;
+    });
+    let bytes = flood(&mut bench, 1000);
+    let started = Instant::now();
+    let (mut answers, mut held) = (0, 0);
+    for part in bytes.chunks(5000) {
+        let mut turn = bench.feed(part);
+        answers += replies(&turn).len();
+        while turn.behind {
+            held += 1;
+            eventually("the disk never catches up", || !bench.engine.is_behind());
+            turn = bench.feed(b"");
+            answers += replies(&turn).len();
+        }
+    }
+    assert_eq!(answers, 1000);
+    // The flusher looks by the clock twice a second only.
+    assert!(held > 5 && started.elapsed() < Duration::from_millis(300) * held, "{held} in {:?}", started.elapsed());
+}
+
+/// Lets syncs go when a test ends, however: a store's threads are waited for.
+struct LetGo(SimDisk);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.hold_syncs(false);
+    }
+}
+
+#[test]
 fn a_sync_that_takes_long_holds_up_neither_senders_nor_entries() {
     const MAX: u64 = 48 << 20;
     let mut bench = Bench::with_options(FlushMode::Async, |options| {
@@ -589,6 +622,7 @@ fn a_sync_that_takes_long_holds_up_neither_senders_nor_entries() {
         options.background = true;
     });
     bench.disk.hold_syncs(true);
+    let held_syncs = LetGo(bench.disk.clone());
     let small = flood(&mut bench, 4000);
     let mut answers = replies(&bench.feed(&small)).len();
     bench.clock.advance(2_000);
@@ -610,7 +644,7 @@ fn a_sync_that_takes_long_holds_up_neither_senders_nor_entries() {
     let stats = bench.engine.store.stats();
     assert!(stats.max_position > 3 * MAX && stats.flushed_position == 0, "{stats:?}");
     assert_eq!(answers, 4160, "held back {held} times");
-    bench.disk.hold_syncs(false);
+    drop(held_syncs);
     eventually("nothing was synced", || {
         bench.clock.advance(1_000);
         bench.engine.store.stats().flushed_position == stats.max_position
