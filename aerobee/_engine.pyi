@@ -159,8 +159,12 @@ class Engine:
         """A received chunk. What the tables allow is served, the rest comes out as commands. Nothing happens for a
         session that is closed. `together`: other sessions may have something to say at the same time. None (only then):
         all it did was to store messages, and `commit` will write and answer them with the others'."""
+    def feed_on(self, session: int, buffer: Buffer, fd: int) -> Turn | None:
+        """As `feed` with `together`, of a chunk that fills its buffer: there may be more, so the engine reads on from
+        the (non-blocking) socket `fd` into the same buffer, until there is no more, others must do something first, or
+        512 KiB have come. All messages of it share one write."""
     def commit(self) -> Turn:
-        """Writes what `feed` has left, and answers it."""
+        """Writes what `feed` and `feed_on` have left, and answers it."""
     def settle(self) -> Turn:
         """Call it when `fileno()` is readable: flushed messages become visible, replies that waited go out."""
     def fileno(self) -> int:

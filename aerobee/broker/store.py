@@ -23,6 +23,7 @@ from aerobee.clock import Clock
 from aerobee.errors import error_for
 from aerobee.log import Complaints
 from aerobee.net.connection import Connection
+from aerobee.net.hub import RECEIVE_BYTES
 from aerobee.protocol.codes import ResponseCode
 
 __all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store", "check_sql"]
@@ -109,8 +110,11 @@ class Store:
     def received(self, connection: Connection, data: memoryview) -> None:
         """A chunk arrived; what is no protocol closes the connection."""
         session = connection.session
-        # One after the other is at work: their messages may share a write. Somebody alone is answered at once.
-        turn = self._feed(session, data, session != self._last_fed)
+        if len(data) == RECEIVE_BYTES and (fd := connection.fileno()) >= 0:
+            turn = self.engine.feed_on(session, data, fd)  # much is coming: it goes on without Python in between
+        else:
+            # One after the other is at work: their messages may share a write. Somebody alone is answered at once.
+            turn = self._feed(session, data, session != self._last_fed)
         self._last_fed = session
         if turn is None:
             if not self._staged:

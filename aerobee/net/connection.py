@@ -78,6 +78,13 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         """Nothing can be sent any more."""
         return self.transport is None or bool(self._reason)
 
+    def fileno(self) -> int:
+        """The socket's, to read what comes behind the chunk being handled; -1: closed, or what it carries is TLS."""
+        transport = self.transport
+        if transport is None or self._reason or transport.get_extra_info("sslcontext") is not None:
+            return -1
+        return int(transport.get_extra_info("socket").fileno())
+
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

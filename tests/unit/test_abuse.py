@@ -120,6 +120,28 @@ GARBAGE = {
 }
 
 
+async def test_who_sends_much_and_hangs_up_has_all_of_it_stored_and_answered(broker: Broker) -> None:
+    # Claim: what comes faster than it is handled is taken in the order it came, in few writes, up to the last byte
+    # before the end of the connection; a request of another kind in the middle is served too.
+    await broker.topics.create_for_group("orders", 4)
+    count = 3000
+    sends = [send("orders", b"%05d" % number + bytes(995), opaque=number) for number in range(count)]
+    sends.insert(count // 2, request(RequestCode.GET_BROKER_RUNTIME_INFO, opaque=count))
+    commits = broker.store.engine.stats()["commits"]
+    reader, writer = await asyncio.open_connection(*place(broker))
+    writer.write(b"".join(sends))
+    writer.write_eof()
+    decoder, replies = FrameDecoder(), list[RemotingCommand]()
+    async with asyncio.timeout(20):
+        while data := await reader.read(1 << 20):
+            replies += decoder.feed(data)
+    writer.close()
+    assert len(replies) == count + 1 and {reply.code for reply in replies} == {0}
+    stored = {reply.opaque: int(reply.ext_fields["queueOffset"]) for reply in replies if reply.opaque < count}
+    assert stored == {number: number for number in range(count)}
+    assert broker.store.engine.stats()["commits"] - commits < count / 10
+
+
 @pytest.mark.parametrize("kind", GARBAGE)
 async def test_what_is_no_protocol_ends_that_connection(
     server: Server, kind: str, caplog: pytest.LogCaptureFixture

@@ -494,6 +494,39 @@ async def test_both_ends_speak_tls() -> None:
         await listener.stop(grace_s=1)
 
 
+async def test_a_connection_gives_its_socket_only_to_read_what_arrives_there() -> None:
+    """A chunk's handler may read on from the socket of a plain connection that is open, from none that carries TLS."""
+    server, client = tls_ends()
+    told: list[tuple[int, bytes]] = []
+
+    def answer(connection: Connection, command: RemotingCommand) -> None:
+        fd = connection.fileno()
+        told.append((fd, os.read(fd, 100) if fd >= 0 and command.body == b"read on" else b""))
+        connection.send(command.reply())
+
+    tunnel, service = Listener(), Frames(answer)
+    await tunnel.start(Frames(answer), "127.0.0.1", 0, tls=server)
+    try:
+        async with listening(service) as plain, pooling(RemotePool(tls=client)) as pool:
+            await pool.invoke(tunnel.address, request(), 10)
+            assert told.pop() == (-1, b"")
+            reader, writer = await dial(plain)
+            # One frame fills the buffer to its last byte; behind it there is more.
+            frame = request(b"read on").encode()
+            await eventually(lambda: bool(service.open))
+            loop_side = service.open[0]
+            loop_side._view = loop_side._view[: len(frame)]
+            writer.write(frame + b"the rest")
+            await reader.readexactly(4)
+            fd, rest = told.pop()
+            assert fd >= 0 and rest == b"the rest"
+            loop_side.abort("over")
+            assert loop_side.fileno() == -1
+            writer.close()
+    finally:
+        await tunnel.stop(grace_s=1)
+
+
 async def test_tls_and_plain_ends_part_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
     """A stranger's certificate, plain bytes on a TLS port, TLS on a plain one: each ends at once, others go on."""
     server, client = tls_ends()

@@ -25,7 +25,7 @@ from tests.unit.test_abuse import healthy, place, pull, request, send
 from tests.unit.test_broker_server import small
 
 UNFLUSHED_MAX = 1 << 20
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 """What one connection may bring past the limit: a read of the socket."""
 BODY = 10_000
 COUNT = 2000

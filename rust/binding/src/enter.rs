@@ -85,3 +85,27 @@ impl Bytes {
         unsafe { std::slice::from_raw_parts(self.buffer.buf_ptr() as *const u8, self.buffer.len_bytes()) }
     }
 }
+
+/// As `Bytes`, to be written to.
+pub struct BytesMut {
+    buffer: PyBuffer<u8>,
+}
+
+impl BytesMut {
+    pub fn of(object: &Bound<'_, PyAny>) -> PyResult<BytesMut> {
+        let buffer = PyBuffer::get(object)?;
+        if buffer.readonly() || !buffer.is_c_contiguous() {
+            return Err(PyBufferError::new_err("the buffer is not writable, or not contiguous"));
+        }
+        Ok(BytesMut { buffer })
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.buffer.len_bytes() == 0 {
+            return &mut [];
+        }
+        // SAFETY: the buffer is exported as long as `self` lives, so its memory stays where it is, and is not read-only.
+        // Nobody else reads or writes it during the call: receive buffers belong to the thread that is in this call.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.buf_ptr() as *mut u8, self.buffer.len_bytes()) }
+    }
+}

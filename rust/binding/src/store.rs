@@ -1,6 +1,9 @@
 //! The broker's engine as Python sees it. Every method is a translation and one call through `enter`; what it means is
 //! said in `_engine.pyi` and in `aerobee_engine`.
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::Read;
+use std::mem::ManuallyDrop;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::FromRawFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aerobee_engine::clock::SystemClock;
@@ -18,7 +21,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::enter::{enter, log_lines, store_error, Bytes};
+use crate::enter::{enter, log_lines, store_error, Bytes, BytesMut};
 use crate::frames::command_tuple;
 
 /// `host:port`, with an IPv6 host in brackets or bare.
@@ -361,6 +364,20 @@ impl Engine {
             true => self.lock().feed_together(session, bytes),
             false => Some(self.lock().feed(session, bytes)),
         })?;
+        turn.map(|turn| Turn::of(py, turn)).transpose()
+    }
+
+    fn feed_on(&self, py: Python<'_>, session: u64, buffer: &Bound<'_, PyAny>, fd: i32) -> PyResult<Option<Turn>> {
+        let mut buffer = BytesMut::of(buffer)?;
+        if fd < 0 {
+            return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
+        }
+        let bytes = buffer.as_mut_slice();
+        // SAFETY: whose socket it is waits for this call, so it is open; here it is not closed.
+        let socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(fd) });
+        // Nothing there yet, the end, an error: the transport reads next, and is told.
+        let mut read = |room: &mut [u8]| (&*socket).read(room).unwrap_or(0);
+        let turn = enter(py, || self.lock().feed_on(session, bytes, &mut read))?;
         turn.map(|turn| Turn::of(py, turn)).transpose()
     }
 

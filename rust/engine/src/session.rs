@@ -39,6 +39,8 @@ const LMQ_QUOTA_EXCEEDED: i32 = 2017;
 const PROGRAMS_MAX: usize = 1024;
 /// A write of this much costs so little for each byte that more of it saves nothing.
 const STAGED_BYTES_MAX: usize = 256 * 1024;
+/// So much of one connection is read in a turn before others have theirs.
+const READ_ON_BYTES_MAX: usize = 512 * 1024;
 /// Pulls wait for the first message of at most so many queues of topics that need not exist; more are answered at once.
 const UNWRITTEN_QUEUES_MAX: usize = 200_000;
 
@@ -91,6 +93,11 @@ impl Turn {
     fn is_empty(&self) -> bool {
         let nothing = self.replies.is_empty() && self.commands.is_empty() && self.commits.is_empty();
         nothing && self.arrivals.is_empty() && self.error.is_none() && !self.more && !self.behind
+    }
+
+    /// Nothing more of the session may be served in this turn.
+    fn must_end(&self) -> bool {
+        !self.commands.is_empty() || self.error.is_some() || self.more || self.behind
     }
 
     fn bytes(&self) -> usize {
@@ -365,7 +372,8 @@ impl Engine {
 
     /// A chunk from a connection. Bytes of an unfinished frame are kept.
     pub fn feed(&mut self, session: u64, data: &[u8]) -> Turn {
-        let mut turn = self.serve(session, data);
+        let mut turn = Turn::default();
+        self.serve(session, data, &mut turn);
         self.end(&mut turn);
         turn
     }
@@ -373,7 +381,35 @@ impl Engine {
     /// As `feed`, for one of several connections that have something to say at the same time: what it does but store
     /// messages is done, these may stay staged (None), so that one write takes everybody's. `commit` must follow soon.
     pub fn feed_together(&mut self, session: u64, data: &[u8]) -> Option<Turn> {
-        let mut turn = self.serve(session, data);
+        let mut turn = Turn::default();
+        self.serve(session, data, &mut turn);
+        self.end_together(turn)
+    }
+
+    /// As `feed_together`, of a chunk that fills `buffer`, so there may be more: `read` fills it again, and again, and
+    /// says with how many bytes. It ends with less than the buffer holds, with something that others must do first, or with
+    /// [`READ_ON_BYTES_MAX`]. One write takes all of it.
+    pub fn feed_on(
+        &mut self,
+        session: u64,
+        buffer: &mut [u8],
+        read: &mut dyn FnMut(&mut [u8]) -> usize,
+    ) -> Option<Turn> {
+        let mut turn = Turn::default();
+        let mut have = buffer.len();
+        let mut room = READ_ON_BYTES_MAX;
+        while have > 0 {
+            self.serve(session, &buffer[..have], &mut turn);
+            room = room.saturating_sub(have);
+            if have < buffer.len() || room == 0 || turn.must_end() {
+                break;
+            }
+            have = read(buffer);
+        }
+        self.end_together(turn)
+    }
+
+    fn end_together(&mut self, mut turn: Turn) -> Option<Turn> {
         if turn.is_empty() && !self.staged.is_empty() && self.store.staged_bytes() < STAGED_BYTES_MAX {
             return None;
         }
@@ -388,21 +424,20 @@ impl Engine {
         turn
     }
 
-    fn serve(&mut self, session: u64, data: &[u8]) -> Turn {
-        let mut turn = Turn::default();
-        let Some(row) = self.sessions.get_mut(&session) else { return turn };
+    fn serve(&mut self, session: u64, data: &[u8], turn: &mut Turn) {
+        let Some(row) = self.sessions.get_mut(&session) else { return };
         let peer = row.peer;
         let mut cutter = std::mem::take(&mut row.cutter);
         let mut header = std::mem::take(&mut self.header);
         let mut out = Vec::new();
         let frame_bytes_max = self.tables.settings.frame_bytes_max;
-        let turn_bytes_max = self.tables.settings.turn_bytes_max;
+        let turn_bytes_max = self.tables.settings.turn_bytes_max.saturating_sub(turn.bytes());
         let fed = cutter.feed(data, frame_bytes_max, |frame| {
             header.read(frame.encoding, frame.header)?;
             if stores(&header) && self.store.is_behind() {
                 return Ok(Flow::Wait);
             }
-            self.take(session, peer, &mut header, &frame, &mut out, &mut turn);
+            self.take(session, peer, &mut header, &frame, &mut out, turn);
             Ok(if out.len() + self.send_replies.len() >= turn_bytes_max { Flow::Stop } else { Flow::Go })
         });
         self.header = header;
@@ -420,7 +455,6 @@ impl Engine {
             row.cutter = cutter;
         }
         turn.reply(session, out);
-        turn
     }
 
     /// One command.

@@ -733,6 +733,86 @@ fn a_shared_write_waits_for_the_flush_as_any_other() {
     assert_eq!(turn.replies.iter().map(|(session, _)| *session).collect::<Vec<_>>(), sessions);
 }
 
+/// What a socket would give, a buffer at a time: the first chunk, and `read` for what comes behind it.
+struct Socket {
+    bytes: Vec<u8>,
+    given: usize,
+}
+
+impl Socket {
+    fn new(bytes: Vec<u8>) -> Socket {
+        Socket { bytes, given: 0 }
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> usize {
+        let n = buffer.len().min(self.bytes.len() - self.given);
+        buffer[..n].copy_from_slice(&self.bytes[self.given..][..n]);
+        self.given += n;
+        n
+    }
+
+    /// A turn of a connection whose buffer got full.
+    fn feed_on(&mut self, bench: &mut Bench, buffer_bytes: usize) -> Option<Turn> {
+        let mut buffer = vec![0; buffer_bytes];
+        assert_eq!(self.fill(&mut buffer), buffer_bytes);
+        bench.engine.feed_on(bench.session, &mut buffer, &mut |room| self.fill(room))
+    }
+}
+
+#[test]
+fn who_sends_much_is_read_on_and_all_of_it_shares_one_write() {
+    for buffer_bytes in [512, 1000, 4096] {
+        let mut bench = Bench::new();
+        let mut socket = Socket::new(flood(&mut bench, 1000));
+        assert!(socket.bytes.len() > 300_000);
+        let turn = socket.feed_on(&mut bench, buffer_bytes).unwrap_or_else(|| bench.engine.commit());
+        assert_eq!((socket.given, bench.engine.store.stats().commits), (socket.bytes.len(), 1));
+        let offsets: Vec<i64> = replies(&turn).iter().map(|reply| reply.number("queueOffset")).collect();
+        assert_eq!(offsets, (0..1000).collect::<Vec<i64>>());
+    }
+}
+
+#[test]
+fn a_chunk_that_is_all_there_is_is_as_any_other() {
+    let mut bench = Bench::new();
+    let frame = bench.send_frame("a", &[]);
+    let length = frame.len();
+    assert!(Socket::new(frame).feed_on(&mut bench, length).is_none());
+    assert_eq!(one(&bench.engine.commit()).number("queueOffset"), 0);
+}
+
+#[test]
+fn reading_on_ends_when_others_have_to_do_something_first_and_after_half_a_mebibyte() {
+    let mut bench = Bench::new();
+    let command = bench.request(999, 0, &[], b"");
+    let mut socket = Socket::new([flood(&mut bench, 30), command, flood(&mut bench, 30)].concat());
+    let turn = socket.feed_on(&mut bench, 512).expect("a command must see what was sent before it");
+    assert_eq!(turn.commands.len(), 1);
+    assert!(socket.given < socket.bytes.len(), "more requests are taken than policy has looked at");
+    let before = replies(&turn).len();
+    assert!((30..60).contains(&before), "{before} answered");
+
+    let mut bench = Bench::with_options(FlushMode::Async, |options| options.unflushed_bytes_max = 20_000);
+    let mut socket = Socket::new(flood(&mut bench, 1000));
+    let turn = socket.feed_on(&mut bench, 512).unwrap();
+    assert!(turn.behind && socket.given < 30_000, "{} bytes taken for a disk that is behind", socket.given);
+
+    let mut bench = Bench::new();
+    bench.engine.change(|settings| settings.turn_bytes_max = 10_000);
+    bench.send(&"x".repeat(1000), &[]);
+    let pull = bench.request(11, 0, &Bench::pull_fields(&[("queueOffset", "0")]), b"");
+    let mut socket = Socket::new(pull.repeat(1000));
+    let turn = socket.feed_on(&mut bench, 512).unwrap();
+    let told: usize = turn.replies.iter().map(|(_, bytes)| bytes.len()).sum();
+    assert!(turn.more && (10_000..13_000).contains(&told), "{told} bytes for a peer that may not read them");
+
+    let mut bench = Bench::new();
+    let mut socket = Socket::new(flood(&mut bench, 2000));
+    assert!(socket.bytes.len() > 600_000);
+    assert!(socket.feed_on(&mut bench, 4096).is_some());
+    assert_eq!(socket.given, 512 * 1024, "others have to wait longer");
+}
+
 #[test]
 fn a_oneway_send_is_stored_and_answered_by_nothing() {
     let mut bench = Bench::new();
