@@ -85,6 +85,12 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             return -1
         return int(transport.get_extra_info("socket").fileno())
 
+    def give_way(self) -> None:
+        """The others have their turn first: this connection is not read again before the loop's next round."""
+        if self.transport is not None and self.transport.is_reading():
+            self.transport.pause_reading()
+            self._hub.loop.call_soon(self._set_reading)
+
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

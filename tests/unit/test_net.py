@@ -527,6 +527,32 @@ async def test_a_connection_gives_its_socket_only_to_read_what_arrives_there() -
         await tunnel.stop(grace_s=1)
 
 
+async def test_a_connection_that_gives_way_is_read_again_in_the_next_round() -> None:
+    """It is not read in this round; in the next it is, unless somebody holds it for another reason by then."""
+    service = Frames()
+    async with listening(service) as listener:
+        reader, writer = await dial(listener)
+        await eventually(lambda: bool(service.open))
+        connection = service.open[0]
+        transport = connection.transport
+        assert transport is not None
+        connection.give_way()
+        connection.give_way()
+        assert not transport.is_reading()
+        writer.write(request(b"one").encode())
+        await reader.readexactly(4)
+        assert transport.is_reading()
+        connection.give_way()
+        connection.hold_reading(True)
+        await asyncio.sleep(0.05)
+        assert not transport.is_reading()
+        connection.hold_reading(False)
+        assert transport.is_reading()
+        connection.abort("over")
+        connection.give_way()
+        writer.close()
+
+
 async def test_tls_and_plain_ends_part_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
     """A stranger's certificate, plain bytes on a TLS port, TLS on a plain one: each ends at once, others go on."""
     server, client = tls_ends()

@@ -644,9 +644,9 @@ impl Engine {
 
     /// The offset message id of the record at `position`.
     pub fn message_id(&self, position: Position) -> String {
-        let mut id = String::new();
+        let mut id = Vec::new();
         push_message_id(&mut id, &message_id_front(self.tables.settings.store_host), position);
-        id
+        String::from_utf8(id).unwrap_or_default()
     }
 
     /// Call it when `store.notify_fd()` is readable: flushed messages become visible, replies that waited go out.
