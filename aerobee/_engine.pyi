@@ -135,6 +135,8 @@ class Turn:
     """The peer broke the protocol: write the replies, then close the connection with this reason."""
     more: Final[bool]
     """The session has whole frames left because replies grew long: `feed(session, b"")` again once they are written."""
+    unread: Final[bool]
+    """The session may have more to say at once, but others have their turn first."""
     behind: Final[bool]
     """A message of the session's waits because the disk is behind: `feed(session, b"")` again when it is not."""
 

@@ -111,9 +111,7 @@ class Store:
         """A chunk arrived; what is no protocol closes the connection."""
         session = connection.session
         if len(data) == RECEIVE_BYTES and (fd := connection.fileno()) >= 0:
-            # Much is coming: it goes on without Python in between. The transport would go on with it all the same.
-            turn = self.engine.feed_on(session, data, fd)
-            connection.give_way()
+            turn = self.engine.feed_on(session, data, fd)  # much is coming: it goes on without Python in between
         else:
             # One after the other is at work: their messages may share a write. Somebody alone is answered at once.
             turn = self._feed(session, data, session != self._last_fed)
@@ -142,6 +140,8 @@ class Store:
             connection.reject(turn.error)
         elif turn.more:
             self._later(connection)
+        elif turn.unread:
+            connection.give_way()
         elif turn.behind:
             self._hold_back(connection)
 

@@ -107,10 +107,11 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """A chunk arrived: the service handles it, then everything it wrote leaves at once."""
+        """A chunk arrived: the service handles it, then everything it wrote leaves at once. Replies to more than fits into
+        the buffer leave at the end of the loop's round: their reader would say more while it is still read, before others."""
         self.quiet_ticks = 0
         hub = self._hub
-        hub.holding = True
+        hub.holding = holding = nbytes < len(self._view)
         chunk = self._view[:nbytes]
         try:
             if not self._reason:
@@ -122,9 +123,10 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             self.close("internal error")
         finally:
             chunk.release()
-            hub.holding = False
-            if hub.dirty:
-                hub.flush()
+            if holding:
+                hub.holding = False
+                if hub.dirty:
+                    hub.flush()
 
     def eof_received(self) -> bool:
         """The peer has nothing more to say; the transport closes when our last bytes are out."""

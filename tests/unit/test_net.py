@@ -527,6 +527,22 @@ async def test_a_connection_gives_its_socket_only_to_read_what_arrives_there() -
         await tunnel.stop(grace_s=1)
 
 
+async def test_replies_leave_at_once_or_with_the_round_when_the_buffer_was_full() -> None:
+    """Who fills the buffer and gets its reply while it is still read goes on in the same round, before others."""
+    service = Frames()
+    async with listening(service) as listener:
+        reader, _ = await dial(listener)
+        await eventually(lambda: bool(service.open))
+        connection = service.open[0]
+        frame = request(b"one").encode()
+        for room, held in ((len(frame) + 1, []), (len(frame), [connection])):
+            connection._view = memoryview(bytearray(frame) + bytes(room - len(frame)))
+            connection.buffer_updated(len(frame))
+            assert connection._hub.dirty == held
+            length = int.from_bytes(await reader.readexactly(4))
+            await reader.readexactly(length)
+
+
 async def test_a_connection_that_gives_way_is_read_again_in_the_next_round() -> None:
     """It is not read in this round; in the next it is, unless somebody holds it for another reason by then."""
     service = Frames()

@@ -143,6 +143,7 @@ pub struct Turn {
     arrivals: Py<PyList>,
     error: Option<String>,
     more: bool,
+    unread: bool,
     behind: bool,
 }
 
@@ -171,6 +172,7 @@ impl Turn {
             arrivals: arrivals.unbind(),
             error: turn.error.map(|error| error.reason),
             more: turn.more,
+            unread: turn.unread,
             behind: turn.behind,
         })
     }
@@ -181,12 +183,13 @@ impl Turn {
     fn __repr__(&self, py: Python<'_>) -> String {
         let count = |list: &Py<PyList>| list.bind(py).len();
         format!(
-            "Turn({} replies, {} commands, {} commits, error={:?}, more={}, behind={})",
+            "Turn({} replies, {} commands, {} commits, error={:?}, more={}, unread={}, behind={})",
             count(&self.replies),
             count(&self.commands),
             count(&self.commits),
             self.error,
             self.more,
+            self.unread,
             self.behind
         )
     }

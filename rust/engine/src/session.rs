@@ -75,6 +75,8 @@ pub struct Turn {
     pub error: Option<ProtocolError>,
     /// The session has frames left, because the replies grew long: `feed` again with no data once they are written.
     pub more: bool,
+    /// The session may have more to say at once, but others have their turn first.
+    pub unread: bool,
     /// A send waits in the session because the disk is behind ([`Store::is_behind`]): feed it again, with nothing, when
     /// it is not any more.
     pub behind: bool,
@@ -92,7 +94,7 @@ fn stores(header: &Header) -> bool {
 impl Turn {
     fn is_empty(&self) -> bool {
         let nothing = self.replies.is_empty() && self.commands.is_empty() && self.commits.is_empty();
-        nothing && self.arrivals.is_empty() && self.error.is_none() && !self.more && !self.behind
+        nothing && self.arrivals.is_empty() && self.error.is_none() && !self.more && !self.behind && !self.unread
     }
 
     /// Nothing more of the session may be served in this turn.
@@ -401,7 +403,8 @@ impl Engine {
         while have > 0 {
             self.serve(session, &buffer[..have], &mut turn);
             room = room.saturating_sub(have);
-            if have < buffer.len() || room == 0 || turn.must_end() {
+            turn.unread = room == 0;
+            if have < buffer.len() || turn.unread || turn.must_end() {
                 break;
             }
             have = read(buffer);
