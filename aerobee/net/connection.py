@@ -107,8 +107,8 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """A chunk arrived: the service handles it, then everything it wrote leaves at once. Replies to more than fits into
-        the buffer leave at the end of the loop's round: their reader would say more while it is still read, before others."""
+        """A chunk arrived: the service handles it, then everything it wrote leaves at once; at the end of the loop's
+        round if it filled the buffer: who is answered while it is still read says more, and is read before others."""
         self.quiet_ticks = 0
         hub = self._hub
         hub.holding = holding = nbytes < len(self._view)
