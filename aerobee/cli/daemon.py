@@ -204,9 +204,10 @@ async def _serve(
         stopping.cancel()
         await server.stop()
         raise
+    finally:
+        gc.enable()
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
-    gc.enable()
     print(f"{describe(server, options)}, pid {os.getpid()}, after {_age_ms()} ms", flush=True)
     failing = asyncio.ensure_future(server.failed())
     await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)

@@ -494,6 +494,13 @@ async def test_both_ends_speak_tls() -> None:
         await listener.stop(grace_s=1)
 
 
+async def joined(listener: Listener, service: Frames) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Connection]:
+    """A connection that stays open, from both of its ends."""
+    reader, writer = await dial(listener)
+    await eventually(lambda: bool(service.open))
+    return reader, writer, service.open[-1]
+
+
 async def test_a_connection_gives_its_socket_only_to_read_what_arrives_there() -> None:
     """A chunk's handler may read on from the socket of a plain connection that is open, from none that carries TLS."""
     server, client = tls_ends()
@@ -510,11 +517,9 @@ async def test_a_connection_gives_its_socket_only_to_read_what_arrives_there() -
         async with listening(service) as plain, pooling(RemotePool(tls=client)) as pool:
             await pool.invoke(tunnel.address, request(), 10)
             assert told.pop() == (-1, b"")
-            reader, writer = await dial(plain)
+            reader, writer, loop_side = await joined(plain, service)
             # One frame fills the buffer to its last byte; behind it there is more.
             frame = request(b"read on").encode()
-            await eventually(lambda: bool(service.open))
-            loop_side = service.open[0]
             loop_side._view = loop_side._view[: len(frame)]
             writer.write(frame + b"the rest")
             await reader.readexactly(4)
@@ -531,9 +536,7 @@ async def test_replies_leave_at_once_or_with_the_round_when_the_buffer_was_full(
     """Who fills the buffer and gets its reply while it is still read goes on in the same round, before others."""
     service = Frames()
     async with listening(service) as listener:
-        reader, _ = await dial(listener)
-        await eventually(lambda: bool(service.open))
-        connection = service.open[0]
+        reader, _, connection = await joined(listener, service)
         frame = request(b"one").encode()
         for room, held in ((len(frame) + 1, []), (len(frame), [connection])):
             connection._view = memoryview(bytearray(frame) + bytes(room - len(frame)))
@@ -547,9 +550,7 @@ async def test_a_connection_that_gives_way_is_read_again_in_the_next_round() -> 
     """It is not read in this round; in the next it is, unless somebody holds it for another reason by then."""
     service = Frames()
     async with listening(service) as listener:
-        reader, writer = await dial(listener)
-        await eventually(lambda: bool(service.open))
-        connection = service.open[0]
+        reader, writer, connection = await joined(listener, service)
         transport = connection.transport
         assert transport is not None
         connection.give_way()
@@ -560,7 +561,8 @@ async def test_a_connection_that_gives_way_is_read_again_in_the_next_round() -> 
         assert transport.is_reading()
         connection.give_way()
         connection.hold_reading(True)
-        await asyncio.sleep(0.05)
+        for _ in range(3):
+            await asyncio.sleep(0)  # a round of the loop
         assert not transport.is_reading()
         connection.hold_reading(False)
         assert transport.is_reading()

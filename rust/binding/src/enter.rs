@@ -93,9 +93,9 @@ pub struct BytesMut {
 
 impl BytesMut {
     pub fn of(object: &Bound<'_, PyAny>) -> PyResult<BytesMut> {
-        let buffer = PyBuffer::get(object)?;
-        if buffer.readonly() || !buffer.is_c_contiguous() {
-            return Err(PyBufferError::new_err("the buffer is not writable, or not contiguous"));
+        let Bytes { buffer } = Bytes::of(object)?;
+        if buffer.readonly() {
+            return Err(PyBufferError::new_err("the buffer is read-only"));
         }
         Ok(BytesMut { buffer })
     }

@@ -335,12 +335,11 @@ impl Recovery<'_> {
         let units = self.store.shared.options.queue_file_units;
         let file_bytes = units * UNIT_BYTES as u64;
         let queue_root = root.join("consumequeue");
-        let shared = self.store.shared.clone();
-        let file_len = shared.disk.file_lens_below(&queue_root).ok()?;
+        let disk = self.disk();
         let is_whole = |bounds: &snapshot::QueueBounds| {
             let newest = (bounds.next - 1) as u64 / units * file_bytes;
             let name = format!("{}/{}/{}", bounds.topic, bounds.queue_id, file_name(newest));
-            file_len(&name).is_ok_and(|bytes| bytes == file_bytes)
+            disk.file_len(&queue_root.join(name)).is_ok_and(|bytes| bytes == file_bytes)
         };
         // Looking at the files of 80,000 queues takes most of such a start: all cores look.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -39,7 +39,7 @@ const LMQ_QUOTA_EXCEEDED: i32 = 2017;
 const PROGRAMS_MAX: usize = 1024;
 /// A write of this much costs so little for each byte that more of it saves nothing.
 const STAGED_BYTES_MAX: usize = 256 * 1024;
-/// So much of one connection is read in a turn before others have theirs.
+/// So much of one connection is read in a turn before others have theirs: 0.6 ms of the loop, at 1.3 µs for 1.1 kB.
 const READ_ON_BYTES_MAX: usize = 512 * 1024;
 /// Pulls wait for the first message of at most so many queues of topics that need not exist; more are answered at once.
 const UNWRITTEN_QUEUES_MAX: usize = 200_000;
