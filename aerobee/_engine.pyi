@@ -183,19 +183,24 @@ class Engine:
         filter_entries_max, turn_bytes_max, parked_max (a session), sync_flush_timeout_ms,
         light_queues_max (None: any number), version (in replies)."""
     def allow_topic(
-        self, topic: str, perm: int, read_queues: int, write_queues: int, fast: bool, sys_flag: int = 0
+        self,
+        topic: str,
+        perm: int,
+        read_queues: int,
+        write_queues: int,
+        fast: bool,
+        *,
+        sys_flag: int = 0,
+        plain: bool = True,
+        keyed: bool = True,
+        led: Sequence[tuple[int, int, int, int]] = ...,
+        batch: bool = False,
+        compacted: bool = False,
     ) -> None:
         """Adds a topic or changes its row. `fast` False: its sends and pulls come out as commands. When it became
-        narrower, pulls that wait on it are answered at the next `expire`."""
-    def allow_sends(self, topic: str, plain: bool, keyed: bool) -> None:
-        """Which sends of a known topic are served: without and with a sharding key; at first both."""
-    def lead(self, topic: str, queues: Sequence[tuple[int, int, int, int]]) -> None:
-        """Queues of a known static topic that are led here, each (logical queue, queue, logical offset at which its
-        last stretch begins, the same as the queue's offset). Sends to them are served, though the topic is not fast."""
-    def batch_topic(self, topic: str, batch: bool) -> None:
-        """The topic's queues are batch queues, or are not; before its first message."""
-    def compaction_topic(self, topic: str, compacted: bool) -> None:
-        """The topic's queues are compacted, or are not."""
+        narrower, pulls that wait are answered at the next `expire`. `plain`, `keyed`: sends without, with a sharding
+        key are served. `led`: queues of a static topic, not fast, whose sends are served all the same (logical queue,
+        queue, logical offset at which its last stretch begins, the queue's). `batch`, `compacted`: its queues are."""
     def compact(self, topic: str, queue: int, position: int) -> tuple[int, int, int] | None:
         """Compacts the queue's full files if there are any with messages behind offset `position` (-1: all); takes as
         long as reading and writing them takes, so call it in a thread. The position for the next time, messages in

@@ -32,8 +32,9 @@ class ConfigFile:
         self._written = 0
         self._last = b""
 
-    def load(self) -> Any | None:
-        """The parsed content, from the backup if need be; None when there is neither. Raises OSError."""
+    def load(self, read: Callable[[bytes], Any] = fastjson.loads) -> Any | None:
+        """What `read` makes of the content, or of the backup's if that is MalformedRequest; None when there is neither.
+        Raises OSError."""
         for path in (self.path, self.backup):
             try:
                 data = path.read_bytes()
@@ -43,7 +44,7 @@ class ConfigFile:
                 _log.warning("%s is empty; the next best copy is used", path)
                 continue
             try:
-                return fastjson.loads(data)
+                return read(data)
             except MalformedRequest as error:
                 _log.error("%s is damaged (%s); the next best copy is used", path, error)
         return None

@@ -99,8 +99,11 @@ def allow_topic(broker: Broker, topic: str) -> None:
     fast = topic not in NOT_SENDABLE and config.topic_filter_type == "SINGLE_TAG"
     mapping = broker.static_topics.get(topic)
     batches, compacted = has_batch_queues(config), is_compacted(config)
-    broker.store.engine.batch_topic(topic, batches)
-    broker.store.engine.compaction_topic(topic, compacted and broker.options.enable_compaction)
+    kind = "MIXED"
+    if broker.options.enable_topic_message_type_check and message_types.is_checked(config):
+        kind = message_types.type_of_topic(config)
+    # What comes to a retry topic may be a dead letter by now.
+    by_engine = not batches and not compacted and not topic.startswith(RETRY_PREFIX)
     broker.store.engine.allow_topic(
         topic,
         config.perm,
@@ -108,17 +111,11 @@ def allow_topic(broker: Broker, topic: str) -> None:
         config.write_queue_nums,
         fast and mapping is None,
         sys_flag=config.topic_sys_flag,
-    )
-    broker.store.engine.lead(topic, led_queues(mapping) if fast and mapping is not None else [])
-    kind = "MIXED"
-    if broker.options.enable_topic_message_type_check and message_types.is_checked(config):
-        kind = message_types.type_of_topic(config)
-    # What comes to a retry topic may be a dead letter by now.
-    by_engine = not batches and not compacted and not topic.startswith(RETRY_PREFIX)
-    broker.store.engine.allow_sends(
-        topic,
         plain=by_engine and kind in ("NORMAL", "MIXED"),
         keyed=by_engine and kind in ("FIFO", "MIXED"),
+        led=led_queues(mapping) if fast and mapping is not None else (),
+        batch=batches,
+        compacted=compacted and broker.options.enable_compaction,
     )
 
 

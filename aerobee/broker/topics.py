@@ -25,7 +25,7 @@ from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
 from aerobee.errors import error_for
 from aerobee.protocol import fastjson
-from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.protocol.bodies.topics import TopicConfig, TopicConfigSerializeWrapper
 from aerobee.protocol.codes import ResponseCode
 
 _log = logging.getLogger("aerobee.broker.topics")
@@ -168,11 +168,12 @@ class TopicTable:
         for config in self._system_topics():
             self._own_system.add(config.topic_name)
             self.table[config.topic_name] = config
-        data = self.file.load()
-        if data:
-            for name, entry in (data.get("topicConfigTable") or {}).items():
-                self.table[name] = TopicConfig.from_dict({"topicName": name, **entry})
-            self.version = DataVersion.from_json(data.get("dataVersion"))
+        kept = self.file.load(TopicConfigSerializeWrapper.from_json)
+        if kept is not None:
+            for name, config in kept.topic_config_table.items():
+                config.topic_name = config.topic_name or name
+            self.table.update(kept.topic_config_table)
+            self.version = DataVersion.from_json(kept.data_version.to_dict())
         if not self._options.auto_create_topic_enable:
             self.table.pop(AUTO_CREATE_TOPIC, None)
 

@@ -206,8 +206,7 @@ async def _serve(
         raise
     finally:
         gc.enable()
-    gc.collect()
-    gc.freeze()  # what lives as long as the process need not be looked at again
+    gc.freeze()  # what lives as long as the process is never looked at again; a start leaves no garbage
     print(f"{describe(server, options)}, pid {os.getpid()}, after {_age_ms()} ms", flush=True)
     failing = asyncio.ensure_future(server.failed())
     await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)

@@ -422,7 +422,8 @@ impl Engine {
         self.enter(py, |engine| engine.change(|settings| *settings = changed))
     }
 
-    #[pyo3(signature = (topic, perm, read_queues, write_queues, fast, sys_flag = 0))]
+    #[pyo3(signature = (topic, perm, read_queues, write_queues, fast, *, sys_flag = 0, plain = true, keyed = true,
+                        led = Vec::new(), batch = false, compacted = false))]
     #[allow(clippy::too_many_arguments)]
     fn allow_topic(
         &self,
@@ -433,25 +434,20 @@ impl Engine {
         write_queues: u32,
         fast: bool,
         sys_flag: i32,
+        plain: bool,
+        keyed: bool,
+        led: Vec<(u32, u32, i64, i64)>,
+        batch: bool,
+        compacted: bool,
     ) -> PyResult<()> {
-        self.enter(py, |engine| engine.allow_topic(topic, perm, read_queues, write_queues, sys_flag, fast))
-    }
-
-    fn allow_sends(&self, py: Python<'_>, topic: &str, plain: bool, keyed: bool) -> PyResult<()> {
-        self.enter(py, |engine| engine.allow_sends(topic, plain, keyed))
-    }
-
-    fn lead(&self, py: Python<'_>, topic: &str, queues: Vec<(u32, u32, i64, i64)>) -> PyResult<()> {
-        let led = |(logical_queue, queue, logical_start, start)| Led { logical_queue, queue, logical_start, start };
-        self.enter(py, |engine| engine.lead(topic, queues.into_iter().map(led).collect()))
-    }
-
-    fn batch_topic(&self, py: Python<'_>, topic: &str, batch: bool) -> PyResult<()> {
-        self.enter(py, |engine| engine.batch_topic(topic, batch))
-    }
-
-    fn compaction_topic(&self, py: Python<'_>, topic: &str, compacted: bool) -> PyResult<()> {
-        self.enter(py, |engine| engine.compaction_topic(topic, compacted))
+        let row = |(logical_queue, queue, logical_start, start)| Led { logical_queue, queue, logical_start, start };
+        self.enter(py, |engine| {
+            engine.batch_topic(topic, batch);
+            engine.compaction_topic(topic, compacted);
+            engine.allow_topic(topic, perm, read_queues, write_queues, sys_flag, fast);
+            engine.lead(topic, led.into_iter().map(row).collect());
+            engine.allow_sends(topic, plain, keyed);
+        })
     }
 
     fn compact(&self, py: Python<'_>, topic: &str, queue: u32, position: i64) -> PyResult<Option<(i64, u64, u64)>> {

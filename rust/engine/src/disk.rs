@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use rustix::fs::{FlockOperation, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom};
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,9 @@ pub struct Space {
     pub total: u64,
     pub free: u64,
 }
+
+/// Tells the size of a file; see [`Disk::file_lens_below`].
+pub type FileLens<'a> = Box<dyn Fn(&str) -> io::Result<u64> + Send + Sync + 'a>;
 
 /// An open file. Positions are explicit, so it may be shared between threads.
 pub trait DiskFile: Send + Sync {
@@ -87,6 +90,10 @@ pub trait Disk: Send + Sync {
     fn exists(&self, path: &Path) -> bool;
     /// Size of a file, without opening it.
     fn file_len(&self, path: &Path) -> io::Result<u64>;
+    /// Sizes of many files below `dir`, by their paths from there: shorter ones, so that each costs less.
+    fn file_lens_below<'a>(&'a self, dir: &'a Path) -> io::Result<FileLens<'a>> {
+        Ok(Box::new(move |path| self.file_len(&dir.join(path))))
+    }
     fn create_dirs(&self, dir: &Path) -> io::Result<()>;
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory with everything in it; an absent one is fine.
@@ -238,6 +245,11 @@ impl Disk for RealDisk {
 
     fn file_len(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
+    }
+
+    fn file_lens_below<'a>(&'a self, dir: &'a Path) -> io::Result<FileLens<'a>> {
+        let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+        Ok(Box::new(move |path| Ok(rustix::fs::statat(&dir, path, AtFlags::empty())?.st_size as u64)))
     }
 
     fn create_dirs(&self, dir: &Path) -> io::Result<()> {

@@ -22,6 +22,7 @@
 mod batches;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::io;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch_queue::{self, BatchEntry};
 use crate::checkpoint::Checkpoint;
-use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
+use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile, NAME_DIGITS};
 use crate::consume_queue::{Entry, FileUnit, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{DirEntry, Disk, DiskFile, Mode};
 use crate::error::{is_full, Error};
@@ -154,22 +155,21 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
 /// Leaves the queues' bounds for the next start, after everything is flushed.
 pub(crate) fn save_snapshot(store: &Store) -> Result<(), Error> {
     let shared = &store.shared;
+    let checkpoint = lock(&shared.worker).checkpoint.encode();
     let mut queues = Vec::new();
     let state = shared.state();
     for queue in state.queues.iter().filter(|q| !q.deleted && q.next() > 0 && q.batches.is_none()) {
         queues.push(QueueBounds {
-            topic: queue.topic.to_string(),
+            topic: &queue.topic,
             queue_id: queue.queue_id,
             min: queue.min,
             next: queue.next(),
             min_position: queue.min_position,
         });
     }
-    drop(state);
     if queues.len() < snapshot::QUEUES_MIN {
         return Ok(());
     }
-    let checkpoint = lock(&shared.worker).checkpoint.encode();
     let root = &shared.options.root;
     snapshot::save(shared.disk.as_ref(), root, &checkpoint, &queues)
         .map_err(|e| Error::write("writing the snapshot in", root, &e))
@@ -324,44 +324,57 @@ impl Recovery<'_> {
     /// Takes the queues from a clean stop's snapshot, if it names the topics that are on disk.
     fn load_snapshot(&mut self, topics: &[DirEntry]) -> Option<Reached> {
         let root = self.store.shared.options.root.clone();
-        let queues = snapshot::load(self.disk(), &root, &self.checkpoint.encode()).filter(|_| self.clean)?;
-        let mut named: Vec<&str> = queues.iter().map(|q| q.topic.as_str()).collect();
+        let bytes = snapshot::load(self.disk(), &root).filter(|_| self.clean)?;
+        let queues = snapshot::parse(&bytes, &self.checkpoint.encode())?;
+        let mut named: Vec<&str> = queues.iter().map(|q| q.topic).collect();
         named.dedup(); // a topic's queues often follow one another
         let named: BTreeSet<&str> = named.into_iter().collect();
         let there: BTreeSet<&str> = topics.iter().map(|e| e.name.as_str()).collect();
         if named != there || topics.iter().any(|e| !e.is_dir) {
             return None;
         }
-        let units = self.store.shared.options.queue_file_units;
+        let shared = self.store.shared.clone();
+        let units = shared.options.queue_file_units;
         let file_bytes = units * UNIT_BYTES as u64;
         let queue_root = root.join("consumequeue");
-        let disk = self.disk();
-        let is_whole = |bounds: &snapshot::QueueBounds| {
-            let newest = (bounds.next - 1) as u64 / units * file_bytes;
-            let name = format!("{}/{}/{}", bounds.topic, bounds.queue_id, file_name(newest));
-            disk.file_len(&queue_root.join(name)).is_ok_and(|bytes| bytes == file_bytes)
+        let file_len = shared.disk.file_lens_below(&queue_root).ok()?;
+        let are_whole = |part: &[QueueBounds<'_>]| {
+            let mut name = String::new();
+            part.iter().all(|bounds| {
+                let newest = (bounds.next - 1) as u64 / units * file_bytes;
+                name.clear();
+                let _ = write!(name, "{}/{}/{newest:0width$}", bounds.topic, bounds.queue_id, width = NAME_DIGITS);
+                file_len(&name).is_ok_and(|bytes| bytes == file_bytes)
+            })
         };
-        // Looking at the files of 80,000 queues takes most of such a start: all cores look.
+        // Looking at the files of 80,000 queues takes most of such a start: all cores look, while the queues are made.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let all_whole = std::thread::scope(|scope| {
             let parts = queues.chunks(queues.len().div_ceil(threads).max(1));
-            let looks: Vec<_> = parts.map(|part| scope.spawn(|| part.iter().all(is_whole))).collect();
+            let looks: Vec<_> = parts.map(|part| scope.spawn(|| are_whole(part))).collect();
+            self.set_bounds(&queues, true);
             looks.into_iter().all(|look| look.join().unwrap_or(false))
         });
         if !all_whole {
+            self.set_bounds(&queues, false);
             return None;
         }
         // A clean stop's checkpoint names the newest record of all.
-        let reached = Reached { newest: Some(self.checkpoint.queue_position as u64), rebuild_from: None };
-        for bounds in &queues {
-            let number = self.store.queue(&bounds.topic, bounds.queue_id).0;
+        Some(Reached { newest: Some(self.checkpoint.queue_position as u64), rebuild_from: None })
+    }
+
+    /// Makes queues known with the snapshot's bounds; not `believed`, they are as if nobody had heard of them.
+    fn set_bounds(&mut self, queues: &[QueueBounds<'_>], believed: bool) {
+        self.store.reserve_queues(queues.len());
+        for bounds in queues {
+            let number = self.store.queue(bounds.topic, bounds.queue_id).0;
             let queue = &mut self.store.shared.state().queues[number as usize];
-            queue.min = bounds.min;
-            queue.tail_base = bounds.next;
-            queue.visible = bounds.next;
-            queue.min_position = bounds.min_position;
+            let (min, next, min_position) = match believed {
+                true => (bounds.min, bounds.next, bounds.min_position),
+                false => (0, 0, 0),
+            };
+            (queue.min, queue.tail_base, queue.visible, queue.min_position) = (min, next, next, min_position);
         }
-        Some(reached)
     }
 
     /// Makes the queues known that have files.
@@ -634,7 +647,7 @@ impl Recovery<'_> {
             }
             let mut window = self.window(*base)?;
             let mut from = if file == at_file { offset + 1 } else { 0 };
-            while let Some(candidate) = window.next_candidate(from) {
+            while let Some(candidate) = window.next_candidate(from, limit - base) {
                 if base + candidate >= limit {
                     break;
                 }
@@ -1080,7 +1093,8 @@ fn is_zero(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<bool> {
         }
         let want = bytes.len().min((to - at.min(to)) as usize);
         let n = file.read_at(at, &mut bytes[..want])?;
-        if bytes[..n].iter().any(|b| *b != 0) {
+        // Not `any`: without a way out in the middle it is done 32 bytes at a time.
+        if bytes[..n].iter().fold(0, |all, b| all | b) != 0 {
             return Ok(false);
         }
         if n == 0 {
@@ -1160,10 +1174,11 @@ impl Window {
         self.at(offset, size).and_then(RecordView::parse)
     }
 
-    /// The next offset from `from` on where bytes claim to be a record in its own place, or the file's blank.
-    fn next_candidate(&mut self, from: u64) -> Option<u64> {
+    /// The next offset from `from` on where bytes claim to be a record in its own place, or the file's blank; not looked for
+    /// from `limit` on.
+    fn next_candidate(&mut self, from: u64, limit: u64) -> Option<u64> {
         let mut offset = from;
-        while offset + BLANK_BYTES <= self.file_bytes {
+        while offset < limit && offset + BLANK_BYTES <= self.file_bytes {
             // Over holes without reading them; a record may begin a little before the data that is found.
             if let Ok(next) = self.file.next_data(offset) {
                 offset = offset.max(next?.saturating_sub(PHYSICAL_OFFSET_AT as u64 + 8));

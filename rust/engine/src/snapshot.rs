@@ -19,8 +19,8 @@ pub(crate) const QUEUES_MIN: usize = 1000;
 
 /// A queue's bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct QueueBounds {
-    pub topic: String,
+pub(crate) struct QueueBounds<'a> {
+    pub topic: &'a str,
     pub queue_id: u32,
     pub min: i64,
     pub next: i64,
@@ -32,7 +32,7 @@ fn path(root: &Path) -> PathBuf {
 }
 
 /// Writes the snapshot beside a checkpoint.
-pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56], queues: &[QueueBounds]) -> io::Result<()> {
+pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56], queues: &[QueueBounds<'_>]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(64 + queues.len() * 64);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(checkpoint);
@@ -54,11 +54,16 @@ pub(crate) fn save(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56], queues: 
     file.sync_data()
 }
 
-/// Reads the snapshot; `None` unless it is whole and belongs to this checkpoint.
-pub(crate) fn load(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56]) -> Option<Vec<QueueBounds>> {
+/// The snapshot's bytes, whatever they are worth.
+pub(crate) fn load(disk: &dyn Disk, root: &Path) -> Option<Vec<u8>> {
     let file = disk.open(&path(root), Mode::Read).ok()?;
     let mut bytes = vec![0; usize::try_from(file.len().ok()?).ok()?];
     file.read_at(0, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// What a snapshot says; `None` unless it is whole and belongs to this checkpoint.
+pub(crate) fn parse<'a>(bytes: &'a [u8], checkpoint: &[u8; 56]) -> Option<Vec<QueueBounds<'a>>> {
     let (body, crc) = bytes.split_at(bytes.len().checked_sub(4)?);
     if crc32fast::hash(body).to_be_bytes() != crc {
         return None;
@@ -74,7 +79,7 @@ pub(crate) fn load(disk: &dyn Disk, root: &Path, checkpoint: &[u8; 56]) -> Optio
         let (topic, after) = rest.split_at(len);
         *rest = after;
         queues.push(QueueBounds {
-            topic: String::from_utf8(topic.to_vec()).ok()?,
+            topic: std::str::from_utf8(topic).ok()?,
             queue_id: u32::from_be_bytes(take(rest)?),
             min: i64::from_be_bytes(take(rest)?),
             next: i64::from_be_bytes(take(rest)?),

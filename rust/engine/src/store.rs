@@ -642,6 +642,12 @@ impl Store {
         queue
     }
 
+    /// Makes room for so many more queues.
+    pub(crate) fn reserve_queues(&mut self, count: usize) {
+        self.slots.reserve(count);
+        self.shared.state().queues.reserve(count);
+    }
+
     /// The queue's handle if it is known.
     pub fn find_queue(&self, topic: &str, queue_id: u32) -> Option<QueueRef> {
         self.topics.get(topic)?.queues.get(queue_id)

@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use aerobee_engine::disk::{Disk, Mode, Random};
 use aerobee_engine::error::Error;
@@ -590,6 +591,63 @@ fn an_empty_queue_file_alone_does_not_stop_the_start() {
     let file = bench.disk.open(&bench.queue_file("t", 0, 0), Mode::Write).unwrap();
     file.set_len(0).unwrap();
     all_thirty_are_there(&mut bench.open());
+}
+
+/// A store with a message in each of 1,200 queues, enough for a clean stop to leave their bounds.
+fn with_many_queues() -> Bench {
+    let mut bench = Bench::new(FlushMode::Async);
+    bench.options.index_enable = false;
+    let mut store = bench.open();
+    for n in 0..1200 {
+        stage(&mut store, &format!("t{}", n / 12), n % 12, format!("body-{n}").as_bytes(), "k").unwrap();
+    }
+    store.commit().unwrap();
+    store.close().unwrap();
+    bench
+}
+
+fn all_many_are_there(store: &mut Store) {
+    for n in 0..1200 {
+        let topic = format!("t{}", n / 12);
+        assert_eq!(bounds(store, &topic, n % 12), (0, 1), "queue {n}");
+        assert_eq!(body(store, &topic, n % 12, 0).as_deref(), Some(format!("body-{n}").as_bytes()), "queue {n}");
+    }
+}
+
+#[test]
+fn many_queues_begin_with_the_bounds_that_a_clean_stop_left() {
+    let bench = with_many_queues();
+    let snapshot = Path::new("/store/queues.snapshot");
+    assert!(bench.disk.exists(snapshot));
+    // Not looked into: an entry that does not count would not be noticed.
+    bench.write(&bench.queue_file("t7", 7, 0), 20, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut store = bench.open();
+    assert!(bench.silent() && !bench.disk.exists(snapshot), "{:?}", bench.lines);
+    all_many_are_there(&mut store);
+    append(&mut store, "t7", 7, b"next", "n");
+    bench.disk.kill();
+    drop(store);
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "t7", 7), (0, 2));
+    assert_eq!(body(&mut store, "t7", 7, 1).as_deref(), Some(&b"next"[..]));
+}
+
+#[test]
+fn bounds_that_a_clean_stop_left_are_not_believed_beside_other_files() {
+    type Damage = fn(&Bench);
+    let damages: [Damage; 4] = [
+        |bench| bench.disk.open(&bench.queue_file("t50", 3, 0), Mode::Write).unwrap().set_len(30).unwrap(),
+        |bench| bench.disk.open(&bench.queue_file("t99", 11, 0), Mode::Write).unwrap().set_len(0).unwrap(),
+        |bench| bench.write("/store/queues.snapshot".as_ref(), 100, b"?"),
+        |bench| bench.disk.create_dirs("/store/consumequeue/other".as_ref()).unwrap(),
+    ];
+    for damage in damages {
+        let bench = with_many_queues();
+        damage(&bench);
+        let mut store = bench.open();
+        all_many_are_there(&mut store);
+        assert_eq!(bounds(&store, "t100", 0), (0, 0));
+    }
 }
 
 #[test]
