@@ -37,8 +37,9 @@ const TOPIC_NOT_EXIST: i32 = 17;
 const LMQ_QUOTA_EXCEEDED: i32 = 2017;
 /// Compiled SQL filters kept; above this the collection starts anew.
 const PROGRAMS_MAX: usize = 1024;
-/// A write of this much costs so little for each byte that more of it saves nothing.
-const STAGED_BYTES_MAX: usize = 256 * 1024;
+/// What connections read one after the other have sent shares a write of at most about this. With four senders of batches, a
+/// quarter of a megabyte in flight each, writes of 1 MiB cost a message 6 % less CPU than writes of a quarter.
+const STAGED_BYTES_MAX: usize = 1024 * 1024;
 /// So much of one connection is read in a turn before others have theirs: 0.6 ms of the loop, at 1.3 µs for 1.1 kB.
 const READ_ON_BYTES_MAX: usize = 512 * 1024;
 /// Pulls wait for the first message of at most so many queues of topics that need not exist; more are answered at once.
