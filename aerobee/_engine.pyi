@@ -20,6 +20,7 @@ __all__ = [
     "Turn",
     "check_sql",
     "encode_frame",
+    "look_ahead",
     "loose_json",
     "strict_json",
 ]
@@ -45,8 +46,10 @@ def strict_json(text: str) -> tuple[str, bool]:
     "\\0" and the object's JSON. Raises MalformedRequest."""
 
 def loose_json(json: bytes, pretty: bool, bare_keys: bool) -> bytes:
-    """Compact JSON as Java spells it. `pretty`: a line an entry, a tab a level. `bare_keys`: keys that are numbers lose
-    their quotes."""
+    """JSON as Java spells it. `pretty`: a line an entry, a tab a level. `bare_keys`: number keys lose their quotes."""
+
+def look_ahead(root: str, queue_file_units: int) -> object:
+    """Begins, in threads, to look at the files of a store with many queues that will be opened soon; for `open`."""
 
 def check_sql(expression: str) -> str | None:
     """What is wrong with an SQL92 filter and where; None: nothing."""
@@ -57,8 +60,8 @@ class Decoder:
 
     def __new__(cls, frame_bytes_max: int = 16777216) -> Self: ...
     def feed(self, data: Buffer) -> list[CommandTuple]:
-        """Commands that `data` completes. Raises ProtocolError on garbage (close the connection then);
-        commands in front of the garbage are lost with it. Keeps only what really arrived."""
+        """Commands that `data` completes; keeps only what really arrived. Raises ProtocolError on garbage (close the
+        connection then): commands in front of it are lost too."""
     @property
     def kept_bytes(self) -> int:
         """Bytes of an unfinished frame that wait for the rest."""
@@ -143,16 +146,15 @@ class Turn:
 @final
 class Engine:
     @staticmethod
-    def open(options: dict[str, object]) -> Engine:
+    def open(options: dict[str, object], look: object = None) -> Engine:
         """Opens and recovers the store; blocks, so call it in a thread. `root` (directory), and optionally sync_flush
         (bool), log_file_bytes, queue_file_units, batch_file_units, batch_topics (those with batch queues),
         compaction_topics (those whose queues are compacted), compaction_log_file_bytes, compaction_queue_file_bytes,
         compaction_map_bytes (memory while compacting), index_slots, index_entries, index_enable, store_host (ip:port),
         log_flush_interval_ms, log_flush_bytes_min, log_flush_forced_ms, queue_flush_interval_ms, queue_flush_forced_ms,
-        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list),
-        light_queues (records get entries in the light queues they name),
-        utc_offset_ms (for the names of index files), background (False: no flusher).
-        Unknown keys raise TypeError."""
+        checkpoint_bytes, unflushed_bytes_max, disk_used_ratio_max, delay_levels_ms (list), light_queues (records get
+        entries in the light queues they name), utc_offset_ms (for the names of index files), background (False: no
+        flusher). Unknown keys raise TypeError. `look`: what `look_ahead` has returned."""
     def session(self, peer: str) -> int:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
@@ -180,8 +182,7 @@ class Engine:
         """Settings for all: fast (False: everything comes out as commands), broker_perm, body_bytes_max,
         frame_bytes_max, store_host, region, trace_on, cluster, long_polling, short_polling_ms, lite_pull,
         pull_bytes_max, pull_count_max, recent_bytes (older records: old_pull_bytes_max, old_pull_count_max),
-        filter_entries_max, turn_bytes_max, parked_max (a session), sync_flush_timeout_ms,
-        light_queues_max (None: any number), version (in replies)."""
+        filter_entries_max, turn_bytes_max, parked_max (a session), sync_flush_timeout_ms, light_queues_max, version."""
     def allow_topic(
         self,
         topic: str,
@@ -255,8 +256,7 @@ class Engine:
     def search_index(
         self, topic: str, key: str, kind: str, limit: int, begin_ms: int, end_ms: int
     ) -> tuple[list[bytes], int, int]:
-        """The newest records with this key (`kind` T: this tag), oldest of them first; then the index's last update:
-        ms, position."""
+        """The newest records with this key (`kind` T: tag), oldest first; the index's last update: ms, position."""
     def topics(self) -> dict[str, list[int]]:
         """Topics that have queues in the store, with their queue ids."""
     def delete_topic(self, topic: str) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("aerobee.broker.store")
 
-UNIT_BYTES: Final = 20
 BATCH_UNIT_BYTES: Final = 46
 UNFLUSHED_BYTES_MAX: Final = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10
 """Log that the device has not taken yet, from which senders wait: less than the kernel allows before a write of its own
@@ -38,7 +37,7 @@ def store_settings(options: BrokerOptions, topics: TopicTable) -> dict[str, obje
         "root": options.store_path_root_dir,
         "sync_flush": options.sync_flush,
         "log_file_bytes": options.mapped_file_size_commit_log,
-        "queue_file_units": options.mapped_file_size_consume_queue // UNIT_BYTES,
+        "queue_file_units": options.queue_file_units,
         "batch_file_units": options.mapper_file_size_batch_consume_queue // BATCH_UNIT_BYTES,
         "batch_topics": topics.with_batch_queues(),
         "compaction_topics": topics.compacted(),

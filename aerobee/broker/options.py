@@ -16,6 +16,7 @@ from aerobee.options import Options, setting
 
 LOOPBACK: Final = "127.0.0.1"
 FAST_PORT_OFFSET: Final = 2
+QUEUE_UNIT_BYTES: Final = 20
 """Clients with the VIP channel switched on dial `listenPort - 2` for sends; a second listener serves it."""
 
 _NO_REPLICATION: Final = "there is no replication, every broker is a master of its own"
@@ -373,6 +374,11 @@ class BrokerOptions(Options):
     def store_dir(self) -> Path:
         """Directory of the store."""
         return Path(self.store_path_root_dir)
+
+    @property
+    def queue_file_units(self) -> int:
+        """Entries that a consume queue's file holds."""
+        return self.mapped_file_size_consume_queue // QUEUE_UNIT_BYTES
 
     @property
     def sync_flush(self) -> bool:

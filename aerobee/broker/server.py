@@ -64,8 +64,10 @@ PRODUCER_READS_S: Final = 1.0
 class Broker:
     """A broker in this process and event loop; see the head of this file."""
 
-    def __init__(self, options: BrokerOptions, clock: Clock | None = None) -> None:
+    def __init__(self, options: BrokerOptions, clock: Clock | None = None, *, look: object = None) -> None:
+        """`look`: what `store.look_ahead` has begun."""
         self.options = options
+        self._look = look
         self.clock: Clock = clock or SystemClock()
         self._config_dir = config_dir = options.store_dir / "config"
         self.topics = TopicTable(options, config_dir, on_change=self._topic_changed, on_register=self._topics_changed)
@@ -119,6 +121,7 @@ class Broker:
             self.clock,
             sync_flush=options.sync_flush,
             flush_timeout_s=options.sync_flush_timeout / 1000,
+            look=self._look,
         )
         self.opened = True
         try:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql
+from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql, look_ahead
 from aerobee.clock import Clock
 from aerobee.errors import error_for
 from aerobee.log import Complaints
@@ -26,7 +26,7 @@ from aerobee.net.connection import Connection
 from aerobee.net.hub import RECEIVE_BYTES
 from aerobee.protocol.codes import ResponseCode
 
-__all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store", "check_sql"]
+__all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store", "check_sql", "look_ahead"]
 
 EXPIRE_TICK_S: Final = 0.2
 """Parked pulls end at most this much late."""
@@ -66,10 +66,16 @@ class Store:
 
     @classmethod
     async def open(
-        cls, settings: dict[str, object], clock: Clock, *, sync_flush: bool, flush_timeout_s: float
+        cls,
+        settings: dict[str, object],
+        clock: Clock,
+        *,
+        sync_flush: bool,
+        flush_timeout_s: float,
+        look: object = None,
     ) -> Store:
         """Opens and recovers the store in a thread. Raises StoreError (locked, unwritable, damaged beyond repair)."""
-        engine = await asyncio.to_thread(Engine.open, settings)
+        engine = await asyncio.to_thread(Engine.open, settings, look)
         return cls(engine, clock, sync_flush=sync_flush, flush_timeout_s=flush_timeout_s)
 
     def start(

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::FromRawFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aerobee_engine::clock::SystemClock;
@@ -14,6 +15,7 @@ use aerobee_engine::property;
 use aerobee_engine::pull::Found;
 use aerobee_engine::record::{NewRecord, RecordView};
 use aerobee_engine::session;
+use aerobee_engine::snapshot;
 use aerobee_engine::sql;
 use aerobee_engine::store::{self, DeletePolicy, FlushMode, StoreOptions};
 use aerobee_engine::tables::{Filter, Led, Settings};
@@ -327,14 +329,25 @@ fn change_setting(settings: &mut Settings, key: &str, value: &Bound<'_, PyAny>) 
     Ok(())
 }
 
+/// What `look_ahead` has begun; for `Engine.open`, once.
+#[pyclass]
+pub struct Look(Option<snapshot::Look>);
+
+#[pyfunction]
+pub fn look_ahead(root: PathBuf, queue_file_units: u64) -> Look {
+    Look(Some(snapshot::Look::begin(Arc::new(RealDisk), &root, queue_file_units)))
+}
+
 /// Command for policy, as `CommandTuple`: what comes in, so that `pull` can be answered.
 type CommandIn<'py> = (i32, u8, i32, i32, i32, Option<String>, Bound<'py, PyDict>, Bound<'py, PyAny>, u8);
 
 #[pymethods]
 impl Engine {
     #[staticmethod]
-    fn open(py: Python<'_>, options: &Bound<'_, PyDict>) -> PyResult<Engine> {
+    #[pyo3(signature = (options, look = None))]
+    fn open(py: Python<'_>, options: &Bound<'_, PyDict>, look: Option<&Bound<'_, Look>>) -> PyResult<Engine> {
         let options = store_options(options)?;
+        let look = look.and_then(|look| look.borrow_mut().0.take());
         let settings = Settings { store_host: options.store_host, ..Settings::default() };
         let progress = |line: &str| {
             let lines = [line.to_owned()];
@@ -343,7 +356,7 @@ impl Engine {
         };
         let opened = enter(py, || {
             let clock = Arc::new(SystemClock);
-            let store = store::Store::open(options, Arc::new(RealDisk), clock.clone(), &progress)?;
+            let store = store::Store::open_looked_at(options, look, Arc::new(RealDisk), clock.clone(), &progress)?;
             Ok(session::Engine::new(store, clock, settings))
         })?;
         let engine = opened.map_err(|error| store_error(py, &error))?;
@@ -834,6 +847,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Receipt>()?;
     m.add_class::<Batch>()?;
     m.add_function(wrap_pyfunction!(check_sql, m)?)?;
+    m.add_function(wrap_pyfunction!(look_ahead, m)?)?;
     // What a command looks like is said in the stub; a tuple needs no class.
     m.add("CommandTuple", m.py().get_type::<PyTuple>())?;
     Ok(())

@@ -23,7 +23,7 @@ pub mod record;
 pub mod recovery;
 pub mod send;
 pub mod session;
-mod snapshot;
+pub mod snapshot;
 pub mod sql;
 pub mod store;
 pub mod tables;

@@ -22,7 +22,6 @@
 mod batches;
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt::Write as _;
 use std::io;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -30,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch_queue::{self, BatchEntry};
 use crate::checkpoint::Checkpoint;
-use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile, NAME_DIGITS};
+use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
 use crate::consume_queue::{Entry, FileUnit, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{DirEntry, Disk, DiskFile, Mode};
 use crate::error::{is_full, Error};
@@ -41,7 +40,7 @@ use crate::record::{
     has_index_entry, has_queue_entry, read_u32, read_u64, RecordView, BLANK_BYTES, MAGIC_BLANK, MAGIC_V1, MAGIC_V2,
     PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
 };
-use crate::snapshot::{self, QueueBounds};
+use crate::snapshot::{self, Look, QueueBounds};
 use crate::store::{lock, Position, Store, StoreOptions};
 
 /// How much of the log is read at a time.
@@ -114,8 +113,8 @@ fn first_queue_file_units(disk: &dyn Disk, root: &Path, unit_bytes: u64) -> io::
     Ok(None)
 }
 
-/// Recovers; afterwards the store can be written to.
-pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), Error> {
+/// Recovers; afterwards the store can be written to. `look`: somebody has begun to look at the snapshot's queues.
+pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let shared = store.shared.clone();
     let root = shared.options.root.clone();
     for dir in ["commitlog", "consumequeue", "index"] {
@@ -133,6 +132,7 @@ pub(crate) fn recover(store: &mut Store, progress: &dyn Fn(&str)) -> Result<(), 
         prefixes: HashMap::new(),
         lost_bytes: 0,
         index_from: 0,
+        look,
         progress: Progress { say: progress, started: Instant::now(), last: Instant::now() },
         changed: false,
         full: false,
@@ -215,6 +215,7 @@ struct Recovery<'a> {
     lost_bytes: u64,
     /// Records at this position and later are not in the index.
     index_from: Position,
+    look: Option<Look>,
     progress: Progress<'a>,
     /// Something was repaired, so that a checkpoint is worth writing.
     changed: bool,
@@ -325,7 +326,12 @@ impl Recovery<'_> {
     fn load_snapshot(&mut self, topics: &[DirEntry]) -> Option<Reached> {
         let root = self.store.shared.options.root.clone();
         let bytes = snapshot::load(self.disk(), &root).filter(|_| self.clean)?;
-        let queues = snapshot::parse(&bytes, &self.checkpoint.encode())?;
+        let (_, queues) = snapshot::parse(&bytes).filter(|(checkpoint, _)| *checkpoint == self.checkpoint.encode())?;
+        let units = self.store.shared.options.queue_file_units;
+        let look = match self.look.take() {
+            Some(look) if look.is_for(&root, units) => look,
+            _ => Look::begin(self.store.shared.disk.clone(), &root, units),
+        };
         let mut named: Vec<&str> = queues.iter().map(|q| q.topic).collect();
         named.dedup(); // a topic's queues often follow one another
         let named: BTreeSet<&str> = named.into_iter().collect();
@@ -333,29 +339,8 @@ impl Recovery<'_> {
         if named != there || topics.iter().any(|e| !e.is_dir) {
             return None;
         }
-        let shared = self.store.shared.clone();
-        let units = shared.options.queue_file_units;
-        let file_bytes = units * UNIT_BYTES as u64;
-        let queue_root = root.join("consumequeue");
-        let file_len = shared.disk.file_lens_below(&queue_root).ok()?;
-        let are_whole = |part: &[QueueBounds<'_>]| {
-            let mut name = String::new();
-            part.iter().all(|bounds| {
-                let newest = (bounds.next - 1) as u64 / units * file_bytes;
-                name.clear();
-                let _ = write!(name, "{}/{}/{newest:0width$}", bounds.topic, bounds.queue_id, width = NAME_DIGITS);
-                file_len(&name).is_ok_and(|bytes| bytes == file_bytes)
-            })
-        };
-        // Looking at the files of 80,000 queues takes most of such a start: all cores look, while the queues are made.
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let all_whole = std::thread::scope(|scope| {
-            let parts = queues.chunks(queues.len().div_ceil(threads).max(1));
-            let looks: Vec<_> = parts.map(|part| scope.spawn(|| are_whole(part))).collect();
-            self.set_bounds(&queues, true);
-            looks.into_iter().all(|look| look.join().unwrap_or(false))
-        });
-        if !all_whole {
+        self.set_bounds(&queues, true);
+        if !look.confirms(&bytes) {
             self.set_bounds(&queues, false);
             return None;
         }

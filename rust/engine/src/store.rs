@@ -31,6 +31,7 @@ use crate::light_queue;
 use crate::property::{flag, java_hash, java_hash_on, scan};
 use crate::record::{self, has_index_entry, has_queue_entry, NewRecord, Place, RecordView, BLANK_BYTES};
 use crate::recovery;
+use crate::snapshot::Look;
 
 pub use crate::consume_queue::Entry;
 pub use crate::index::IndexHits;
@@ -507,6 +508,20 @@ impl Store {
         clock: Arc<dyn Clock>,
         progress: &dyn Fn(&str),
     ) -> Result<Store, Error> {
+        Store::open_looked_at(options, None, disk, clock, progress)
+    }
+
+    /// The same; somebody has begun to look at the queues.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_looked_at(
+        options: StoreOptions,
+        look: Option<Look>,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        progress: &dyn Fn(&str),
+    ) -> Result<Store, Error> {
         let mut options = options;
         let root = options.root.clone();
         disk.create_dirs(&root).map_err(|e| Error::open("making", &root, &e))?;
@@ -594,7 +609,7 @@ impl Store {
             closed: false,
             shared: shared.clone(),
         };
-        recovery::recover(&mut store, progress)?;
+        recovery::recover(&mut store, look, progress)?;
         store.adopt_state();
         lock(&shared.worker).check_space(&shared);
         if options.background {

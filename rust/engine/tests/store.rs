@@ -4,10 +4,12 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use aerobee_engine::disk::{Disk, Mode, Random};
 use aerobee_engine::error::Error;
 use aerobee_engine::record::NewRecord;
+use aerobee_engine::snapshot::Look;
 use aerobee_engine::store::{DeletePolicy, FlushMode, Staged, Store};
 use common::{append, body, bounds, entry, found_by_key, stage, Bench, START_MS};
 
@@ -628,6 +630,33 @@ fn many_queues_begin_with_the_bounds_that_a_clean_stop_left() {
     bench.disk.kill();
     drop(store);
     let mut store = bench.open();
+    assert_eq!(bounds(&store, "t7", 7), (0, 2));
+    assert_eq!(body(&mut store, "t7", 7, 1).as_deref(), Some(&b"next"[..]));
+}
+
+#[test]
+fn somebody_may_have_begun_to_look_at_the_queues() {
+    let bench = with_many_queues();
+    let disk = || Arc::new(bench.disk.clone());
+    let root = Path::new("/store");
+    let open =
+        |look| Store::open_looked_at(bench.options.clone(), Some(look), disk(), bench.clock.clone(), &|_| ()).unwrap();
+    let mut store = open(Look::begin(disk(), root, bench.options.queue_file_units));
+    all_many_are_there(&mut store);
+    store.close().unwrap();
+    // At other sizes than the store has, at another store.
+    let mut store = open(Look::begin(disk(), root, 7));
+    all_many_are_there(&mut store);
+    store.close().unwrap();
+    let mut store = open(Look::begin(disk(), Path::new("/other"), bench.options.queue_file_units));
+    all_many_are_there(&mut store);
+    store.close().unwrap();
+    // At a store that somebody else has opened and changed since.
+    let look = Look::begin(disk(), root, bench.options.queue_file_units);
+    let mut store = bench.open();
+    append(&mut store, "t7", 7, b"next", "n");
+    store.close().unwrap();
+    let mut store = open(look);
     assert_eq!(bounds(&store, "t7", 7), (0, 2));
     assert_eq!(body(&mut store, "t7", 7, 1).as_deref(), Some(&b"next"[..]));
 }
