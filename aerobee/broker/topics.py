@@ -23,7 +23,7 @@ from aerobee.broker.attributes import LONG_MAX, Attribute, alter
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
-from aerobee.errors import error_for
+from aerobee.errors import MalformedRequest, error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.topics import TopicConfig, TopicConfigSerializeWrapper
 from aerobee.protocol.codes import ResponseCode
@@ -144,6 +144,14 @@ def is_compacted(config: TopicConfig) -> bool:
     return config.attributes.get("cleanup.policy") == "COMPACTION"
 
 
+def _read(data: bytes) -> Any:
+    """The table; the plain tree, if it is JSON but no table. Raises MalformedRequest when it is not even that."""
+    try:
+        return TopicConfigSerializeWrapper.from_json(data)
+    except MalformedRequest:
+        return fastjson.loads(data)
+
+
 class TopicTable:
     """All topics of this broker; see the head of this file."""
 
@@ -164,12 +172,17 @@ class TopicTable:
         self._own_system: set[str] = set()
 
     def load(self) -> None:
-        """Reads the file and adds the system topics; nobody is told of them one by one. Raises OSError."""
+        """Reads the file and adds the system topics; nobody is told of them one by one.
+
+        Raises OSError, and MalformedRequest at a setting that cannot be one: to go on without topics would be worse.
+        """
         for config in self._system_topics():
             self._own_system.add(config.topic_name)
             self.table[config.topic_name] = config
-        kept = self.file.load(TopicConfigSerializeWrapper.from_json)
+        kept = self.file.load(_read)
         if kept is not None:
+            if isinstance(kept, dict):
+                kept = TopicConfigSerializeWrapper.from_dict(kept)  # raises, and says what is wrong
             for name, config in kept.topic_config_table.items():
                 config.topic_name = config.topic_name or name
             self.table.update(kept.topic_config_table)

@@ -21,7 +21,7 @@ from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import LEASE_S, LOST_S, OrderLocks
 from aerobee.broker.topics import TopicTable
 from aerobee.clock import ManualClock
-from aerobee.errors import ServerError
+from aerobee.errors import MalformedRequest, ServerError
 from aerobee.options import OptionsError
 from aerobee.protocol.bodies.client import SubscriptionData
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
@@ -149,6 +149,21 @@ def topics(tmp_path: Path, **values: Any) -> TopicTable:
     table = TopicTable(options(**values), tmp_path)
     table.load()
     return table
+
+
+def test_a_setting_that_cannot_be_one_does_not_cost_all_topics(tmp_path: Path) -> None:
+    text = '{"topicConfigTable":{"a":{"perm":%s,"attributes":null},"b":{"topicName":"b"}},"dataVersion":{"counter":7}}'
+    file = tmp_path / "topics.json"
+    for kept in (file, tmp_path / "topics.json.bak"):
+        kept.write_text(text % '"many"')
+    table = TopicTable(options(), tmp_path)
+    with pytest.raises(MalformedRequest, match="perm"):
+        table.load()
+    file.write_text("{half")  # no JSON at all: the copy is asked
+    (tmp_path / "topics.json.bak").write_text(text % '"4"')
+    table.load()
+    assert (table.table["a"].topic_name, table.table["a"].perm, table.version.counter) == ("a", 4, 7)
+    assert table.table["b"].perm == 6
 
 
 async def test_automatic_topics_inherit_by_apaches_rules(tmp_path: Path) -> None:
