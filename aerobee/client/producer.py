@@ -25,7 +25,7 @@ from typing import Final, Protocol, Self
 from aerobee.client.calls import sending_request, sent, unregister
 from aerobee.client.client import STATIC_BROKER, Client, TopicRoute, unique_instance_name
 from aerobee.client.results import SendResult
-from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError
+from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError, TopicNotExist
 from aerobee.net.connection import Connection
 from aerobee.protocol import message as wire
 from aerobee.protocol.bodies.client import ProducerData
@@ -53,6 +53,8 @@ RETRYABLE: Final = frozenset(
 )
 """Refusals that another broker may not repeat: the official clients' list, and a queue that moves for too long."""
 
+NEW_TOPIC_WAIT_S: Final = 0.05
+"""Between two questions for a topic that a broker has just made: it tells the name servers within milliseconds."""
 AVOID_S: Final = 5.0
 """How long a broker that could not be reached is left out while others are there."""
 POSTS_A_TURN: Final = 64
@@ -287,6 +289,8 @@ class Producer:
                 return self._stored(reply, chosen, message)
             except ServerError as refused:
                 error = refused
+                if self._guessed_wrong(route, refused) and await self._exists(message.topic, deadline):
+                    return await self._send(message, choose, int((deadline - loop.time()) * 1000), failed_at)
                 if refused.code not in RETRYABLE:
                     raise
             except (ConnectError, RequestTimeout) as broken:
@@ -317,16 +321,34 @@ class Producer:
                 return
             except ServerError as refused:
                 error = refused
-        retry = choose.may_retry and self._attempts > 1 and self._started
-        if isinstance(error, ServerError):
-            retry = retry and error.code in RETRYABLE
-        else:
+        retry = choose.may_retry and self._attempts > 1
+        failed_at = queue.broker_name
+        if not isinstance(error, ServerError):
             self._avoid[queue.broker_name] = asyncio.get_running_loop().time() + AVOID_S
-        if not retry:
+        elif self._guessed_wrong(self.client.routes.get(message.topic), error):
+            retry, failed_at = True, ""  # asked again the same way, and then it finds out
+        else:
+            retry = retry and error.code in RETRYABLE
+        if not retry or not self._started:
             out.set_exception(error)
             return
-        task = asyncio.get_running_loop().create_task(self._send(message, choose, timeout_ms, queue.broker_name))
+        task = asyncio.get_running_loop().create_task(self._send(message, choose, timeout_ms, failed_at))
         task.add_done_callback(lambda task: _copy(task, out))
+
+    def _guessed_wrong(self, route: TopicRoute | None, refused: ServerError) -> bool:
+        """Whether the topic has been made since its queues were guessed, with fewer of them."""
+        return route is not None and route.guessed and refused.code == ResponseCode.INVALID_PARAMETER
+
+    async def _exists(self, topic: str, deadline: float) -> bool:
+        """Waits until the name server knows a topic that a broker has."""
+        while True:
+            try:
+                await self.client.route(topic, fresh=True)
+                return True
+            except TopicNotExist:
+                if asyncio.get_running_loop().time() + NEW_TOPIC_WAIT_S >= deadline:
+                    return False
+                await asyncio.sleep(NEW_TOPIC_WAIT_S)
 
     def _stored(self, reply: RemotingCommand, queue: MessageQueue, message: Message) -> SendResult:
         ids = ",".join(message.batch_ids) if message.batch_ids else message.unique_id

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from aerobee import ConnectError, Consumer, Message, Producer, sync
+from aerobee import ConnectError, Consumer, Message, Producer, ServerError, sync
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.client.client import Client, TopicRoute, parse_name_servers
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
 from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicQueueMappingInfo, TopicRouteData
+from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.message import MessageQueue, java_hash
@@ -184,6 +185,41 @@ async def test_many_posts_in_a_row_leave_the_loop_to_others(tmp_path: Path) -> N
         assert turns >= 10
         task.cancel()
         await producer.flush()
+    await broker.stop()
+    await name_server.stop()
+
+
+async def test_a_topic_made_with_fewer_queues_than_were_guessed_is_sent_to_all_the_same(tmp_path: Path) -> None:
+    # Claim: who has guessed the queues of a topic that did not exist, and is told that there is no such queue, looks
+    # for the route, also while the name server does not know it yet; whatever chooses the queue, but for a caller who
+    # names one.
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await name_server.start()
+    broker = Broker(
+        BrokerOptions(
+            listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / "store"),
+            mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000,
+        )
+    )  # fmt: skip
+    await broker.start()
+    async with Producer(name_server.address) as producer:
+        for number, how in enumerate(({}, {"sharding_key": "b"}, {"selector": lambda queues, _: queues[-1]})):
+            for post in (False, True):
+                topic = f"t{number}{post}"
+                guess = await producer.client.publish_route(topic)
+                assert guess.guessed and len(guess.write_queues) == 4
+                await broker.topics.update([TopicConfig(topic_name=topic, read_queue_nums=1, write_queue_nums=1)])
+                for _ in range(5):
+                    producer.client.routes[topic] = guess
+                    if post:
+                        result = await (await producer.post(Message(topic, b"x"), **how))  # type: ignore[arg-type]
+                    else:
+                        result = await producer.send(Message(topic, b"x"), **how)  # type: ignore[arg-type]
+                    assert result.queue.queue_id == 0
+        producer.client.routes[topic] = guess
+        with pytest.raises(ServerError, match="illegal"):
+            await producer.send(Message(topic, b"x"), queue=guess.write_queues[3])
+        assert not producer.client.routes[topic].guessed
     await broker.stop()
     await name_server.stop()
 
