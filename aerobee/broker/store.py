@@ -116,8 +116,10 @@ class Store:
     def received(self, connection: Connection, data: memoryview) -> None:
         """A chunk arrived; what is no protocol closes the connection."""
         session = connection.session
+        write = connection.write_through
         if len(data) == RECEIVE_BYTES and (fd := connection.fileno()) >= 0:
             turn = self.engine.feed_on(session, data, fd)  # much is coming: it goes on without Python in between
+            write = connection.write
         else:
             # One after the other is at work: their messages may share a write. Somebody alone is answered at once.
             turn = self._feed(session, data, session != self._last_fed)
@@ -130,7 +132,7 @@ class Store:
             return
         replies = turn.replies
         if len(replies) == 1 and replies[0][0] == session:
-            connection.write(replies[0][1])
+            write(replies[0][1])
         elif replies:
             self._write(replies)
         commits = turn.commits

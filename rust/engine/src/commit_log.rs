@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk::{Disk, DiskFile, Mode};
 use crate::error::Error;
+use crate::memory::prefetch;
 use crate::record::{looks_like_record_at, read_u32};
 
 /// Blocks are reserved so far ahead of the end, or as far as was written since the start, whichever is less: allocating them one
@@ -32,6 +33,9 @@ const WRITE_BACK_BYTES: u64 = 32 << 20;
 
 /// At most so many log files are mapped at a time.
 const MAPS_MAX: usize = 64;
+
+/// Of a longer record the processor itself knows what comes next.
+const PREFETCH_BYTES_MAX: usize = 4096;
 
 /// Digits of a file's name.
 pub(crate) const NAME_DIGITS: usize = 20;
@@ -443,6 +447,16 @@ impl LogReader {
                 let n = mapped.file.read_at(within, &mut self.scratch).ok()?;
                 (n == size).then_some(&self.scratch[..])
             }
+        }
+    }
+
+    /// Asks the processor for the record at `position`, which will be read soon; only in the file that was read last.
+    #[inline]
+    pub fn prefetch(&self, log: &CommitLog, position: u64, size: usize) {
+        let within = (position % log.file_bytes) as usize;
+        let last = self.maps.get(self.last).filter(|mapped| mapped.base == log.base_of(position));
+        if let Some(map) = last.and_then(|mapped| mapped.map.as_ref()) {
+            prefetch(map.get(within..within + size.min(PREFETCH_BYTES_MAX)).unwrap_or(&[]));
         }
     }
 

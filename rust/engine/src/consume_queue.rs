@@ -163,9 +163,16 @@ pub(crate) struct QueueFiles {
     pub units: u64,
     unit_bytes: usize,
     disk: Arc<dyn Disk>,
-    open: HashMap<(u32, u64), (Arc<dyn DiskFile>, u64)>,
+    open: HashMap<(u32, u64), Open>,
     open_max: usize,
+    maps: bool,
     clock: u64,
+}
+
+struct Open {
+    file: Arc<dyn DiskFile>,
+    map: Option<memmap2::Mmap>,
+    used: u64,
 }
 
 /// A queue's name and number, as the files need them.
@@ -178,7 +185,12 @@ pub(crate) struct QueueKey<'a> {
 
 impl QueueFiles {
     pub fn new(root: PathBuf, units: u64, unit_bytes: usize, disk: Arc<dyn Disk>, open_max: usize) -> QueueFiles {
-        QueueFiles { root, units, unit_bytes, disk, open: HashMap::new(), open_max, clock: 0 }
+        QueueFiles { root, units, unit_bytes, disk, open: HashMap::new(), open_max, maps: false, clock: 0 }
+    }
+
+    /// For reading from open stores only: files of full size are mapped, which saves every pull a call of the system's.
+    pub fn mapped(self) -> QueueFiles {
+        QueueFiles { maps: true, ..self }
     }
 
     pub fn file_bytes(&self) -> u64 {
@@ -194,37 +206,39 @@ impl QueueFiles {
         self.queue_dir(topic, queue_id).join(file_name(file * self.file_bytes()))
     }
 
-    fn cached(&mut self, key: (u32, u64)) -> Option<Arc<dyn DiskFile>> {
+    fn cached(&mut self, key: (u32, u64)) -> Option<&Open> {
         self.clock += 1;
         let clock = self.clock;
-        self.open.get_mut(&key).map(|(file, used)| {
-            *used = clock;
-            file.clone()
+        self.open.get_mut(&key).map(|open| {
+            open.used = clock;
+            &*open
         })
     }
 
-    fn keep(&mut self, key: (u32, u64), file: &Arc<dyn DiskFile>) {
+    fn keep(&mut self, key: (u32, u64), file: Arc<dyn DiskFile>, map: Option<memmap2::Mmap>) {
         if self.open.len() >= self.open_max {
-            if let Some(oldest) = self.open.iter().min_by_key(|(_, (_, used))| *used).map(|(k, _)| *k) {
+            if let Some(oldest) = self.open.iter().min_by_key(|(_, open)| open.used).map(|(k, _)| *k) {
                 self.open.remove(&oldest);
             }
         }
-        self.open.insert(key, (file.clone(), self.clock));
+        self.open.insert(key, Open { file, map, used: self.clock });
     }
 
-    fn open_for_reading(&mut self, key: QueueKey<'_>, file: u64) -> io::Result<Arc<dyn DiskFile>> {
-        if let Some(open) = self.cached((key.number, file)) {
-            return Ok(open);
+    fn open_for_reading(&mut self, key: QueueKey<'_>, file: u64) -> io::Result<&Open> {
+        let number = (key.number, file);
+        if self.cached(number).is_none() {
+            let open = self.disk.open(&self.path(key.topic, key.queue_id, file), Mode::Read)?;
+            // A file that is too short must not be mapped beyond its end.
+            let map = if self.maps && open.len()? >= self.file_bytes() { open.map() } else { None };
+            self.keep(number, open, map);
         }
-        let open = self.disk.open(&self.path(key.topic, key.queue_id, file), Mode::Read)?;
-        self.keep((key.number, file), &open);
-        Ok(open)
+        self.open.get(&number).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The file for writing, made at full size when missing; the flag says that it was made.
     pub fn open_for_writing(&mut self, key: QueueKey<'_>, file: u64) -> io::Result<(Arc<dyn DiskFile>, bool)> {
         if let Some(open) = self.cached((key.number, file)) {
-            return Ok((open, false));
+            return Ok((open.file.clone(), false));
         }
         let path = self.path(key.topic, key.queue_id, file);
         let open = match self.disk.open(&path, Mode::Create) {
@@ -238,7 +252,7 @@ impl QueueFiles {
         if made {
             open.set_len(self.file_bytes())?;
         }
-        self.keep((key.number, file), &open);
+        self.keep((key.number, file), open.clone(), None);
         Ok((open, made))
     }
 
@@ -251,15 +265,20 @@ impl QueueFiles {
         while at < end {
             let file = at / self.units;
             let n = (end - at).min((file + 1) * self.units - at);
+            let (begin, len) = ((at % self.units) as usize * unit, n as usize * unit);
+            at += n;
             let open = self.open_for_reading(key, file)?;
+            if let Some(map) = &open.map {
+                bytes.extend_from_slice(&map[begin..begin + len]);
+                continue;
+            }
             let filled = bytes.len();
-            bytes.resize(filled + n as usize * unit, 0);
-            let got = open.read_at((at % self.units) * unit as u64, &mut bytes[filled..])?;
-            if got < n as usize * unit {
+            bytes.resize(filled + len, 0);
+            let got = open.file.read_at(begin as u64, &mut bytes[filled..])?;
+            if got < len {
                 bytes.truncate(filled + got - got % unit);
                 return Ok(());
             }
-            at += n;
         }
         Ok(())
     }
@@ -267,8 +286,8 @@ impl QueueFiles {
     /// One unit's bytes; `None` when its file is missing.
     pub fn read_unit<const N: usize>(&mut self, key: QueueKey<'_>, number: u64) -> Option<[u8; N]> {
         let mut unit = [0; N];
-        let open = self.open_for_reading(key, number / self.units).ok()?;
-        let n = open.read_at((number % self.units) * N as u64, &mut unit).ok()?;
+        let begin = (number % self.units) * N as u64;
+        let n = self.open_for_reading(key, number / self.units).ok()?.file.read_at(begin, &mut unit).ok()?;
         (n == N).then_some(unit)
     }
 
@@ -318,7 +337,7 @@ impl QueueFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::SimDisk;
+    use crate::disk::{RealDisk, SimDisk};
 
     #[test]
     fn a_queue_that_begins_late_is_filled_with_holes_and_spans_files() {
@@ -341,5 +360,30 @@ mod tests {
         assert_eq!(files.read_one(key, 44), Some(Entry { position: 4400, size: 100, tags_code: -44 }));
         assert!(Entry::decode(&HOLE).is_hole() && Entry::decode(&HOLE).is_valid());
         assert!(files.open_files() <= 2);
+    }
+
+    #[test]
+    fn a_mapped_file_is_read_while_it_is_written_and_one_that_is_too_short_is_not_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = || QueueFiles::new(dir.path().into(), 10, UNIT_BYTES, Arc::new(RealDisk), 2);
+        let (mut writer, mut reader) = (files(), files().mapped());
+        let key = QueueKey { number: 0, topic: "t", queue_id: 7 };
+        let unit = |n: u64| Entry { position: n * 100, size: 100, tags_code: 0 }.encode();
+        let all: Vec<Unit> = (0..25).map(unit).collect();
+        let mut bytes = Vec::new();
+        for (from, to) in [(0, 3), (3, 12), (12, 25)] {
+            writer.write(key, from, &all[from as usize..to].concat(), |_| {}).unwrap();
+            reader.read(key, 0, to, &mut bytes).unwrap();
+            assert_eq!(bytes, all[..to].concat());
+            assert_eq!(reader.read_one(key, to as i64 - 1), Some(Entry::decode(&all[to - 1])));
+        }
+        assert!(reader.open_files() <= 2 && reader.open.values().all(|open| open.map.is_some()));
+        assert!(writer.open.values().all(|open| open.map.is_none()));
+        // Somebody has cut the last file in the middle of a unit.
+        let cut = std::fs::OpenOptions::new().write(true).open(writer.path("t", 7, 2)).unwrap();
+        cut.set_len(3 * UNIT_BYTES as u64 + 5).unwrap();
+        let mut reader = files().mapped();
+        reader.read(key, 18, 7, &mut bytes).unwrap();
+        assert_eq!(bytes, all[18..23].concat());
     }
 }

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile, Mode};
+use crate::memory::prefetch;
 use crate::property::java_hash_on;
 
 const HEADER_BYTES: u64 = 40;
@@ -176,20 +177,8 @@ impl Slots {
 
     #[inline]
     fn prefetch(&self, slot: u32) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let at = slot as usize * SLOT_BYTES as usize;
-            if at < self.table.len() {
-                // SAFETY: a prefetch of an address inside the table; it cannot fault or change anything.
-                unsafe {
-                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-                        self.table.as_ptr().add(at).cast(),
-                    );
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = slot;
+        let at = slot as usize * SLOT_BYTES as usize;
+        prefetch(self.table.get(at..at + 1).unwrap_or(&[]));
     }
 
     #[inline]

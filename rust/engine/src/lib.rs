@@ -16,6 +16,7 @@ pub mod index;
 pub mod json;
 pub mod light_queue;
 pub mod loose;
+mod memory;
 pub mod parked;
 pub mod property;
 pub mod pull;

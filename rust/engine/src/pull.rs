@@ -31,6 +31,11 @@ const HOLE_BYTES: u32 = i32::MAX as u32;
 /// Entries fetched at a time while looking for matches.
 const LOOK_ENTRIES: usize = 128;
 
+/// So many records ahead of the one being copied the processor is asked for the next: those of a queue lie all over the
+/// log, in memory that nobody has touched for long. Pulls in 32s of 1 kB on an Intel server, by pairs: with
+/// 1 ahead they cost 14 % less CPU than with none, with 3 another 4 %, with 6 another 4, with 12 nothing more.
+const RECORDS_AHEAD: usize = 6;
+
 /// How a read ended; the names travel in replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -505,6 +510,9 @@ impl Reader {
         let start = out.len();
         found.count = 0;
         for (number, entry) in self.chosen.iter().enumerate() {
+            if let Some(ahead) = self.chosen.get(number + RECORDS_AHEAD) {
+                store.prefetch_record(ahead.position, ahead.size);
+            }
             if store.copy_record(entry.position, entry.size, out) {
                 found.count += self.counts.get(number).map_or(1, |count| u32::from(*count));
             }

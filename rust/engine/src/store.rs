@@ -579,7 +579,7 @@ impl Store {
         let mut store = Store {
             writer: LogWriter::default(),
             reader: LogReader::default(),
-            queue_reader: Mutex::new(files(READ_FILES_MAX)),
+            queue_reader: Mutex::new(files(READ_FILES_MAX).mapped()),
             batch_reader: Mutex::new(batch_files(READ_FILES_MAX)),
             batch_topics: options.batch_topics.iter().cloned().collect(),
             compaction_topics: options.compaction_topics.iter().cloned().collect(),
@@ -1266,6 +1266,12 @@ impl Store {
             }
             None => false,
         }
+    }
+
+    /// The record at `position` will be copied soon.
+    #[inline]
+    pub fn prefetch_record(&self, position: Position, size: u32) {
+        self.reader.prefetch(&self.shared.log, position, size as usize);
     }
 
     /// Shows the record's bytes to `look` without copying; `None` as `copy_record` says false.
