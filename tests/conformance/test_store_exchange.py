@@ -91,7 +91,7 @@ class Exchange:
         self._produce(f"Large{n}", count=12, size=100_000, compress_over=4_000_000, keys=f"large{n}-")
         for number in range(3):
             assert raw.send(BROKER, LONG_TOPIC, f"{kind} {n} {number}".encode(), {"KEYS": "long"})["code"] == 0
-        consumer = {"namesrv": NAMESRV, "name": plain, "topic": plain, "group": f"group{n}"}
+        consumer: dict[str, Any] = {"namesrv": NAMESRV, "name": plain, "topic": plain, "group": f"group{n}"}
         self.client.do("consume.start", fail_times=1 if n == 1 else 0, **consumer)
         self.client.do("consume.state", name=plain, received=20, timeout_ms=3_000 if n == 1 else 10_000)
         self.client.do("consume.stop", name=plain)
@@ -147,7 +147,7 @@ class Exchange:
         """So many messages of the topic, and what comes with them."""
         messages: list[dict[str, Any]] = []
         deadline = time.monotonic() + timeout_s
-        where = {"broker": BROKER, "broker_name": "broker-a", "topic": topic, "group": f"group{topic}"}
+        where: dict[str, Any] = {"broker": BROKER, "broker_name": "broker-a", "topic": topic, "group": f"group{topic}"}
         while len(messages) < count:
             assert time.monotonic() < deadline, f"{len(messages)} of {count} messages were given out"
             messages += self.client.do("pop", poll_ms=1000, invisible_ms=INVISIBLE_S * 1000, **where)["messages"]
@@ -155,7 +155,7 @@ class Exchange:
 
     def ack(self, topic: str, messages: list[dict[str, Any]]) -> None:
         handles = [message["handle"] for message in messages]
-        where = {"broker": BROKER, "topic": topic, "group": f"group{topic}"}
+        where: dict[str, Any] = {"broker": BROKER, "topic": topic, "group": f"group{topic}"}
         statuses = self.client.do("pop.ack", handles=handles, **where)["statuses"]
         assert set(statuses) == {"OK"}
 
