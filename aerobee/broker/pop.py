@@ -33,7 +33,7 @@ from aerobee.broker.records import encode_record, parse_records
 from aerobee.broker.revive import CheckPoint, CheckPointKey, OrderState, ReviveLog
 from aerobee.broker.store import Batch, Receipt, check_sql
 from aerobee.broker.topics import RETRY_PREFIX
-from aerobee.errors import ServerError, StoreError
+from aerobee.errors import MessageIllegal, ServerError, StoreError
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.topics import TopicConfig
@@ -109,6 +109,8 @@ class Popped:
     start_offsets: list[str] = field(default_factory=list)
     message_offsets: list[str] = field(default_factory=list)
     order_counts: list[str] = field(default_factory=list)
+    number: int = 0
+    """Later pops and resets have higher ones."""
     points: list[CheckPoint] = field(default_factory=list)
     moves: list[tuple[QueueKey, int]] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
@@ -138,6 +140,10 @@ class Pops:
         self._dice = dice or random.Random()
         self._taken: dict[QueueKey, int] = {}
         """Offsets whose check points are written, but not yet as safe as the options promise."""
+        self._unsettled = 0
+        """Pops for which `settled` is still to come."""
+        self._undone: dict[QueueKey, int] = {}
+        """Queues that were reset or deleted while there were some: what was popped before moves nothing any more."""
         self._waiting: dict[QueueKey, OrderedDict[int, Waiter]] = {}
         self._waits_for: dict[str, dict[tuple[str, str], None]] = {}
         """Topic in the store → (topic, group) of those who wait for its messages."""
@@ -238,6 +244,8 @@ class Pops:
             popped.receipts += self.revive.give_out(popped.points)
         for key, offset in popped.moves:
             self._taken[key] = offset
+        popped.number = next(self._numbers)
+        self._unsettled += 1
         return popped
 
     async def settled(self, popped: Popped) -> None:
@@ -246,11 +254,39 @@ class Pops:
             if popped.receipts:
                 await self._broker.store.flushed(popped.receipts[-1])
         finally:
-            for key, offset in popped.moves:
+            self.move(popped)
+
+    def move(self, popped: Popped) -> None:
+        """The groups' offsets move, but for queues that were reset or deleted meanwhile."""
+        for key, offset in popped.moves:
+            if self._undone.get(key, 0) < popped.number:
                 topic, group, queue_id = key
                 if self._taken.get(key) == offset:
                     del self._taken[key]
                 self._broker.offsets.commit(group, topic, queue_id, offset, peer="pop")
+        self.revive.settled(popped.points)
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._undone.clear()
+
+    def _undo(self, key: QueueKey) -> None:
+        """The offset of the queue is set: pops that are not settled count for nothing."""
+        self._taken.pop(key, None)
+        if self._unsettled:
+            self._undone[key] = next(self._numbers)
+
+    def forget_topic(self, topic: str) -> None:
+        """The topic was deleted."""
+        self.orders.forget_topic(topic)
+        self.revive.forget_topic(topic)
+        for key in [key for key in self._taken if key[0] == topic]:
+            self._undo(key)
+
+    def forget_group(self, group: str) -> None:
+        """The group was deleted."""
+        self.orders.forget_group(group)
+        for key in [key for key in self._taken if key[1] == group]:
+            self._undo(key)
 
     def _is_by_priority(self, wanted: Wanted, config: TopicConfig, lot: int) -> bool:
         """The topic's queues are its priorities, and this is one of the pops (priority.factor of 100) that care."""
@@ -298,7 +334,7 @@ class Pops:
                 )
             offset = batch.next_offset
             broker.offsets.overwrite(group, topic, queue_id, offset)
-            self._taken.pop(key, None)
+            self._undo(key)
             batch = self._read(topic, queue_id, offset, room, wanted.filter)
         popped.rest += max(0, batch.max_offset - batch.next_offset)
         if not batch.count:
@@ -362,7 +398,9 @@ class Pops:
         """Messages of a retry topic as of the topic that was asked for; their handle goes with them."""
         out = []
         name = self._broker.options.broker_name
+        at = 0
         for record in parse_records(records):
+            at += record.size
             record.properties.setdefault(
                 "POP_CK",
                 format_handle(
@@ -376,7 +414,10 @@ class Pops:
                     record.queue_offset,
                 ),
             )
-            out.append(encode_record(record, topic=wanted.topic, queue_id=record.queue_id))
+            try:
+                out.append(encode_record(record, topic=wanted.topic, queue_id=record.queue_id))
+            except MessageIllegal:
+                out.append(records[at - record.size : at])  # no room for a handle: as of the retry topic, it needs none
         return b"".join(out)
 
     def _too_many_in_flight(self, key: QueueKey) -> bool:
@@ -395,7 +436,7 @@ class Pops:
             offset = offsets.take_reset(group, topic, queue_id)
             if offset is not None:
                 self.orders.clear(topic, group, queue_id)
-                self._taken.pop(key, None)
+                self._undo(key)
                 offsets.overwrite(group, topic, queue_id, offset)
                 self.revive.reset(topic, group, queue_id, offset)
                 return offset
@@ -588,6 +629,13 @@ class Pops:
                     for key in [key for key in self._waiting if key[:2] == (topic, group)] if queue_id >= 0 else ():
                         self.wake(topic, group, key[2])
 
+    def topic_changed(self, topic: str) -> None:
+        """A topic was made, perhaps again, or has other queues: who waits for it waits for those."""
+        if self._broker.topics.get(topic) is None:
+            return
+        for key in [key for key in self._waiting if key[0] == topic]:
+            self._watch(key)
+
     def _watch(self, key: QueueKey) -> None:
         """The engine tells of the next message in any queue that `key` waits for."""
         topic, group, queue_id = key
@@ -650,7 +698,8 @@ class Pops:
             name = retry_topic(topic, group, second_form=broker.options.enable_retry_topic_v2)
         queues = RETRY_QUEUES
         if broker.options.use_separate_retry_queue:
-            queues = broker.topics.table[source].write_queue_nums
+            of_source = broker.topics.get(source)  # a light queue has a topic that is in no table
+            queues = of_source.write_queue_nums if of_source is not None else RETRY_QUEUES
         config = broker.topics.get(name)
         if config is None or config.write_queue_nums < queues:
             await broker.topics.make_or_widen(name, queues)

@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aerobee.broker.store import Record
+from aerobee.errors import error_for
+from aerobee.protocol.codes import ResponseCode
 
+PROPERTIES_BYTES_MAX: Final = 32_767
+"""Their length has 15 bits."""
 NAME_SEPARATOR: Final = "\x01"
 PROPERTY_SEPARATOR: Final = "\x02"
 
@@ -166,8 +170,11 @@ def _host(view: memoryview, at: int, is_v6: int) -> tuple[str, bytes, int]:
 
 
 def encode_record(record: Stored, *, topic: str, queue_id: int) -> bytes:
-    """A record's bytes with another topic and queue in it, for clients that are shown a message that lies elsewhere."""
+    """A record's bytes with another topic and queue in it, for clients that are shown a message that lies elsewhere.
+    Raises MessageIllegal when its properties have become too long."""
     properties = format_properties(record.properties)
+    if len(properties) > PROPERTIES_BYTES_MAX:
+        raise error_for(ResponseCode.MESSAGE_ILLEGAL, f"properties of {len(properties)} bytes")
     name = topic.encode()
     tail = b"".join(
         (

@@ -8,8 +8,9 @@
 
 Records lie in `rmq_sys_REVIVE_LOG_<cluster>` in Apache's spelling. In memory is only what is open. Progress, the last
 record of each queue before which nothing is open, is kept among the consumer offsets under Apache's group; a start
-reads on from there. Since the groups' own offsets are written with the same file, they are repaired on the way: a
-check point proves that its queue was popped so far.
+reads on from there. The groups' own offsets are in the same file, with the place in each queue up to where they
+contain what was popped. They are repaired on the way: a check point behind that place proves that its queue was popped
+so far; what is before it an operator may have undone.
 
 Apache's broker writes check points and acknowledgements only when they are due: they wait as timed messages first. One
 that came this way ends only once the timer has delivered everything of that time, its acknowledgements among it.
@@ -41,12 +42,14 @@ from aerobee.broker.records import BORN_HOST_V6, STORE_HOST_V6, Stored, format_p
 from aerobee.broker.store import Batch, Receipt, Record
 from aerobee.broker.topics import REVIVE_QUEUES, SYSTEM_PREFIX
 from aerobee.clock import Clock
-from aerobee.errors import StoreError
+from aerobee.errors import MessageIllegal, StoreError
 from aerobee.protocol.bodies.pop import PopAck, PopCheckPoint, StoredPopCheckPoint
 
 _log = logging.getLogger("aerobee.broker.pop")
 
 GROUP: Final = "CID_RMQ_SYS_REVIVE_GROUP"
+SAVED_GROUP: Final = "CID_AEROBEE_REVIVE_SAVED"
+"""Its offsets say up to where in each queue the saved offsets contain what the check points tell."""
 CHECK_POINT: Final = b"ck"
 ACK: Final = b"ack"
 BATCH_ACK: Final = b"bAck"
@@ -61,6 +64,8 @@ RENEWED: Final = -1
 READ_COUNT: Final = 1024
 RETRY_MS: Final = 1000
 """After a failed write (a full disk) what is due is tried again."""
+STUCK_RETRY_MS: Final = 60_000
+"""After an error of another kind; the others go on meanwhile."""
 TIMER_LOOK_MS: Final = 100
 """So often it is asked how far the timer is."""
 FAR_BEHIND: Final = 50_000
@@ -219,6 +224,8 @@ class ReviveLog:
         self._sequence = itertools.count()
         self._seen = [0] * REVIVE_QUEUES
         """Up to where each queue has been taken in."""
+        self._giving: dict[CheckPoint, int] = {}
+        """Check points whose queue's offset has not moved yet, and where they are in the revive log."""
         self._order_floor: dict[int, int] = {}
         """Queue → its first `ord` record that `consumerOrderInfo.json` does not contain."""
         self._turn = 0
@@ -252,10 +259,11 @@ class ReviveLog:
         for queue in range(REVIVE_QUEUES):
             low, _ = self._store.bounds(self.topic, queue)
             self._seen[queue] = max(low, self._offsets.query(GROUP, self.topic, queue) + 1)
+            saved = self._offsets.query(SAVED_GROUP, self.topic, queue)
             here: dict[tuple[str, str, int], tuple[int, bool]] = {}
             for record in self._unread(queue):
                 total += 1
-                self._take_in(queue, record, here)
+                self._take_in(queue, record, here if record.queue_offset >= saved else {})
             for key, found in here.items():
                 popped.setdefault(key, []).append(found)
         for (topic, group, queue_id), founds in popped.items():
@@ -341,13 +349,30 @@ class ReviveLog:
     # What clients do.
 
     def give_out(self, points: list[CheckPoint]) -> list[Receipt]:
-        """Writes check points in one write, from now on they are open. Raises StoreError; nothing is given out then."""
+        """Writes check points in one write, from now on they are open. Call `settled` when the groups' offsets have
+        moved. Raises StoreError; nothing is given out then."""
         receipts = self._append([self._check_point_record(point) for point in points])
         for point, receipt in zip(points, receipts, strict=True):
-            point.revive_offset = receipt.queue_offset
+            self._giving[point] = point.revive_offset = receipt.queue_offset
             self._register(point)
         self.counters["check_points"] += len(points)
         return receipts
+
+    def settled(self, points: Iterable[CheckPoint]) -> None:
+        """The groups' offsets contain these check points."""
+        for point in points:
+            self._giving.pop(point, None)
+
+    def forget_topic(self, topic: str) -> None:
+        """The topic was deleted: none of its messages comes again, whatever lies at its offsets in another life."""
+        points = [point for point in self._open.values() if point.topic == topic]
+        for some in (points[at : at + DUE_BATCH] for at in range(0, len(points), DUE_BATCH)):
+            try:
+                self._append([self._ack_record(point, point.offsets_left(), point.broker_name) for point in some])
+            except StoreError as error:
+                _log.error("check points of the deleted topic %s are not ended in the log: %s", topic, error)
+            for point in some:
+                self._settle(point.key, point.offsets_left())
 
     def acknowledge(self, key: CheckPointKey, offsets: list[int], broker_name: str) -> list[Receipt]:
         """Messages of a check point are done; nothing is written when they were before. Raises StoreError."""
@@ -413,6 +438,9 @@ class ReviveLog:
                 _log.error("messages of %s cannot come again now, they are tried later: %s", point.topic, error)
                 heapq.heappush(self._due, (now_ms + RETRY_MS, next(self._sequence), point))
                 break
+            except Exception:
+                _log.exception("messages of %s cannot come again, they are tried later", point.topic)
+                heapq.heappush(self._due, (now_ms + STUCK_RETRY_MS, next(self._sequence), point))
         return came
 
     def next_due_ms(self) -> int | None:
@@ -426,7 +454,7 @@ class ReviveLog:
         if self._open.get(point.key) is not point:
             return 0  # acknowledged while the retry topic was made
         offsets = point.offsets_left()
-        records = []
+        again: list[Stored] = []
         if place is None:
             _log.warning("topic or group of %d messages of %s for %s is gone", len(offsets), point.topic, point.group)
         else:
@@ -438,12 +466,32 @@ class ReviveLog:
                         "message %d of %s queue %d is gone and cannot come again", offset, point.topic, point.queue_id
                     )
                 else:
-                    records.append(_again(stored, point, *place))
-        came = len(records)
-        self._append([*records, self._ack_record(point, offsets, point.broker_name)])
+                    again.append(stored)
+        done = self._ack_record(point, offsets, point.broker_name)
+        try:
+            self._append([*(_again(stored, point, *place) for stored in again if place is not None), done])
+        except MessageIllegal:
+            assert place is not None
+            again = [stored for stored in again if self._come_alone(stored, point, *place)]
+            self._append([done])
         self._settle(point.key, offsets)
-        self.counters["revived"] += came
-        return came
+        self.counters["revived"] += len(again)
+        return len(again)
+
+    def _come_alone(self, stored: Stored, point: CheckPoint, topic: str, queues: int) -> bool:
+        """One of several that the store has refused: without our properties if they do not fit. Raises StoreError."""
+        done = self._ack_record(point, [stored.queue_offset], point.broker_name)
+        for marked in (True, False):
+            try:
+                self._append([_again(stored, point, topic, queues, marked=marked), done])
+            except MessageIllegal as error:
+                refused = error
+            else:
+                self._settle(point.key, [stored.queue_offset])
+                return True
+        self.counters["lost"] += 1
+        _log.error("message %d of %s cannot come again: %s", stored.queue_offset, point.topic, refused)
+        return False
 
     def _message(self, point: CheckPoint, offset: int) -> Stored | None:
         batch = self._store.read(point.topic, point.queue_id, offset, 1)
@@ -463,6 +511,9 @@ class ReviveLog:
             except StoreError as error:
                 _log.warning("check points that are far behind cannot be written again now: %s", error)
             end = min(self._store.bounds(self.topic, queue)[1], self._seen[queue])
+            saved = min([end, *(at for point, at in self._giving.items() if point.revive_queue == queue)])
+            if saved > self._offsets.query(SAVED_GROUP, self.topic, queue):
+                self._offsets.commit(SAVED_GROUP, self.topic, queue, saved)
             if points:
                 end = min(end, next(iter(points)))
             end = min(end, self._order_floor.get(queue, end))
@@ -561,12 +612,13 @@ class ReviveLog:
         return Record(self.topic, queue, body, format_properties(properties), born_timestamp=self._clock.now_ms())
 
 
-def _again(stored: Stored, point: CheckPoint, topic: str, queues: int) -> Record:
-    """The message as it comes again."""
+def _again(stored: Stored, point: CheckPoint, topic: str, queues: int, *, marked: bool = True) -> Record:
+    """The message as it comes again; `marked`: its properties say when it was popped first, and for whom."""
     properties = dict(stored.properties)
-    if stored.reconsume_times == 0 or FIRST_POP_TIME not in properties:
-        properties[FIRST_POP_TIME] = str(point.pop_time)
-    properties[ORIGIN_GROUP] = point.group
+    if marked:
+        if stored.reconsume_times == 0 or FIRST_POP_TIME not in properties:
+            properties[FIRST_POP_TIME] = str(point.pop_time)
+        properties[ORIGIN_GROUP] = point.group
     times = stored.reconsume_times if point.suspend else stored.reconsume_times + 1
     return stored.to_record(
         topic,

@@ -283,6 +283,8 @@ class Broker:
 
     def _topic_changed(self, topic: str, _: object) -> None:
         fast_path.allow_topic(self, topic)
+        if self.opened:
+            self.pop.topic_changed(topic)
 
     def _mapping_changed(self, topic: str) -> None:
         self.topics.version.advance()  # name servers look at nothing else to see whether anything is new
@@ -356,12 +358,13 @@ class Broker:
 
     async def _save_tables(self) -> None:
         """Offsets, and topics and groups whose writing has failed before (a full disk that has room again)."""
-        await self._save_offsets()
+        await self.save_offsets()
         for file in (self.topics.file, self.groups.file):
             if file.behind:
                 await file.save()
 
-    async def _save_offsets(self) -> None:
+    async def save_offsets(self) -> None:
+        """Writes the groups' offsets, with the mechanisms' progress that is among them. Raises OSError."""
         await self.pop.save()
         self.transactions.publish()
         await self.offsets.save()
@@ -387,7 +390,7 @@ class Broker:
             self.topics.file.save,
             self.groups.file.save,
             self._flush_log,
-            self._save_offsets,
+            self.save_offsets,
             self.order.file.save,
             self.delay.save,
             self._close_timer,

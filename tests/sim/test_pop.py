@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.pop_names import format_handle, retry_topic, topic_of_flag
+from aerobee.broker.pop_names import format_handle, retry_flag, retry_topic, topic_of_flag
 from aerobee.broker.records import Stored, format_properties, parse_records
 from aerobee.broker.revive import FIRST_POP_TIME, GROUP
 from aerobee.broker.server import Broker
@@ -91,6 +91,12 @@ class Bench:
         await self.broker.stop()
         self.pool = RemotePool()
         await self.start(copy)
+
+    async def restart(self) -> None:
+        """In peace."""
+        await self.stop()
+        self.pool = RemotePool()
+        await self.start(self.store)
 
     async def call(self, code: int, body: bytes = b"", **fields: Any) -> RemotingCommand:
         command = RemotingCommand.request(code, body=body)
@@ -186,7 +192,8 @@ def messages(reply: RemotingCommand) -> list[Message]:
         handle = stored.properties.get("POP_CK")
         if handle is None:
             handle = format_handle(
-                int(starts["0", str(stored.queue_id)]), int(header["popTime"]), int(header["invisibleTime"]),
+                int(starts[retry_flag(stored.topic), str(stored.queue_id)]),
+                int(header["popTime"]), int(header["invisibleTime"]),
                 int(header["reviveQid"]), stored.topic, "broker-a", stored.queue_id, stored.queue_offset,
             )  # fmt: skip
         assert len(handle.split(" ")) == 8
@@ -881,6 +888,174 @@ async def test_synchronous_flush(tmp_path: Path) -> None:
     await bench.later(61)
     expected = sorted(body for some in popped[1:] for body in bodies(some))
     assert bodies(await bench.pop_all()) == expected
+    await bench.stop()
+
+
+# What an operator does.
+
+
+async def others_hide_some(bench: Bench) -> None:
+    """Another group's messages in every queue of the revive log: a start reads on from there."""
+    for _ in range(8):
+        await bench.send("hidden", topic="other")
+        popped = await bench.pop(topic="other", consumerGroup="h", invisibleTime=36_000_000, maxMsgNums=1)
+        assert bodies(popped) == ["hidden"]
+
+
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("what", ["reset", "commit", "topic", "group"])
+async def test_a_start_undoes_nothing_that_an_operator_did(bench: Bench, what: str, crash: bool) -> None:
+    # Claim: check points that are read again because somebody else's hold progress back do not move an offset that was
+    # set, or given up, after them.
+    await others_hide_some(bench)
+    await bench.send(*"abc")
+    for message in await bench.pop():
+        await bench.ack(message)
+    await bench.broker.save_offsets()
+    if what == "reset":
+        asked = await bench.call(
+            RequestCode.INVOKE_BROKER_TO_RESET_OFFSET, group="g", topic=TOPIC, queueId=-1, timestamp=0, isForce="true"
+        )
+    elif what == "commit":
+        asked = await bench.call(
+            RequestCode.UPDATE_CONSUMER_OFFSET, consumerGroup="g", topic=TOPIC, queueId=0, commitOffset=0
+        )
+        await bench.broker.save_offsets()
+    elif what == "topic":
+        asked = await bench.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic=TOPIC)
+        await bench.send(*"abc")
+    else:
+        asked = await bench.call(RequestCode.DELETE_SUBSCRIPTIONGROUP, groupName="g", cleanOffset="true")
+    assert asked.code == 0, asked.remark
+    await (bench.crash() if crash else bench.restart())
+    assert bodies(await bench.pop()) == ["a", "b", "c"]
+
+
+async def test_a_queue_popped_in_order_and_read_on_otherwise_stays_where_it_was(bench: Bench) -> None:
+    await others_hide_some(bench)
+    await bench.send(*"abcde")
+    for message in await bench.pop(maxMsgNums=2, order="true"):
+        await bench.ack(message)
+    assert bench.broker.offsets.query("g", TOPIC, 0) == 2
+    bench.broker.offsets.commit("g", TOPIC, 0, 4)
+    await bench.restart()
+    assert bench.broker.offsets.query("g", TOPIC, 0) == 4
+
+
+async def test_a_crash_between_check_point_and_offset_gives_nothing_out_twice(bench: Bench) -> None:
+    # Claim: offsets that are saved while a pop waits for its flush do not say that they contain it.
+    await bench.send(*"abc")
+    assert bodies(await bench.pop(maxMsgNums=1)) == ["a"]
+    flushed, gate = bench.broker.store.flushed, asyncio.Event()
+
+    async def slow(receipt: Any) -> None:
+        await gate.wait()
+        await flushed(receipt)
+
+    bench.broker.store.flushed = slow  # type: ignore[method-assign]
+    waiting = bench.ask(maxMsgNums=1)
+    await eventually(lambda: bench.broker.pop.revive.counters["check_points"] == 2)
+    await bench.broker.save_offsets()
+    crashed = asyncio.ensure_future(bench.crash())
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await crashed
+    assert bodies(await bench.pop()) == ["c"]
+
+
+async def test_a_reset_is_not_undone_by_a_pop_that_waits_for_its_flush(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, flush_disk_type="SYNC_FLUSH").start()
+    await bench.send(*"abcd")
+    flushed, gate = bench.broker.store.flushed, asyncio.Event()
+
+    async def slow(receipt: Any) -> None:
+        await gate.wait()
+        await flushed(receipt)
+
+    bench.broker.store.flushed = slow  # type: ignore[method-assign]
+    first = bench.ask(maxMsgNums=3)
+    await eventually(lambda: bench.broker.pop.revive.counters["check_points"] == 1)
+    bench.broker.offsets.reset("g", TOPIC, 0, 0)
+    second = bench.ask(maxMsgNums=1)
+    await eventually(lambda: bench.broker.pop.revive.counters["check_points"] == 2)
+    gate.set()
+    assert bodies(messages(await first)) == ["a", "b", "c"]
+    assert bodies(messages(await second)) == ["a"]
+    assert bodies(await bench.pop()) == ["b", "c", "d"]
+    await bench.stop()
+
+
+async def test_what_was_popped_of_a_deleted_topic_stays_away_from_the_next_of_its_name(bench: Bench) -> None:
+    await bench.send("old", "older")
+    assert len(await bench.pop()) == 2
+    await bench.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic=TOPIC)
+    await bench.clock.advance(1)
+    await bench.send("new", "newer")
+    for message in await bench.pop():
+        await bench.ack(message)
+    await bench.crash()
+    await bench.later(61)
+    assert bench.broker.pop.revive.open == 0
+    assert await bench.pop_all() == []
+
+
+async def test_a_waiting_pop_leaves_nothing_behind(bench: Bench) -> None:
+    # Claim: who waits with a filter moves the group past what it leaves out; an operator's offset counts after that.
+    await bench.send("first", properties="TAGS\x01x\x02")
+    waiting = bench.ask(pollTime=10_000, expType="TAG", exp="z")
+    await bench.parked(1)
+    await bench.send("a", "b", properties="TAGS\x01y\x02")
+    await eventually(lambda: bench.broker.offsets.query("g", TOPIC, 0) == 3)
+    await bench.clock.advance(11)
+    await waiting
+    await bench.call(RequestCode.UPDATE_CONSUMER_OFFSET, consumerGroup="g", topic=TOPIC, queueId=0, commitOffset=0)
+    assert bodies(await bench.pop()) == ["a", "b", "first"]
+
+
+async def test_a_waiting_pop_looks_through_all_that_its_filter_leaves_out(bench: Bench) -> None:
+    # Claim: nothing new has to come for it to find what lies behind more messages than are looked at in one go.
+    for at in range(0, 2000, 50):
+        await asyncio.gather(*(bench.send(str(n), properties="TAGS\x01y\x02") for n in range(at, at + 50)))
+    await bench.send("it", properties="TAGS\x01x\x02")
+    assert bodies(await bench.pop(pollTime=10_000, expType="TAG", exp="x")) == ["it"]
+
+
+async def test_who_waits_hears_of_a_topic_that_is_made_again(bench: Bench) -> None:
+    await bench.send("old")
+    await bench.pop()
+    waiting = bench.ask(pollTime=10_000)
+    await bench.parked(1)
+    await bench.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic=TOPIC)
+    await bench.send("new")
+    assert bodies(messages(await waiting)) == ["new"]
+
+
+# Messages for which there is hardly room.
+
+
+@pytest.mark.parametrize("properties_bytes", [32_700, 32_740])
+async def test_a_message_without_room_for_more_properties_comes_again_with_the_others(
+    bench: Bench, properties_bytes: int
+) -> None:
+    own = "UNIQ_KEY\x01u\x02MSG_REGION\x01DefaultRegion\x02TRACE_ON\x01true\x02CLUSTER\x01DefaultCluster\x02"
+    await bench.send("a")
+    await bench.send("fat", properties=own + "x\x01" + "y" * (properties_bytes - len(own) - 3) + "\x02")
+    await bench.send("b")
+    assert len(await bench.pop()) == 3
+    await bench.later(61)
+    assert bench.broker.pop.revive.open == 0
+    again = await bench.pop_all()
+    assert bodies(again) == ["a", "b", "fat"]
+    assert {message.times for message in again} == {1}
+
+
+async def test_light_queues_come_again_with_retry_queues_of_their_own(tmp_path: Path) -> None:
+    bench = await Bench(tmp_path, enable_lmq=True, enable_multi_dispatch=True, use_separate_retry_queue=True).start()
+    await bench.send("a", properties="INNER_MULTI_DISPATCH\x01%LMQ%a\x02")
+    assert bodies(await bench.pop(topic="%LMQ%a")) == ["a"]
+    await bench.later(61)
+    assert bodies(await bench.pop_all(topic="%LMQ%a")) == ["a"]
     await bench.stop()
 
 

@@ -99,9 +99,10 @@ async def delete_group(broker: Broker, connection: Connection, command: Remoting
     _log.warning("%s deletes group %s", connection.peer, header.group_name)
     await broker.groups.delete(header.group_name)
     broker.order.forget_group(header.group_name)
-    broker.pop.orders.forget_group(header.group_name)
+    broker.pop.forget_group(header.group_name)
     if header.clean_offset:
         broker.offsets.forget_group(header.group_name)
+        await broker.save_offsets()
     return command.reply()
 
 

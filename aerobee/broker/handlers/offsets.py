@@ -133,11 +133,12 @@ def get_earliest_store_time(broker: Broker, _: Connection, command: RemotingComm
     )
 
 
-def reset_offset(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
+async def reset_offset(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
     """INVOKE_BROKER_TO_RESET_OFFSET: on the broker, or by the clients (`useServerSideResetOffset=false`)."""
     header = command.header(ResetOffset)
     if broker.options.use_server_side_reset_offset:
         targets = _reset_here(broker, header)
+        await broker.save_offsets()
     else:
         targets = _reset_by_clients(broker, header)
     _log.warning("%s reset the offsets of %s in %s to %s", connection.peer, header.group, header.topic, targets)

@@ -71,13 +71,18 @@ async def pop(broker: Broker, connection: Connection, command: RemotingCommand) 
         if popped.count or last:
             _answer(broker, connection, command, wanted, popped)
             return True
-        for key, offset in popped.moves:
-            broker.offsets.commit(key[1], key[0], key[2], offset, peer="pop")
+        broker.pop.move(popped)
+        look_further(popped)
         return False
+
+    def look_further(popped: Popped) -> None:
+        if popped.moves:  # messages that its filter leaves out: more may lie behind them, and the one that it wants
+            asyncio.get_running_loop().call_soon(broker.pop.wake, *key)
 
     key = (wanted.topic, wanted.group, wanted.queue_id)
     code = broker.pop.wait(key, connection, born_ms, header.poll_time, again, takes=True)
     if code is None:
+        look_further(popped)
         return None
     return command.reply(code, _pop_reply(wanted, popped), remark=_NOTHING)
 
@@ -251,8 +256,7 @@ async def rollback(broker: Broker, connection: Connection, command: RemotingComm
 
     Apache's moves it there from a database; here it is always in the revive log and `consumerOrderInfo.json`.
     """
-    await broker.pop.save()
-    await broker.offsets.save()
+    await broker.save_offsets()
     await broker.store.flush()
     return command.reply()
 

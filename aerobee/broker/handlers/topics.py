@@ -82,9 +82,10 @@ async def delete_topic(broker: Broker, connection: Connection, command: Remoting
         await broker.topics.delete(name)
         await broker.static_topics.delete(name)
         broker.offsets.forget_topic(name)
-        broker.pop.orders.forget_topic(name)
+        broker.pop.forget_topic(name)
         broker.compaction.forget_topic(name)
         broker.store.delete_topic(name)
+    await broker.save_offsets()  # a topic of the same name must not begin at these, not even after a kill
     return command.reply()
 
 
