@@ -63,7 +63,8 @@ class PullConsumer:
         wire.check_group(group)
         self.group = group
         self.client = client or Client(name_servers, instance_name=instance_name or unique_instance_name())
-        self._subscriptions: dict[str, SubscriptionData] = {}
+        self._subscriptions: dict[str, SubscriptionData] = {}  # what heartbeats say; each pull brings its own
+        self._sessions: set[PullSession] = set()
         self._started = False
 
     async def start(self) -> Self:
@@ -75,10 +76,12 @@ class PullConsumer:
         return self
 
     async def stop(self) -> None:
-        """Says goodbye to the brokers, closes the connections. Offsets are the caller's own."""
+        """Ends its sessions, says goodbye to the brokers, closes the connections. Offsets are the caller's own."""
         if not self._started:
             return
         self._started = False
+        for session in tuple(self._sessions):
+            await session.stop()
         self.client.leave(self)
         addresses = set(self.client.pool.connected) - set(self.client.name_servers)
         await asyncio.gather(
@@ -138,9 +141,8 @@ class PullConsumer:
         ConnectError, RequestTimeout.
         """
         await self._known(queue)
-        wanted = self._subscriptions.get(queue.topic)
-        if wanted is None or tags != "*":
-            self._subscriptions[queue.topic] = wanted = subscription(queue.topic, tags)
+        wanted = subscription(queue.topic, tags)
+        self._subscriptions.setdefault(queue.topic, wanted)
         return await calls.pull(
             self.client, self.group, queue, offset, count=max_messages, hold_ms=wait_ms,
             subscription=wanted.sub_string, expression_type=wanted.expression_type, sub_version=wanted.sub_version,
@@ -198,7 +200,8 @@ class PullSession:
     """Reads queues side by side and hands their messages out as one stream.
 
     `offsets` says for each queue where the application is: behind the last message it was given and came back from.
-    They go to the store with `save()`, and when the session ends without an error.
+    They go to the store with `save()`, and when the session ends without an error. Stopped from elsewhere, a loop over
+    it ends.
     """
 
     def __init__(
@@ -219,20 +222,27 @@ class PullSession:
         self._room = asyncio.Event()
         self._last: tuple[MessageQueue, int] | None = None
         self._saved: dict[MessageQueue, int] = {}
+        self._stopped = False
 
     async def start(self) -> Self:
         """Finds the queues and where to begin in each; begins to read."""
         wanted = self._wanted
+        self._stopped = False
+        self._consumer._sessions.add(self)
         for queue in await self._consumer.queues(wanted) if isinstance(wanted, str) else list(wanted):
             self._read_from(queue, await self._first(queue))
         return self
 
     async def stop(self) -> None:
-        """Ends reading; what was fetched and not taken is dropped."""
+        """Ends reading, and loops over the session; what was fetched and not taken is dropped."""
+        self._stopped = True
+        self._consumer._sessions.discard(self)
         for reader in self._readers.values():
             reader.cancel()
         await asyncio.gather(*self._readers.values(), return_exceptions=True)
         self._readers.clear()
+        self._ready.clear()
+        self._arrived.set()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -248,26 +258,34 @@ class PullSession:
     async def __anext__(self) -> MessageExt:
         self._done()
         while not self._ready:
+            if self._stopped:
+                raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        queue, message = self._ready.popleft()
-        self._last = queue, message.queue_offset + 1
-        if len(self._ready) <= self._prefetch:
-            self._room.set()
-        return message
+        return self._take()
 
     async def fetch(self, max_messages: int = 32, timeout_ms: int = 1000) -> list[MessageExt]:
         """Up to `max_messages`, waiting up to `timeout_ms` for the first; an empty list when none came."""
         self._done()
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                first = await self.__anext__()
+                while not self._ready:
+                    self._arrived.clear()
+                    await self._arrived.wait()
         except TimeoutError:
             return []
-        messages = [first]
+        messages: list[MessageExt] = []
         while self._ready and len(messages) < max_messages:
-            messages.append(await self.__anext__())
+            self._done()
+            messages.append(self._take())
         return messages
+
+    def _take(self) -> MessageExt:
+        queue, message = self._ready.popleft()
+        self._last = queue, message.queue_offset + 1
+        if len(self._ready) <= self._prefetch:
+            self._room.set()
+        return message
 
     async def seek(self, queue: MessageQueue, offset: int) -> None:
         """Goes on at `offset` in that queue; what was read ahead is dropped."""

@@ -1,0 +1,88 @@
+"""Consumers of all kinds against a broker in this process: what they read, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aerobee import Message, Producer, PullConsumer
+from aerobee.broker.options import BrokerOptions
+from aerobee.broker.server import Broker
+from aerobee.errors import TopicNotExist
+from aerobee.nameserver.options import NameServerOptions
+from aerobee.nameserver.server import NameServer
+from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.testing import eventually
+
+
+@pytest.fixture
+async def names(tmp_path: Path) -> AsyncIterator[str]:
+    """A name server that knows a broker with topic t, of two queues."""
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await name_server.start()
+    broker = Broker(
+        BrokerOptions(
+            listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / "store"),
+            mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000,
+        )
+    )  # fmt: skip
+    await broker.start()
+    await broker.topics.update([TopicConfig(topic_name="t", read_queue_nums=2, write_queue_nums=2)])
+    async with Producer(name_server.address, group="p") as producer:
+
+        async def is_known() -> bool:
+            try:
+                return bool(await producer.queues("t"))
+            except TopicNotExist:
+                return False
+
+        await eventually(is_known)
+    yield name_server.address
+    await broker.stop()
+    await name_server.stop()
+
+
+async def test_a_pull_without_tags_reads_everything_whatever_was_filtered_before(names: str) -> None:
+    # Claim: each pull and each session filters by its own tags only, on one consumer too.
+    async with Producer(names) as producer, PullConsumer(names, group="g") as consumer:
+        queue = (await producer.queues("t"))[0]
+        for tag in "abab":
+            await producer.send(Message("t", tag.encode(), tag=tag), queue=queue)
+
+        async def pulled(tags: str = "*") -> bytes:
+            return b"".join(message.body for message in (await consumer.pull(queue, 0, tags=tags)).messages)
+
+        assert [await pulled("a"), await pulled(), await pulled("b"), await pulled("*")] == [
+            b"aa",
+            b"abab",
+            b"bb",
+            b"abab",
+        ]
+        async with consumer.session([queue], tags="a") as some, consumer.session([queue]) as all_of_them:
+            assert b"".join([message.body for message in await some.fetch(4)]) == b"aa"
+            assert b"".join([message.body for message in await all_of_them.fetch(4)]) == b"abab"
+
+
+@pytest.mark.parametrize("whose", ["session", "consumer"])
+async def test_a_loop_over_a_session_ends_when_it_is_stopped_from_elsewhere(names: str, whose: str) -> None:
+    async with Producer(names) as producer:
+        await producer.send(Message("t", b"x"))
+    consumer = await PullConsumer(names, group="g").start()
+    session = await consumer.session("t").start()
+    read = asyncio.Event()
+
+    async def loop() -> None:
+        async for _ in session:
+            read.set()
+
+    looping = asyncio.create_task(loop())
+    async with asyncio.timeout(10):
+        await read.wait()
+        await (session if whose == "session" else consumer).stop()
+        await looping
+        assert await session.fetch(timeout_ms=10) == []
+    await consumer.stop()
+    assert [offset for offset in session.offsets.values() if offset] == [1], "the loop came back from its message"
