@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,8 @@ class LocalOffsets:
         root = Path(directory) if directory is not None else Path.home() / ".rocketmq_offsets"
         self._path = root / consumer.client.client_id / consumer.group / "offsets.json"
         self._table: dict[str, int] | None = None
+        # Of threads: a commit that is cancelled leaves its thread writing.
+        self._writing = threading.Lock()
 
     async def start(self, queue: MessageQueue) -> int:
         """Where to go on; see `BrokerOffsets.start`."""
@@ -101,12 +104,12 @@ class LocalOffsets:
         for process_queue in changed:
             self._table[_key(process_queue.queue)] = process_queue.committable
         try:
-            await asyncio.to_thread(self._write, dict(self._table))
+            written = await asyncio.to_thread(self._write, self._table)
         except OSError as error:
             _log.warning("offsets not written to %s: %s", self._path, error)
             return
         for process_queue in changed:
-            process_queue.persisted = self._table[_key(process_queue.queue)]
+            process_queue.persisted = written[_key(process_queue.queue)]
 
     def _read(self) -> dict[str, int]:
         try:
@@ -118,11 +121,15 @@ class LocalOffsets:
             _log.warning("%s cannot be read, starting without it: %s", self._path, error)
             return {}
 
-    def _write(self, table: dict[str, int]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(".tmp")
-        beside.write_text(json.dumps({"offsets": table}, indent=1, sort_keys=True))
-        os.replace(beside, self._path)
+    def _write(self, table: dict[str, int]) -> dict[str, int]:
+        """Returns what is in the file now: copied when it is our turn, so that no older table replaces a newer one."""
+        with self._writing:
+            table = table.copy()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._path.with_suffix(".tmp")
+            beside.write_text(json.dumps({"offsets": table}, indent=1, sort_keys=True))
+            os.replace(beside, self._path)
+        return table
 
 
 def _key(queue: MessageQueue) -> str:

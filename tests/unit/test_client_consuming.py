@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from aerobee import Message, Producer, PullConsumer
+from aerobee import Consumer, Message, MessageModel, MessageQueue, Producer, PullConsumer
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
+from aerobee.client.process_queue import ProcessQueue
 from aerobee.errors import TopicNotExist
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
@@ -86,3 +88,19 @@ async def test_a_loop_over_a_session_ends_when_it_is_stopped_from_elsewhere(name
         assert await session.fetch(timeout_ms=10) == []
     await consumer.stop()
     assert [offset for offset in session.offsets.values() if offset] == [1], "the loop came back from its message"
+
+
+async def test_the_file_of_a_broadcasting_member_is_whole_whoever_writes_it(tmp_path: Path) -> None:
+    # Claim: commits side by side, one of them given up in the middle, leave a file with every offset and nothing else.
+    for attempt in range(20):
+        consumer = Consumer(
+            "127.0.0.1:1", group="g", model=MessageModel.BROADCASTING, offsets_directory=tmp_path / str(attempt)
+        )
+        queues = [ProcessQueue(MessageQueue("t", "b", number), 10**number) for number in range(9)]
+        given_up = asyncio.create_task(consumer._offsets.commit(queues))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(*(consumer._offsets.commit([queue]) for queue in queues))
+        (path,) = (tmp_path / str(attempt)).rglob("offsets.json")
+        assert json.loads(path.read_text())["offsets"] == {f"t@b@{number}": 10**number for number in range(9)}
+        assert [queue.persisted for queue in queues] == [10**number for number in range(9)]
