@@ -179,9 +179,10 @@ class Client:
         self._users -= 1
         if self._users:
             return
-        for task in tuple(self._tasks):
+        others = self._tasks - {asyncio.current_task()}  # a handler may be what stops us
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
         await self.pool.close()
 
     async def __aenter__(self) -> Self:

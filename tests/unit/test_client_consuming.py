@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aerobee import Consumer, Message, MessageModel, MessageQueue, Producer, PullConsumer
+from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.client.process_queue import ProcessQueue
@@ -104,3 +104,20 @@ async def test_the_file_of_a_broadcasting_member_is_whole_whoever_writes_it(tmp_
         (path,) = (tmp_path / str(attempt)).rglob("offsets.json")
         assert json.loads(path.read_text())["offsets"] == {f"t@b@{number}": 10**number for number in range(9)}
         assert [queue.persisted for queue in queues] == [10**number for number in range(9)]
+
+
+async def test_a_handler_stops_its_consumer_and_the_run_ends(names: str) -> None:
+    async with Producer(names) as producer:
+        await producer.send(Message("t", b"x"))
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET)
+    came_back = asyncio.Event()
+
+    @consumer.on("t")
+    async def handle(message: MessageExt) -> None:
+        await consumer.stop()
+        came_back.set()
+
+    async with asyncio.timeout(5):
+        await consumer.run()
+        await came_back.wait()
+    assert not consumer.client.pool.connected
