@@ -35,6 +35,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -61,6 +62,9 @@ BatchHandler = Callable[[Sequence[MessageExt]], Awaitable[None] | None]
 H = TypeVar("H", bound=Handler)
 B = TypeVar("B", bound=BatchHandler)
 Subscriptions = Mapping[str, "str | Sql"] | Iterable[str]
+
+_worker: ContextVar[asyncio.Task[Any] | None] = ContextVar("worker", default=None)
+"""In the thread of a plain handler, and in what it has the loop do: the task that waits for it."""
 
 COMMIT_INTERVAL_S: Final = 5.0
 REBALANCE_INTERVAL_S: Final = 20.0
@@ -257,11 +261,12 @@ class Consumer:
         lanes = [self._lane, *(handler.lane for handler in self._handlers.values())]
         for lane in lanes:
             lane.close()
+        current = asyncio.current_task()
+        asking = (current, _worker.get())  # a handler that stops its consumer is not waited for
         workers = [worker for handler in self._handlers.values() for worker in handler.workers]
         if workers:
-            current = asyncio.current_task()
             await asyncio.wait(
-                [w for w in workers if w is not current] or [asyncio.ensure_future(asyncio.sleep(0))],
+                [w for w in workers if w not in asking] or [asyncio.ensure_future(asyncio.sleep(0))],
                 timeout=self._stop_timeout_s,
             )
         for process_queue in self.queues.values():
@@ -270,7 +275,7 @@ class Consumer:
         if self._needs_locks:
             await self._unlock(list(self.queues))
         for worker in workers:
-            if worker is not asyncio.current_task():
+            if worker is not current:
                 worker.cancel()
         self.queues.clear()
         self._pulls.clear()
@@ -482,7 +487,9 @@ class Consumer:
         if self._threads is None:
             workers = sum(h.concurrency for h in self._handlers.values() if not h.is_async) or self.concurrency
             self._threads = ThreadPoolExecutor(min(workers, 256), thread_name_prefix=f"consumer-{self.group}")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        context = copy_context()
+        context.run(_worker.set, asyncio.current_task())
+        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, function, *args)
 
     async def _failed(self, parcel: Parcel, failure: BaseException) -> None:
         """Messages whose handler failed: back to the broker, or again in place."""

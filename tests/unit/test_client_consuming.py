@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer
+from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer, sync
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.client.process_queue import ProcessQueue
@@ -121,3 +121,17 @@ async def test_a_handler_stops_its_consumer_and_the_run_ends(names: str) -> None
         await consumer.run()
         await came_back.wait()
     assert not consumer.client.pool.connected
+
+
+async def test_a_plain_handler_stops_its_consumer_at_once(names: str) -> None:
+    # Claim: the stop waits for what other handlers have in hand, not for the one that asked for it.
+    async with Producer(names) as producer:
+        await producer.send(Message("t", b"x"))
+    consumer = sync.Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET)
+
+    @consumer.on("t", concurrency=2)
+    def handle(message: MessageExt) -> None:
+        consumer.stop()
+
+    async with asyncio.timeout(5):
+        await asyncio.to_thread(consumer.run)
