@@ -406,6 +406,8 @@ class Consumer:
     async def _work(self, handler: _Handler) -> None:
         lane = handler.lane
         function = handler.function
+        current = asyncio.current_task()
+        assert current is not None
         while True:
             count = handler.size
             if not handler.is_async and count == 1:
@@ -432,7 +434,7 @@ class Consumer:
                 else:
                     await self._in_thread(function, messages)
             except asyncio.CancelledError:
-                if not self._running:
+                if not self._running or current.cancelling():
                     raise
                 failure = Retry("the handler was cancelled")
             except Exception as error:

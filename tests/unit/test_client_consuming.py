@@ -135,3 +135,27 @@ async def test_a_plain_handler_stops_its_consumer_at_once(names: str) -> None:
 
     async with asyncio.timeout(5):
         await asyncio.to_thread(consumer.run)
+
+
+async def test_a_worker_ends_with_its_loop(names: str) -> None:
+    # Claim: who cancels all tasks, as asyncio.run does when main has failed, is not held up by a handler at work; a
+    # cancellation that comes out of the handler's own doing is a failure like others.
+    async with Producer(names) as producer:
+        for _ in range(2):
+            await producer.send(Message("t", b"x"))
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET, concurrency=1)
+    calls = 0
+
+    @consumer.on("t")
+    async def handle(message: MessageExt) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        await asyncio.Event().wait()
+
+    async with consumer:
+        await eventually(lambda: calls == 2)
+        (worker,) = consumer._handlers["t"].workers
+        worker.cancel()
+        await eventually(worker.cancelled)
