@@ -432,7 +432,7 @@ class Consumer:
                             parcel.messages = parcel.messages[:1]
                             self._put_back_rest(parcel.queue, rest)
                 else:
-                    await self._in_thread(function, messages)
+                    failure = await self._in_thread(_failure_of, function, messages)
             except asyncio.CancelledError:
                 if not self._running or current.cancelling():
                     raise
@@ -460,7 +460,9 @@ class Consumer:
             if handler.is_async:
                 await handler.function(argument)
             else:
-                await self._in_thread(handler.function, argument)
+                failure = await self._in_thread(_failure_of, handler.function, argument)
+                if failure is not None:
+                    raise failure
             return "CR_SUCCESS"
         beside = ProcessQueue(MessageQueue(message.topic, message.broker_name, message.queue_id), message.queue_offset)
         beside.put([message])
@@ -965,6 +967,15 @@ def _one_by_one(function: Callable[[MessageExt], Any], messages: Sequence[Messag
         except Exception as error:
             return index, error
     return len(messages), None
+
+
+def _failure_of(function: Callable[[Any], Any], argument: Any) -> Exception | None:
+    """What a call raised, as a value: no future takes a StopIteration."""
+    try:
+        function(argument)
+    except Exception as error:
+        return error
+    return None
 
 
 async def _nothing() -> None:

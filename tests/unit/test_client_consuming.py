@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -159,3 +159,22 @@ async def test_a_worker_ends_with_its_loop(names: str) -> None:
         (worker,) = consumer._handlers["t"].workers
         worker.cancel()
         await eventually(worker.cancelled)
+
+
+async def test_a_plain_batch_handler_that_raises_stop_iteration_has_failed(names: str) -> None:
+    # Claim: it is a failure like others, and the worker goes on; no future takes a StopIteration.
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET, concurrency=1)
+    seen: list[MessageExt] = []
+
+    @consumer.on_batch("t")
+    def handle(messages: Sequence[MessageExt]) -> None:
+        seen.extend(messages)
+        next(iter(()))
+
+    async with Producer(names) as producer, consumer:
+        for number in (1, 2):
+            await producer.send(Message("t", b"x"))
+            await eventually(lambda number=number: len(seen) == number)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            async with asyncio.timeout(5):
+                await consumer.consume_once(seen[0], 1.0)
