@@ -773,6 +773,9 @@ class Consumer:
         gone = [queue for queue in self.queues if queue.topic == topic and queue not in wanted]
         if gone:
             await asyncio.gather(*(self._give_up(queue) for queue in gone))
+        for queue in wanted & self._pulls.keys():
+            if self._pulls[queue].done():  # its topic was left, and is back
+                self._pulls[queue] = self.client.spawn(self._pull(self.queues[queue]))
         new = [queue for queue in sorted(wanted, key=lambda q: (q.broker_name, q.queue_id)) if queue not in self.queues]
         if not new:
             return True

@@ -178,3 +178,33 @@ async def test_a_plain_batch_handler_that_raises_stop_iteration_has_failed(names
         with pytest.raises(RuntimeError, match="StopIteration"):
             async with asyncio.timeout(5):
                 await consumer.consume_once(seen[0], 1.0)
+
+
+async def test_a_topic_left_and_taken_again_at_once_is_read_on(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: also when its pulls have ended meanwhile and its queues have not been given up yet.
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET)
+    seen: list[bytes] = []
+
+    @consumer.on("t")
+    async def handle(message: MessageExt) -> None:
+        seen.append(message.body)
+
+    async with Producer(names) as producer, consumer:
+        queues = await producer.queues("t")
+        await eventually(lambda: set(queues) <= set(consumer.queues))
+        due, rebalance = asyncio.Event(), consumer.rebalance
+
+        async def late() -> bool:
+            await due.wait()
+            return await rebalance()
+
+        monkeypatch.setattr(consumer, "rebalance", late)
+        consumer.unsubscribe("t")
+        for queue in queues:
+            await producer.send(Message("t", b"between"), queue=queue)
+        await eventually(lambda: all(consumer._pulls[queue].done() for queue in queues))
+        consumer.subscribe("t")
+        due.set()
+        for queue in queues:
+            await producer.send(Message("t", b"after"), queue=queue)
+        await eventually(lambda: sorted(seen) == [b"after"] * 2 + [b"between"] * 2)
