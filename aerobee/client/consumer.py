@@ -688,12 +688,13 @@ class Consumer:
         return fresh
 
     def reset(self, offsets: Mapping[MessageQueue, int]) -> None:
-        """Goes on at these offsets, forwards or backwards; queues of other members are ignored."""
+        """Goes on at these offsets, forwards or backwards; queues of other members are ignored, and those that are just
+        handed over."""
         for queue, offset in offsets.items():
-            process_queue = self.queues.get(queue)
-            if process_queue is not None:
-                self._pulls[queue].cancel()
-                self._pulls[queue] = self.client.spawn(self._reset(process_queue, offset))
+            pull = self._pulls.get(queue)
+            if pull is not None:
+                pull.cancel()
+                self._pulls[queue] = self.client.spawn(self._reset(self.queues[queue], offset))
 
     async def _reset(self, process_queue: ProcessQueue, offset: int) -> None:
         await self._pull(await self._moved(process_queue, offset))

@@ -208,3 +208,27 @@ async def test_a_topic_left_and_taken_again_at_once_is_read_on(names: str, monke
         for queue in queues:
             await producer.send(Message("t", b"after"), queue=queue)
         await eventually(lambda: sorted(seen) == [b"after"] * 2 + [b"between"] * 2)
+
+
+async def test_a_reset_while_queues_go_to_another_member_counts_for_those_that_stay(names: str) -> None:
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET)
+    seen: list[int] = []
+    released = asyncio.Event()
+
+    @consumer.on("t")
+    async def handle(message: MessageExt) -> None:
+        seen.append(message.queue_id)
+        if message.queue_id == 0:
+            await released.wait()
+
+    async with Producer(names) as producer, consumer:
+        going, staying = await producer.queues("t")
+        for queue in (going, staying):
+            await producer.send(Message("t", b"x"), queue=queue)
+        await eventually(lambda: sorted(seen) == [0, 1])
+        handing_over = asyncio.create_task(consumer._hold("t", [staying]))
+        await eventually(lambda: consumer.queues[going].dropped)
+        consumer.reset({going: 0, staying: 0})
+        await eventually(lambda: sorted(seen) == [0, 1, 1])
+        released.set()
+        await handing_over
