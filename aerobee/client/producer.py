@@ -168,7 +168,8 @@ class Producer:
     ) -> asyncio.Future[SendResult]:
         """Sends without waiting for the answer: the future has it, or the error, later.
 
-        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered.
+        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered,
+        and up to half of `timeout_ms` while its broker does not read.
         Messages to the same queue arrive in the order of the calls unless one has to be retried.
         """
         self._check(message)
@@ -181,20 +182,24 @@ class Producer:
         loop = asyncio.get_running_loop()
         out: asyncio.Future[SendResult] = loop.create_future()
         out.add_done_callback(self._landed)
+        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
         try:
             choose = self._chooser(message, queue, sharding_key, selector)
             if len(message.body) <= self._compress_above_bytes:
                 route = self.client.routes.get(message.topic)
                 if route is None or not route.write_queues:
-                    route = await self._route_or_none(message.topic)
+                    route = await self._route_or_none(message.topic, timeout_s)
                 if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
                     chosen = choose(route, message, "")
                     connection = None
                     if not chosen.broker_name.startswith(STATIC_BROKER):  # nobody leads it at the moment
-                        connection = await self._connection(chosen.broker_name)
+                        try:
+                            connection = await self._connection(chosen.broker_name, timeout_s / 2)
+                        except TimeoutError:
+                            self._avoid[chosen.broker_name] = loop.time() + AVOID_S
+                            timeout_ms = int(timeout_s * 500)  # the other half is for another broker
                     if connection is not None:
                         command = self._command(message, chosen)
-                        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
                         reply = connection.request(command, timeout_s)
                         reply.add_done_callback(
                             lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
@@ -272,7 +277,7 @@ class Producer:
         body = await self._body(message)
         error: AerobeeError
         for attempt in range(1, attempts + 1):
-            route = await self._route(message.topic)
+            route = await self._route(message.topic, deadline - loop.time())
             chosen = choose(route, message, failed_at)
             host = route.host(chosen)
             remaining_s = deadline - loop.time()
@@ -382,30 +387,45 @@ class Producer:
             packed = zlib.compress(body, ZLIB_LEVEL)
         return (packed, SYS_FLAG_COMPRESSED_ZLIB) if len(packed) < len(body) else (body, 0)
 
-    async def _connection(self, broker_name: str) -> Connection | None:
-        """A connection to the broker that can be written to now; None when there is none to be had."""
+    async def _connection(self, broker_name: str, timeout_s: float) -> Connection | None:
+        """A connection to the broker that can be written to now; None when there is none to be had. Raises TimeoutError
+        when the broker is silent for so long."""
         address = self.client.master(broker_name)
         remote = self.client.pool.remote(address)
-        if remote.connection is None or remote.connection.closed:
-            if broker_name in self._avoid or not await self.client.introduce(address):
-                return None
         connection = remote.connection
+        if connection is None or connection.closed:
+            if broker_name in self._avoid:
+                return None
+            async with asyncio.timeout(timeout_s):
+                if not await self.client.introduce(address):
+                    return None
+            connection = remote.connection
         if connection is not None and connection.blocked:
-            await connection.writable()
+            async with asyncio.timeout(timeout_s):
+                await connection.writable()
         return None if connection is None or connection.closed else connection
 
-    async def _route_or_none(self, topic: str) -> TopicRoute | None:
+    async def _route_or_none(self, topic: str, timeout_s: float) -> TopicRoute | None:
         try:
-            return await self._route(topic)
+            return await self._route(topic, timeout_s)
         except AerobeeError:
             return None  # asked again where it can be reported
 
-    async def _route(self, topic: str) -> TopicRoute:
-        route = await self.client.publish_route(topic)
+    async def _route(self, topic: str, timeout_s: float | None = None) -> TopicRoute:
+        known = self.client.routes.get(topic)
+        if known is not None and known.write_queues:
+            return known
+        try:
+            async with asyncio.timeout(timeout_s):
+                route = await self.client.publish_route(topic)
+                if not route.write_queues:
+                    route = await self.client.route(topic, fresh=True)
+        except RequestTimeout:
+            raise  # a name server's
+        except TimeoutError:
+            raise RequestTimeout(f"no name server has told the route of topic {topic} in {timeout_s:.3g} s") from None
         if not route.write_queues:
-            route = await self.client.route(topic, fresh=True)
-            if not route.write_queues:
-                raise ConnectError(f"topic {topic} has no queue that can be written to")
+            raise ConnectError(f"topic {topic} has no queue that can be written to")
         return route
 
     def _chooser(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aerobee import ConnectError, Consumer, Message, Producer, ServerError, sync
+from aerobee import ConnectError, Consumer, Message, Producer, RequestTimeout, ServerError, sync
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.client.client import Client, TopicRoute, parse_name_servers
@@ -20,6 +20,7 @@ from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.message import MessageQueue, java_hash
+from aerobee.testing import eventually
 
 
 def route(*brokers: str, queues: int = 2, masters: bool = True) -> TopicRoute:
@@ -276,3 +277,58 @@ def test_plain_calls_raise_the_same_errors() -> None:
             producer.send(Message("t", b"x"))
         with pytest.raises(ConnectError):
             producer.post(Message("t", b"x")).result(10)
+
+
+async def test_a_broker_that_does_not_read_holds_no_post_up_for_longer_than_its_time_out(tmp_path: Path) -> None:
+    # Claim: half of the time is waited for the connection, in the other half another broker takes the message.
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await name_server.start()
+    brokers = [
+        Broker(
+            BrokerOptions(
+                listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / name),
+                mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000, broker_name=name,
+            )
+        )
+        for name in "ab"
+    ]  # fmt: skip
+    for broker in brokers:
+        await broker.start()
+        await broker.topics.update([TopicConfig(topic_name="t", read_queue_nums=1, write_queue_nums=1)])
+    async with Producer(name_server.address, timeout_ms=1000) as producer:
+
+        async def are_known() -> bool:
+            return len((await producer.client.route("t", fresh=True)).write_queues) == 2
+
+        await eventually(are_known)
+        silent, other = await producer.queues("t")
+        await producer.send(Message("t", b"x"), queue=silent)
+        connection = producer.client.pool.remote(producer.client.master("a")).connection
+        assert connection is not None
+        connection.pause_writing()
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                began = time.monotonic()
+                result = await producer.post(Message("t", b"x"))
+                assert (await result).queue == other
+                assert time.monotonic() - began < 1.5
+            result = await producer.post(Message("t", b"x"), queue=silent)
+            with pytest.raises(RequestTimeout, match="has not read"):
+                await result
+        connection.resume_writing()
+    for server in (*brokers, name_server):
+        await server.stop()
+
+
+async def test_a_silent_name_server_holds_no_send_up_for_longer_than_its_time_out() -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with Producer(f"127.0.0.1:{port}", timeout_ms=200) as producer:
+        began = time.monotonic()
+        with pytest.raises(RequestTimeout, match="route of topic t"):
+            await producer.send(Message("t", b"x"))
+        posted = await producer.post(Message("t", b"x"))
+        with pytest.raises(RequestTimeout, match="route of topic t"):
+            await posted
+        assert time.monotonic() - began < 2
+    server.close()
