@@ -21,6 +21,18 @@ pub const UNIT_BYTES: usize = 20;
 /// Size field of a hole.
 pub const HOLE_SIZE: u32 = 0x7FFF_FFFF;
 
+/// A topic's name is a directory's.
+const TOPIC_BYTES_MAX: usize = 255;
+
+/// True if there can be such a queue: a directory of its name inside the store, and a number that Java can read. What a
+/// message says about where it belongs is its sender's word.
+pub(crate) fn can_be(topic: &str, queue_id: u32) -> bool {
+    queue_id <= i32::MAX as u32
+        && (1..=TOPIC_BYTES_MAX).contains(&topic.len())
+        && !topic.starts_with('.')
+        && !topic.contains(['/', '\0'])
+}
+
 /// A unit as it lies in the file.
 pub(crate) type Unit = [u8; UNIT_BYTES];
 

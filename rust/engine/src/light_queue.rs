@@ -7,6 +7,7 @@
 //! A light queue is queue 0 of a topic of its name that nobody has to make. Its entries are those of any consume queue, so it is
 //! read, cleaned and rebuilt like one. Here is how the two properties are read and written; the store gives the offsets.
 
+use crate::consume_queue::can_be;
 use crate::error::Error;
 use crate::property::{find, pairs, NAME_END, VALUE_END};
 
@@ -17,8 +18,6 @@ pub const QUEUE_ID: u32 = 0;
 
 const NAMES: &[u8] = b"INNER_MULTI_DISPATCH";
 const OFFSETS: &[u8] = b"INNER_MULTI_QUEUE_OFFSET";
-/// A name is a directory's name.
-const NAME_BYTES_MAX: usize = 255;
 
 /// True for the name of a light queue.
 #[inline]
@@ -44,7 +43,7 @@ pub(crate) fn names(properties: &[u8]) -> Result<Vec<&str>, Error> {
     if !names.iter().any(|name| is_light(name)) {
         return Ok(Vec::new());
     }
-    let wrong = names.iter().find(|name| !is_light(name) || name.contains(['/', '\0']) || name.len() > NAME_BYTES_MAX);
+    let wrong = names.iter().find(|name| !is_light(name) || !can_be(name, QUEUE_ID));
     match wrong {
         Some(name) => Err(bad_name(name)),
         None => Ok(names),
@@ -79,7 +78,7 @@ pub(crate) fn entries<'a>(topic: &str, properties: &'a [u8]) -> Vec<(&'a str, i6
     }
     for (name, offset) in names.split(',').zip(offsets.split(',')) {
         let Some(offset) = offset.parse().ok().filter(|offset| *offset >= 0) else { continue };
-        let usable = is_light(name) && !name.contains(['/', '\0']);
+        let usable = is_light(name) && can_be(name, QUEUE_ID);
         if usable && !found.iter().any(|(other, _)| *other == name) {
             found.push((name, offset));
         }

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use crate::batch_queue::{self, BatchEntry};
 use crate::checkpoint::Checkpoint;
 use crate::commit_log::{failed_sync, file_name, parse_file_name, CommitLog, LogFile};
-use crate::consume_queue::{Entry, FileUnit, Queue, QueueKey, HOLE, UNIT_BYTES};
+use crate::consume_queue::{can_be, Entry, FileUnit, Queue, QueueKey, HOLE, UNIT_BYTES};
 use crate::disk::{DirEntry, Disk, DiskFile, Mode};
 use crate::error::{is_full, Error};
 use crate::index::{each_hash, is_index_name, prefix_hash, KeyHash};
@@ -655,11 +655,7 @@ impl Recovery<'_> {
     fn dispatch(&mut self, view: &RecordView<'_>, start: Position) -> Result<(), Error> {
         let Ok(topic) = std::str::from_utf8(view.topic) else { return Ok(()) };
         let known = scan(view.properties);
-        if has_queue_entry(view.sys_flag)
-            && view.queue_id <= i32::MAX as u32
-            && !topic.contains('/')
-            && !topic.starts_with('.')
-        {
+        if has_queue_entry(view.sys_flag) && can_be(topic, view.queue_id) {
             self.place_entries(topic, view, &known, start);
         }
         {

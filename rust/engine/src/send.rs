@@ -11,7 +11,7 @@ use crate::frame::Frame;
 use crate::header::{parse_i64, Encoding, Fixed, Header, Writer, FLAG_RESPONSE};
 use crate::property::{self, flag, Known};
 use crate::record::NewRecord;
-use crate::store::{Staged, Store};
+use crate::store::{QueueRef, Staged, Store, DENSE_QUEUES};
 use crate::tables::{Tables, Topic, PERM_WRITE};
 
 pub const SEND_MESSAGE: i32 = 10;
@@ -306,7 +306,7 @@ impl Sender {
             tags_code: None,
             known: Some(known),
         };
-        let queue = queue_of(store, &topic.name, &mut topic.queues, queue_id);
+        let queue = queue_of(store, &topic.name, &mut topic.queues, queue_id)?;
         let staged = store.stage(queue, &record)?;
         topic.puts.add(1, staged.size as u64);
         self.message_ids.clear();
@@ -337,7 +337,7 @@ impl Sender {
         if let Some(error) = store.health() {
             return Err(error);
         }
-        let queue = queue_of(store, &topic.name, &mut topic.queues, queue_id);
+        let queue = queue_of(store, &topic.name, &mut topic.queues, queue_id)?;
         let mut first = None;
         self.message_ids.clear();
         for inner in &self.inner {
@@ -394,23 +394,28 @@ impl UniqueKey {
 }
 
 /// The queue's handle, remembered in the topic's row.
+///
+/// # Errors
+/// As [`Store::queue_named`].
 #[inline]
 pub fn queue_of(
     store: &mut Store,
     topic: &str,
-    queues: &mut Vec<Option<crate::store::QueueRef>>,
+    queues: &mut Vec<Option<QueueRef>>,
     queue_id: u32,
-) -> crate::store::QueueRef {
+) -> Result<QueueRef, Error> {
     let at = queue_id as usize;
     if let Some(Some(queue)) = queues.get(at) {
-        return *queue;
+        return Ok(*queue);
     }
-    if queues.len() <= at {
-        queues.resize(at + 1, None);
+    let queue = store.queue_named(topic, queue_id)?;
+    if queue_id < DENSE_QUEUES {
+        if queues.len() <= at {
+            queues.resize(at + 1, None);
+        }
+        queues[at] = Some(queue);
     }
-    let queue = store.queue(topic, queue_id);
-    queues[at] = Some(queue);
-    queue
+    Ok(queue)
 }
 
 fn push_property(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {

@@ -327,8 +327,9 @@ impl Engine {
 
     /// The next message of the queue is told in a turn's `arrivals`, once.
     pub fn watch(&mut self, topic: &str, queue_id: u32) {
-        let queue = self.store.queue(topic, queue_id);
-        self.watched.insert(queue);
+        if let Ok(queue) = self.store.queue_named(topic, queue_id) {
+            self.watched.insert(queue);
+        }
     }
 
     // ---- sessions ----------------------------------------------------------------------------------------------
@@ -603,9 +604,9 @@ impl Engine {
         for record in records {
             let queue = match self.tables.topics.get_mut(record.topic) {
                 Some(topic) => crate::send::queue_of(&mut self.store, record.topic, &mut topic.queues, record.queue_id),
-                None => self.store.queue(record.topic, record.queue_id),
+                None => self.store.queue_named(record.topic, record.queue_id),
             };
-            match self.store.stage(queue, record) {
+            match queue.and_then(|queue| self.store.stage(queue, record)) {
                 Ok(staged) => receipts.push(staged),
                 Err(error) => {
                     self.store.discard();
@@ -751,7 +752,7 @@ impl Engine {
     fn queue(&mut self, pull: &Pull, make: bool) -> Option<QueueRef> {
         if let Some(topic) = self.tables.topics.get_mut(&*pull.topic) {
             if make && pull.queue_id < topic.read_queues {
-                return Some(crate::send::queue_of(&mut self.store, &pull.topic, &mut topic.queues, pull.queue_id));
+                return crate::send::queue_of(&mut self.store, &pull.topic, &mut topic.queues, pull.queue_id).ok();
             }
             if let Some(Some(queue)) = topic.queues.get(pull.queue_id as usize) {
                 return Some(*queue);
@@ -767,7 +768,7 @@ impl Engine {
                         return None;
                     }
                 }
-                Some(self.store.queue(&pull.topic, pull.queue_id))
+                self.store.queue_named(&pull.topic, pull.queue_id).ok()
             }
             found => found,
         }

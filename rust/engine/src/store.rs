@@ -21,7 +21,7 @@ use crate::batch_queue::{self, BatchEntry, BatchUnits, Units};
 use crate::clock::Clock;
 use crate::commit_log::{CommitLog, LogReader, LogWriter, Run};
 use crate::compaction::{self, Compaction, Compactor, Truth};
-use crate::consume_queue::{Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
+use crate::consume_queue::{can_be, Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
 use crate::disk::Disk;
 use crate::entries::Entries;
 use crate::error::Error;
@@ -44,7 +44,7 @@ const READ_FILES_MAX: usize = 128;
 /// Queue files the flusher keeps open.
 const WRITE_FILES_MAX: usize = 128;
 /// Queue ids up to here are found by index, larger ones in a map.
-const DENSE_QUEUES: u32 = 1024;
+pub(crate) const DENSE_QUEUES: u32 = 1024;
 /// When so many bytes of entries wait in memory, the flusher is woken early.
 const PENDING_BYTES_WAKE: usize = 4 << 20;
 /// With so many the disk is behind, see [`Store::is_behind`].
@@ -628,6 +628,18 @@ impl Store {
         drop(state);
         self.staged_end = self.shared.log.written();
         self.opened = true;
+    }
+
+    /// As [`Store::queue`], when topic and number are somebody else's word.
+    ///
+    /// # Errors
+    /// [`Error::BadRecord`] when there can be no such queue.
+    pub fn queue_named(&mut self, topic: &str, queue_id: u32) -> Result<QueueRef, Error> {
+        match self.find_queue(topic, queue_id) {
+            Some(queue) => Ok(queue),
+            None if can_be(topic, queue_id) => Ok(self.queue(topic, queue_id)),
+            None => Err(Error::BadRecord(format!("there can be no queue {queue_id} of a topic with this name"))),
+        }
     }
 
     /// The queue's handle; made in memory when new (files come when written).

@@ -112,7 +112,7 @@ pub struct Topic {
     pub keyed: bool,
     /// Of a static topic: the logical queues that are led here. Sends to these are served although it is not `fast`.
     pub led: Vec<Led>,
-    /// Handles of queues already used, by queue id.
+    /// Handles of queues already used, by queue id; the store alone knows those with very large ones.
     pub queues: Vec<Option<QueueRef>>,
     pub puts: Traffic,
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use aerobee_engine::clock::ManualClock;
 use aerobee_engine::disk::SimDisk;
+use aerobee_engine::error::Error;
 use aerobee_engine::frame::{Cutter, Flow, FRAME_BYTES_MAX};
 use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
 use aerobee_engine::property;
@@ -948,6 +949,34 @@ fn messages_that_waited_go_home_up_to_the_first_that_is_not_simple() {
     assert_eq!(bench.engine.bring_home(&[(positions[0], &long)]).unwrap().0, 0, "no store can hold it");
     bench.disk.fail_writes(true);
     assert!(bench.engine.bring_home(&plain[..1]).is_err());
+}
+
+// Claim: where a message belongs is its sender's word; a place that cannot be costs that message, not the store.
+#[test]
+fn a_record_for_a_queue_that_cannot_be_is_refused_whoever_stores_it() {
+    let mut bench = Bench::new();
+    let long = "x".repeat(256);
+    for topic in ["", ".", "..", "../../evil", "a/b", "a\0b", &long, "%LMQ%/../evil"] {
+        let refused = bench.engine.append(&[record("T", 0, b"with it", b""), record(topic, 0, b"x", b"")]);
+        assert!(matches!(refused, Err(Error::BadRecord(_))), "{topic:?}: {refused:?}");
+        bench.pull(&[("topic", topic), ("sysFlag", "2"), ("suspendTimeoutMillis", "1000")]);
+        assert!(bench.engine.append(&[record(topic, 0, b"x", b"")]).is_err(), "{topic:?}");
+    }
+    for queue_id in [1 << 31, u32::MAX] {
+        for topic in ["T", "unknown"] {
+            let refused = bench.engine.append(&[record(topic, queue_id, b"x", b"")]);
+            assert!(matches!(refused, Err(Error::BadRecord(_))), "{topic} {queue_id}: {refused:?}");
+        }
+    }
+    let large = i32::MAX as u32;
+    for offset in [0, 1] {
+        let (receipts, _) = bench.engine.append(&[record("T", large, b"large", b"")]).unwrap();
+        assert_eq!(receipts[0].queue_offset, offset);
+    }
+    let kept = bench.engine.tables().topics["T"].queues.len();
+    assert!(kept <= 1024, "a number is no size: {kept}");
+    assert_eq!(bench.engine.store.topics(), [("T".to_owned(), vec![0, large])]);
+    assert_eq!(one(&bench.send("after", &[])).code, 0);
 }
 
 #[test]

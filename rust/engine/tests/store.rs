@@ -532,6 +532,22 @@ fn lost_consume_queues_are_rebuilt_from_the_log() {
     }
 }
 
+// Claim: a log that has a record for a queue that cannot be opens again, without such a queue.
+#[test]
+fn a_record_of_a_topic_that_cannot_be_has_no_queue() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"one", "k");
+    for topic in ["..", "a/b", &"x".repeat(300)] {
+        append(&mut store, topic, 0, b"nowhere", "k");
+    }
+    append(&mut store, "t", 0, b"two", "k");
+    drop(store);
+    let mut store = bench.open();
+    assert_eq!(store.topics(), [("t".to_owned(), vec![0])]);
+    assert_eq!(body(&mut store, "t", 0, 1).unwrap(), b"two");
+}
+
 #[test]
 fn a_lost_index_is_rebuilt_from_the_log() {
     for clean in [true, false] {
