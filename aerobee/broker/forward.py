@@ -106,25 +106,28 @@ class Moving:
         self.properties = b"".join(pair + b"\x02" for pair in kept)
 
     def to(self, topic: str, queue_id: int, added: bytes = b"", tags_code: int | None = None) -> Record:
-        """The same message for another place, with more properties at the end."""
+        """The same message for another place, with more properties at the end. ValueError: there is no such number."""
         properties = self.properties
         if added:
             properties = properties + added if properties.endswith(b"\x02") else properties + b"\x02" + added
-        return Record(
-            topic,
-            queue_id,
-            self.body,
-            properties,
-            flag=self.flag,
-            sys_flag=self.sys_flag,
-            born_timestamp=self.born_ms,
-            born_host=self.born_host,
-            reconsume_times=self.reconsume,
-            tags_code=tags_code,
-        )
+        try:
+            return Record(
+                topic,
+                queue_id,
+                self.body,
+                properties,
+                flag=self.flag,
+                sys_flag=self.sys_flag,
+                born_timestamp=self.born_ms,
+                born_host=self.born_host,
+                reconsume_times=self.reconsume,
+                tags_code=tags_code,
+            )
+        except OverflowError:
+            raise ValueError(f"its queue id or tags code is out of range: {queue_id}, {tags_code}") from None
 
     def home(self, added: bytes = b"") -> Record:
-        """The same message for the topic and queue its sender named. ValueError: it does not say."""
+        """The same message for the topic and queue its sender named. ValueError: it does not say, or nonsense."""
         name = self.get(b"REAL_TOPIC")
         if name is None:
             raise ValueError("the property REAL_TOPIC is missing")

@@ -45,12 +45,15 @@ from aerobee.broker.records import (
 from aerobee.broker.store import Batch, Receipt, Record
 from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC
 from aerobee.clock import Clock
-from aerobee.errors import MessageIllegal, error_for
+from aerobee.errors import LmqQuotaExceeded, MessageIllegal, error_for
 from aerobee.protocol.codes import ResponseCode
 
 _log = logging.getLogger("aerobee.broker.transactions")
 
 GROUP: Final = "CID_RMQ_SYS_TRANS"
+QUEUE_ID_MAX: Final = (1 << 31) - 1
+DIGITS_MAX: Final = 10
+"""A property with more is no number; `int` itself refuses thousands of them."""
 MARK_TAG: Final = "d"
 
 REAL_TOPIC: Final = "REAL_TOPIC"
@@ -375,8 +378,8 @@ class Transactions:
             return
         try:
             self._write_together(endings)
-        except MessageIllegal:
-            for ending in endings:  # one of them can be stored nowhere: the others can
+        except (MessageIllegal, LmqQuotaExceeded):
+            for ending in endings:  # one of them cannot be stored: the others can
                 try:
                     self._write_together([ending])
                 except Exception as error:
@@ -622,11 +625,13 @@ class Transactions:
 def _asked(half: Stored) -> int:
     """How often a producer was asked."""
     times = half.properties.get(CHECK_TIMES, "0")
-    return int(times) if times.isdecimal() else 0
+    return int(times) if times.isdecimal() and len(times) <= DIGITS_MAX else 0
 
 
 def _has_a_home(half: Stored) -> bool:
-    return REAL_TOPIC in half.properties and half.properties.get(REAL_QUEUE, "").isdecimal()
+    queue_id = half.properties.get(REAL_QUEUE, "")
+    is_number = queue_id.isdecimal() and len(queue_id) <= DIGITS_MAX
+    return REAL_TOPIC in half.properties and is_number and int(queue_id) <= QUEUE_ID_MAX
 
 
 def _readable(records: bytes) -> Iterator[Stored]:

@@ -100,6 +100,20 @@ async def test_a_damaged_record_costs_that_record(tmp_path: Path) -> None:
     assert [message.body for message in store.messages("orders")] == [b"a", b"c"]
 
 
+async def test_a_queue_that_cannot_be_costs_that_message(tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, LEVELS_MS, tmp_path)
+    schedule(store, delay, "orders", b"a", 1)
+    for queue_id in (b"-1", b"4294967296"):
+        properties = b"REAL_TOPIC\x01orders\x02REAL_QID\x01" + queue_id + b"\x02"
+        store.append([Record("SCHEDULE_TOPIC_XXXX", 0, b"forged", properties, tags_code=clock.now_ms())])
+    schedule(store, delay, "orders", b"b", 1)
+    async with running(delay):
+        await clock.advance(3)
+    assert [message.body for message in store.messages("orders")] == [b"a", b"b"]
+
+
 async def test_a_clock_set_back_does_not_hold_messages_for_ever(tmp_path: Path) -> None:
     # Claim: nobody waits longer than the level's own delay from now, whatever the stored time says.
     clock = ManualClock()

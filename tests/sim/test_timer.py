@@ -255,6 +255,36 @@ async def test_far_away_is_stored_anew_on_the_way(store: RealStore, clock: Manua
     assert store.messages()[0].properties["TIMER_ROLL_TIMES"].isdigit()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REAL_QID", "-1"),
+        ("REAL_QID", "4294967295"),
+        ("REAL_QID", "4294967296"),
+        ("REAL_TOPIC", "x" * 300),
+        ("REAL_TOPIC", "../../evil"),
+        ("TIMER_OUT_MS", str(1 << 70)),
+    ],
+)
+async def test_a_message_that_belongs_nowhere_holds_up_nobody(
+    name: str, value: str, store: RealStore, clock: ManualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Claim: anybody may send to the timer's own topic; what cannot be true costs that message and a line in the log.
+    timer = make(store, clock, tmp_path, roll_slots=4)
+    async with running(timer):
+        send(store, timer, "before", TIMER_DELAY_SEC=2)
+        properties = {"UNIQ_KEY": "forged", "TIMER_OUT_MS": str(NOW_MS + 2000), "REAL_TOPIC": TOPIC, "REAL_QID": "0"}
+        store.append([Record(TIMER, 0, b"forged", format_properties({**properties, name: value}))])
+        send(store, timer, "after", TIMER_DELAY_SEC=2)
+        await clock.advance(20)
+        send(store, timer, "later", TIMER_DELAY_SEC=1)
+        await clock.advance(10)
+    assert bodies(store) == ["before", "after", "later"]
+    assert sum("it is skipped" in line for line in caplog.messages) == 1, caplog.messages
+    assert {TOPIC, TIMER} == set(store.engine.topics())
+    timer.close()
+
+
 async def test_a_full_disk_delays_further_but_loses_nothing(
     store: RealStore, clock: ManualClock, tmp_path: Path
 ) -> None:

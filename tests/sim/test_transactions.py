@@ -17,7 +17,7 @@ from aerobee.broker.records import COMMIT, ROLLBACK, Stored, format_properties, 
 from aerobee.broker.topics import CHECK_MAX_TIME_TOPIC, HALF_TOPIC, OP_HALF_TOPIC
 from aerobee.broker.transactions import Transactions
 from aerobee.clock import ManualClock
-from aerobee.errors import DiskFull, MessageIllegal, ServerError
+from aerobee.errors import DiskFull, LmqQuotaExceeded, MessageIllegal, ServerError
 
 
 class Bench:
@@ -194,6 +194,27 @@ async def test_one_bad_half_does_not_hold_up_the_others(bench: Bench) -> None:
     assert [half.properties["UNIQ_KEY"] for half in bench.asked] == ["good"]
 
 
+async def test_a_count_of_questions_that_is_none_holds_up_nobody(bench: Bench) -> None:
+    bench.prepare("bad", TRANSACTION_CHECK_TIMES="9" * 5000)
+    bench.prepare("good")
+    await bench.rounds(1)
+    assert [half.properties["UNIQ_KEY"] for half in bench.asked] == ["bad", "good"]
+
+
+@pytest.mark.parametrize("queue_id", ["-1", "2147483648", "4294967296", "9" * 5000])
+async def test_a_half_for_a_queue_that_cannot_be_is_skipped(bench: Bench, queue_id: str) -> None:
+    properties = {"PGROUP": "g", "UNIQ_KEY": "forged", "REAL_TOPIC": "orders", "REAL_QID": queue_id}
+    receipt = bench.store.append([Record(HALF_TOPIC, 0, b"forged", format_properties(properties))])[0]
+    good = bench.prepare("good")
+    with pytest.raises(ServerError, match="Find prepared transaction message failed"):
+        await bench.end((receipt.queue_offset, receipt.position), COMMIT)
+    await bench.rounds(1)
+    assert [half.properties["UNIQ_KEY"] for half in bench.asked] == ["good"]
+    assert bench.transactions.counters["skipped"] == 1
+    await bench.end(good, COMMIT)
+    assert bench.delivered == ["good"]
+
+
 async def test_an_error_at_one_half_does_not_stop_the_checks_of_the_others(bench: Bench) -> None:
     """Claim: an exception while one half is checked neither ends the round nor loses that half (#544, #8158)."""
     first, second = bench.prepare("first"), bench.prepare("second")
@@ -293,6 +314,23 @@ async def test_one_message_that_no_store_can_hold_does_not_fail_the_others_of_it
     assert bench.delivered == ["good"]
     await bench.rounds(1)
     assert [half.properties["UNIQ_KEY"] for half in bench.asked] == ["bad"]
+
+
+async def test_one_message_without_room_for_its_light_queues_does_not_fail_the_others_of_its_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = bench.store.append
+
+    def refuse(records: list[Record]) -> list[Receipt]:
+        if any(record.body == b"bad" for record in records):
+            raise LmqQuotaExceeded("there are as many light queues as there may be")
+        return append(records)
+
+    good, bad = bench.prepare("good"), bench.prepare("bad")
+    monkeypatch.setattr(bench.store, "append", refuse)
+    results = await asyncio.gather(bench.end(good, COMMIT), bench.end(bad, COMMIT), return_exceptions=True)
+    assert results[0] is None and isinstance(results[1], LmqQuotaExceeded)
+    assert bench.delivered == ["good"]
 
 
 async def test_a_kill_at_any_moment_leaves_each_half_open_once(bench: Bench) -> None:
