@@ -246,7 +246,7 @@ class Engine:
         """At most `count` records and `bytes_max` bytes, at least one if there is one, by the rules of a pull."""
     def record(self, position: int) -> bytes | None: ...
     def entries(self, topic: str, queue: int, offset: int, count: int) -> bytes:
-        """Queue entries of 20 bytes: position 8, size 4, tags code 8, big endian."""
+        """Queue entries of 20 bytes: position 8, size 4, tags code 8, big endian. A lost message's: -1, 0, 0."""
     def bounds(self, topic: str, queue: int) -> tuple[int, int]:
         """First visible offset and the next one to come; (0, 0) for an unknown queue."""
     def offset_by_time(self, topic: str, queue: int, ms: int, upper: bool = False) -> int:

@@ -34,7 +34,7 @@ class MovingStore(Protocol):
         """Smallest and next offset."""
 
     def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
-        """Units of 20 bytes: position, size, tags code."""
+        """Units of 20 bytes: position, size, tags code; a lost message's position is -1."""
 
     def record(self, position: int) -> bytes | None:
         """A record's bytes."""

@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.offsets import SEPARATOR
 from aerobee.broker.records import parse_record
+from aerobee.broker.store import Store
 from aerobee.broker.topics import HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC, is_light
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _log = logging.getLogger("aerobee.broker.store")
 HOUR_MS: Final = 3_600_000
 QUEUES_A_TURN: Final = 256
 """Queues looked at before others get their turn."""
+LOST_AT_ONCE: Final = 1024
+_UNIT: Final = struct.Struct(">qiq")
 
 Holder = tuple[int, str, str, int]
 """Position of the first record not consumed; who has not consumed it, topic, queue id."""
@@ -67,13 +71,22 @@ async def furthest_behind(broker: Broker) -> Holder | None:
         offset = max(offset, low)
         if offset >= high:
             continue
-        unit = store.entries(topic, queue_id, offset, 1)
-        if len(unit) < 20:
-            continue
-        position = int.from_bytes(unit[:8], "big")
-        if found is None or position < found[0]:
+        position = _first_position(store, topic, queue_id, offset)
+        if position is not None and (found is None or position < found[0]):
             found = position, who, topic, queue_id
     return found
+
+
+def _first_position(store: Store, topic: str, queue_id: int, offset: int) -> int | None:
+    """Where the first message from this offset on lies that is not lost; None: there is none."""
+    units = store.entries(topic, queue_id, offset, 1)
+    while units:
+        for position, _, _ in _UNIT.iter_unpack(units):
+            if position >= 0:
+                return int(position)
+        offset += len(units) // _UNIT.size
+        units = store.entries(topic, queue_id, offset, LOST_AT_ONCE)
+    return None
 
 
 async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:

@@ -315,7 +315,7 @@ class Store:
         return self.engine.read(topic, queue_id, offset, count, bytes_max, tags, sql)
 
     def entries(self, topic: str, queue_id: int, offset: int, count: int) -> bytes:
-        """Queue entries of 20 bytes: position, size, tags code."""
+        """Queue entries of 20 bytes: position, size, tags code; -1, 0, 0 where the message was lost to damage."""
         return self.engine.entries(topic, queue_id, offset, count) if queue_id >= 0 else b""
 
     def record(self, position: int) -> bytes | None:
@@ -336,7 +336,7 @@ class Store:
         unit = self.engine.entries(topic, queue_id, offset, 1)
         if len(unit) < 20:
             return False
-        return self.engine.durable() - int.from_bytes(unit[:8], "big") <= _RECENT_BYTES
+        return self.engine.durable() - int.from_bytes(unit[:8], "big", signed=True) <= _RECENT_BYTES
 
     def earliest_time(self, topic: str, queue_id: int) -> int:
         """Store time of the first message kept, ms; -1 for an empty queue."""

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import shutil
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -63,7 +64,7 @@ class RealStore:
         return self.engine.entries(topic, queue_id, offset, count)
 
     def record(self, position: int) -> bytes | None:
-        return self.engine.record(position)
+        return self.engine.record(position) if position >= 0 else None
 
     def log_bounds(self) -> tuple[int, int, int]:
         end = self.engine.stats()["max_position"]
@@ -359,6 +360,38 @@ async def test_timers_never_refer_past_a_log_that_was_cut(tmp_path: Path, clock:
     async with running(timer):
         await clock.advance(30)
     assert Counter(bodies(store)) == Counter(str(number) for number in (*range(150), *range(1000, 1100)))
+    store.engine.close()
+
+
+async def test_what_was_lost_to_damage_is_nobody_else(tmp_path: Path, clock: ManualClock) -> None:
+    # Claim: the log's first message does not come again in the place of one that was lost with its queue's entries.
+    store = RealStore(tmp_path)
+    timer = make(store, clock, tmp_path)
+    delay = Delay(store, clock, [5000], tmp_path / "config")
+    for number in range(3):
+        send(store, timer, f"timed {number}", TIMER_DELAY_SEC=5)
+        properties: dict[str, str] = {}
+        topic, queue_id, code = delay.place(TOPIC, 0, properties, 1)
+        body = f"level {number}".encode()
+        store.append([Record(topic, queue_id, body, format_properties(properties), tags_code=code)])
+    timer.close()
+    store.engine.close()
+    log = tmp_path / "commitlog" / f"{0:020d}"
+    data = log.read_bytes()
+    with log.open("r+b") as file:
+        for lost in (b"timed 1", b"level 1"):
+            file.seek(data.index(lost))
+            file.write(b"damaged")
+    shutil.rmtree(tmp_path / "consumequeue")
+    (tmp_path / "checkpoint").unlink()
+    (tmp_path / "abort").touch()
+    store = RealStore(tmp_path)
+    timer = make(store, clock, tmp_path, boot=2)
+    assert store.bounds(TIMER, 0) == store.bounds("SCHEDULE_TOPIC_XXXX", 0) == (0, 3)
+    async with running(timer), running(Delay(store, clock, [5000], tmp_path / "config")):
+        await clock.advance(10)
+    assert sorted(bodies(store)) == ["level 0", "level 2", "timed 0", "timed 2"]
+    timer.close()
     store.engine.close()
 
 

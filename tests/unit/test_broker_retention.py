@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -112,6 +113,31 @@ async def test_disk_nearly_full_does_not_cost_a_group_what_it_has_not_consumed(
     broker.offsets.commit("slow", "orders", 0, 400)
     await days_later(broker)
     assert broker.store.bounds("orders", 0)[0] > 300 and not held_back(caplog)
+
+
+async def test_a_group_that_waits_at_a_lost_message_holds_only_what_follows(tmp_path: Path) -> None:
+    broker = await start(tmp_path)
+    fill(broker)
+    broker.offsets.commit("slow", "orders", 0, 150)
+    entry = broker.store.entries("orders", 0, 150, 1)
+    await broker.stop()
+    lost = int.from_bytes(entry[:8], "big")
+    store = tmp_path / "store"
+    log = store / "commitlog" / f"{lost // FILE_BYTES * FILE_BYTES:020d}"
+    with log.open("r+b") as file:
+        file.seek(lost % FILE_BYTES + 500)
+        file.write(b"damaged")
+    shutil.rmtree(store / "consumequeue")
+    (store / "checkpoint").unlink()
+    (store / "abort").touch()
+
+    broker = await start(tmp_path)
+    assert broker.store.entries("orders", 0, 150, 1) == (-1).to_bytes(8, "big", signed=True) + bytes(12)
+    holder = await retention.furthest_behind(broker)
+    assert holder is not None and holder[0] > lost and holder[1] == "group slow"
+    assert (await days_later(broker))["log_files"]
+    assert 0 < broker.store.bounds("orders", 0)[0] <= 150
+    await broker.stop()
 
 
 async def test_a_deleted_group_holds_nothing_back(broker: Broker) -> None:

@@ -647,8 +647,10 @@ impl Engine {
             }
             let mut units = Vec::with_capacity(entries.len() * 20);
             for entry in &entries {
-                units.extend_from_slice(&entry.position.to_be_bytes());
-                units.extend_from_slice(&entry.size.to_be_bytes());
+                // A hole stands for no message: its position 0 would be some other message's.
+                let (position, size) = if entry.is_hole() { (u64::MAX, 0) } else { (entry.position, entry.size) };
+                units.extend_from_slice(&position.to_be_bytes());
+                units.extend_from_slice(&size.to_be_bytes());
                 units.extend_from_slice(&entry.tags_code.to_be_bytes());
             }
             Ok(units)
