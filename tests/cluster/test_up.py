@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from aerobee import Message, Producer, SendStatus
+from aerobee import Message, Producer, PullConsumer, SendStatus
 from aerobee.net.remote import RemotePool
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.testing import Cluster
+from aerobee.testing.eventually import eventually as eventually_async
 from aerobee.testing.eventually import eventually_sync as eventually
 
 AEROBEE = [sys.executable, "-m", "aerobee.cli"]
@@ -129,6 +130,57 @@ def test_the_first_message(up: Callable[..., Up]) -> None:
     fresh = up("--fresh")
     got = run("consume", "-t", "greetings", "-g", "third", "--wait", "1", "-n", fresh.name_server)
     assert "greetings" in got.stderr and got.stderr.count("\n") == 1 and got.stdout == ""
+
+
+async def test_each_line_of_standard_input_leaves_at_once(tmp_path: Path) -> None:
+    """`tail -f log | aerobee send`: a line is stored while the next one is waited for, and once; Ctrl-C ends it."""
+    async with Cluster(directory=tmp_path) as cluster, PullConsumer(cluster.name_servers, group="reader") as reader:
+        await cluster.create_topic("lines", queues=1)
+        (queue,) = await reader.queues("lines")
+
+        async def bodies() -> list[bytes]:
+            return [message.body for message in (await reader.pull(queue, 0)).messages]
+
+        async def has(count: int) -> bool:
+            return len(await bodies()) == count
+
+        async def start() -> tuple[asyncio.subprocess.Process, asyncio.StreamWriter]:
+            process = await asyncio.create_subprocess_exec(
+                *(*AEROBEE, "send", "-t", "lines", "-n", cluster.name_servers),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            assert process.stdin is not None
+            return process, process.stdin
+
+        process, lines = await start()
+        lines.write(b"a\r\nb")
+        await eventually_async(lambda: has(1))
+        said, _ = await process.communicate(b"c\n" + b"d" * 100_000)
+        assert (process.returncode, said.count(b"SEND_OK")) == (0, 3), said
+        assert await bodies() == [b"a", b"bc", b"d" * 100_000]
+
+        process, lines = await start()
+        lines.write(b"e\n")
+        await eventually_async(lambda: has(4))
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 10) == 130
+
+
+async def test_send_ends_quietly_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    """`aerobee send --repeat 3000 x | head -1`."""
+    async with Cluster(directory=tmp_path) as cluster:
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            command = ("send", "x", "--repeat", "3000", "-n", cluster.name_servers)
+            found = await asyncio.to_thread(
+                subprocess.run, [*AEROBEE, *command], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+            )
+        finally:
+            os.close(write)
+        assert (found.returncode, found.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
