@@ -9,6 +9,9 @@
 The slot is the step that ends at the time asked for or holds it, and is delivered when it is over: never early, at
 most a step late. Memory holds the positions of one slot. After each batch the progress is noted (progress.py), and
 each unit names its record, so after a crash everything is where it was, but for one batch that may come twice.
+
+After a start with another precision the wheel is made again from the timer log; what waits then keeps the slot it has,
+or the new one that holds it, and so may come early by up to the former step.
 """
 
 from __future__ import annotations
@@ -192,7 +195,8 @@ class Timer:
         elif check is not None:
             self.read_ms, self.queue_offset, start = check.read_ms, check.queue_offset, check.log_end
         self._check = check or Check()
-        self.read_ms = self._floor(self.read_ms) or floor_ms
+        read_ms = self.read_ms or floor_ms
+        self.read_ms = self._floor(read_ms)
         low, high = self._store.bounds(TIMER_TOPIC, 0)
         self.queue_offset = max(self.queue_offset, low)
 
@@ -207,8 +211,10 @@ class Timer:
         if not rebuild:
             self._wheel.open()
         last: Unit | None = None
+        foreign = False
         for at, unit in self._log.units(self._log.base if rebuild else end, log_end):
             end, last = at + UNIT.size, unit
+            foreign = foreign or (unit.due_ms >= read_ms and unit.due_ms % self.precision_ms > 0)
             if unit.due_ms >= self.read_ms and not rebuild:
                 slot = slots.get(unit.due_ms) or self._wheel.get(unit.due_ms)
                 if slot.last < at:
@@ -217,11 +223,6 @@ class Timer:
         self._log.cut(end)
         if not sound and not rebuild:
             rebuild = any(slot.last >= end for ms, slot in self._wheel.filled() if ms >= self.read_ms)
-        if rebuild and end > self._log.base:
-            self._rebuild_wheel(log_end)
-        elif slots:
-            self._wheel.put(slots)
-        self.waiting = sum(slot.count for ms, slot in self._wheel.filled() if ms >= self.read_ms)
         taken = self._taken(last or self._last_unit(end), low)
         if sound:
             self.queue_offset = max(self.queue_offset, taken)
@@ -230,6 +231,13 @@ class Timer:
             self.queue_offset = max(low, taken)
         self.queue_offset = min(self.queue_offset, high)
         self._moved_end = log_end
+        if (rebuild or foreign) and end > self._log.base:
+            self._rebuild_wheel(log_end, read_ms)
+        elif slots:
+            self._wheel.put(slots)
+        if not self._count():
+            self._rebuild_wheel(log_end, read_ms)
+            self._count()
         if high > low or check is not None:
             self._note()
 
@@ -251,14 +259,47 @@ class Timer:
         except ValueError:
             return low
 
-    def _rebuild_wheel(self, log_end: int) -> None:
+    def _count(self) -> bool:
+        """Counts what waits; False when the wheel was written with another precision: its times are then twice or half
+        as long after 1970, or further off."""
+        self.waiting = 0
+        fits = True
+        for ms, slot in self._wheel.filled():
+            if ms >= self.read_ms:
+                self.waiting += slot.count
+            fits = fits and 2 * self.read_ms < 3 * ms < 5 * self.read_ms
+        return fits
+
+    def _rebuild_wheel(self, log_end: int, read_ms: int) -> None:
+        """Fills the wheel from the log. Units of another precision move to its slots: several chains become one.
+        `read_ms`: what is due before was delivered."""
         _log.warning("the timer wheel is made again from the timer log")
+        begins: dict[int, int] = {}
+        foreign = read_ms != self.read_ms
+        for at, unit in self._log.units(self._log.base, log_end):
+            if unit.due_ms >= read_ms:
+                foreign = foreign or unit.due_ms % self.precision_ms > 0
+                if unit.previous < 0:
+                    begins[unit.due_ms] = at
+        delivered = 0
+        if foreign:
+            delivered, self._index = self._index, 0
+            self._note()  # first: should it end half way, some come again and none is passed over
         slots: dict[int, Slot] = {}
         for at, unit in self._log.units(self._log.base, log_end):
-            if unit.due_ms >= self.read_ms:
-                _grow(slots.setdefault(unit.due_ms, Slot()), at, unit.magic)
-        self._wheel.clear()
-        self._wheel.put(slots)
+            if unit.due_ms < read_ms or at < begins.get(unit.due_ms, 0):
+                continue
+            if delivered and unit.due_ms == read_ms:
+                delivered -= 1
+                continue
+            due_ms = self._floor(unit.due_ms)
+            slot = slots.setdefault(due_ms, Slot())
+            if foreign and (unit.due_ms, unit.previous) != (due_ms, slot.last):
+                self._log.move(at, unit, due_ms, slot.last)
+            _grow(slot, at, unit.magic)
+        if foreign:
+            self._log.sync(0)
+        self._wheel.replace(slots)
 
     # Life.
 
@@ -394,7 +435,7 @@ class Timer:
         end = self._log.end
         for position, size, code in _ENTRY.iter_unpack(self._store.entries(TIMER_TOPIC, 0, offset, TAKE)):
             offset += 1
-            due_ms, write_ms, magic = code, floor_ms, 1
+            due_ms, write_ms, magic = self._floor(code), floor_ms, 1
             message: Moving | None = None
             if code < _TIME_MIN or offset <= self._rebuild_to:
                 message = self._read(position)

@@ -25,6 +25,7 @@ UNIT: Final = struct.Struct(">iqiqiqiiq")
 """Size, previous unit, magic, write time, delay, position and size of the record, hash of the topic, 0."""
 SLOT: Final = struct.Struct(">qqqii")
 CHECK: Final = struct.Struct(">7q")
+_HEAD: Final = struct.Struct(">iqiqi")
 ROLL: Final = 2
 DELETE: Final = 4
 _BLANK: Final = struct.Struct(">iqi")
@@ -160,6 +161,10 @@ class TimerLog:
         """The unit at `at` becomes the first of its slot."""
         self._write(at + 4, (-1).to_bytes(8, "big", signed=True))
 
+    def move(self, at: int, unit: Unit, due_ms: int, previous: int) -> None:
+        """The unit at `at` belongs to another slot, behind the unit at `previous` (-1: it is the first)."""
+        self._write(at, _HEAD.pack(UNIT.size, previous, unit.magic, unit.write_ms, due_ms - unit.write_ms))
+
     def clean(self, log_begin: int) -> None:
         """Deletes files whose messages are all gone from the log."""
         for base in self._bases()[:-1]:
@@ -179,9 +184,9 @@ class TimerLog:
             os.close(self._files.pop(base))
         (self.directory / f"{base:020d}").unlink(missing_ok=True)
 
-    def sync(self) -> None:
-        """Syncs the files; blocks. Raises OSError."""
-        for file in list(self._files.values())[-2:]:
+    def sync(self, files: int = 2) -> None:
+        """Syncs the files opened last (0: all); blocks. Raises OSError."""
+        for file in list(self._files.values())[-files:]:
             os.fsync(file)
 
     def close(self) -> None:
@@ -259,10 +264,19 @@ class TimerWheel:
                 if step > 0 and last >= 0:
                     yield step * self.precision_ms, Slot(first, last, count)
 
-    def clear(self) -> None:
-        """Empties all slots. Raises OSError."""
+    def replace(self, slots: dict[int, Slot]) -> None:
+        """Holds these slots and no others. There is no file until it is whole. Raises OSError."""
         self.close()
+        self._unwritten.clear()
         self.path.unlink(missing_ok=True)
+        whole = TimerWheel(self.path.with_name(self.path.name + ".tmp"), self.precision_ms)
+        whole.path.unlink(missing_ok=True)
+        try:
+            whole.put(slots)
+            whole.sync()
+        finally:
+            whole.close()
+        os.replace(whole.path, self.path)
         self.open()
 
     def sync(self) -> None:

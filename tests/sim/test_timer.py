@@ -96,8 +96,10 @@ def store(tmp_path: Path) -> Iterator[RealStore]:
     opened.engine.close()
 
 
-def make(store: RealStore, clock: ManualClock, root: Path, *, boot: int = 1, roll_slots: int = 172_800) -> Timer:
-    timer = Timer(store, clock, root, log_file_bytes=1 << 16, boot=boot, roll_slots=roll_slots)
+def make(
+    store: RealStore, clock: ManualClock, root: Path, *, boot: int = 1, roll_slots: int = 172_800, step_ms: int = 1000
+) -> Timer:
+    timer = Timer(store, clock, root, log_file_bytes=1 << 16, boot=boot, roll_slots=roll_slots, precision_ms=step_ms)
     timer.load()
     return timer
 
@@ -242,6 +244,75 @@ async def test_lost_files_are_made_again(lost: str, store: RealStore, clock: Man
     async with running(timer):
         await clock.advance(60)
     assert Counter(bodies(store)) == Counter(str(number) for number in range(3000))
+
+
+STEPS = [(100, 1000), (1000, 100), (200, 500), (500, 200), (100, 500), (1000, 200)]
+
+
+# Claim: a start with another precision delivers everything that waits, once: what is in the wheel, what is only in the
+# queue yet, and not what was recalled. It comes at most a former step early and a new one late.
+@pytest.mark.parametrize(("before", "after"), STEPS)
+@pytest.mark.parametrize("lost", ["", "timerwheel"])
+async def test_another_precision(
+    before: int, after: int, lost: str, store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    timer = make(store, clock, tmp_path, step_ms=before)
+    due: dict[str, int] = {}
+
+    def schedule(body: str, delay_ms: int) -> dict[str, str]:
+        due[body] = clock.now_ms() + delay_ms
+        return send(store, timer, body, TIMER_DELAY_MS=delay_ms)
+
+    async with running(timer):
+        for number in range(4000):
+            schedule(str(number), 1 + number * 7 % 9000)
+        recalled = schedule("recalled", 8130)
+        await clock.advance(4.6)
+    for number in range(300):
+        schedule(f"late {number}", 5000 + number)
+    timer.close()
+    assert len(bodies(store)) > 1000
+    if lost:
+        os.unlink(tmp_path / lost)
+    timer = make(store, clock, tmp_path, step_ms=after)
+    async with running(timer):
+        handle = recall_handle(TIMER, "broker-a", recalled)
+        assert handle is not None
+        properties = {"TIMER_DELIVER_MS": str(read_handle(handle)[2]), "TIMER_DEL_UNIQKEY": "orders+recalled"}
+        topic, queue_id, code = timer.place(TOPIC, 0, properties)
+        store.append([Record(topic, queue_id, b"", format_properties(properties), tags_code=code)])
+        timer.scheduled()
+        for _ in range(120):
+            await clock.advance(0.1)
+    assert Counter(bodies(store)) == Counter(due.keys() - {"recalled"})
+    assert timer.waiting == 0
+    for message in store.messages():
+        late_ms = int(message.properties["TIMER_DEQUEUE_MS"]) - due[message.body.decode()]
+        assert -before < late_ms <= max(before, after) + 200
+    timer.close()
+    assert make(store, clock, tmp_path, step_ms=before).waiting == 0
+
+
+# Claim: killed in the middle of a slot, nothing is lost by going on with another precision; what comes twice is at
+# most a batch, and nothing of what the note says was delivered.
+@pytest.mark.parametrize(("before", "after"), STEPS)
+async def test_another_precision_after_a_kill(
+    before: int, after: int, store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    timer = make(store, clock, tmp_path, step_ms=before)
+    for number in range(3000):
+        send(store, timer, str(number), TIMER_DELAY_MS=3000 + number % 4 * 100)
+    drain(timer)
+    clock.jump(10)
+    store.dies_after = 2
+    with pytest.raises(Killed):
+        drain(timer)
+    timer = make(store, clock, tmp_path, step_ms=after)
+    async with running(timer):
+        await clock.advance(5)
+    counted = Counter(bodies(store))
+    assert set(counted) == {str(number) for number in range(3000)}
+    assert counted.total() - len(counted) <= BATCH
 
 
 async def test_far_away_is_stored_anew_on_the_way(store: RealStore, clock: ManualClock, tmp_path: Path) -> None:
