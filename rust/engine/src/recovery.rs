@@ -11,7 +11,8 @@
 //!    bytes that are a whole record in their own place and not older than what was read before: one damaged record costs that record.
 //! 4. Where nothing valid follows, the log ends. What lies behind is cut off, and the cut is synced before anything new is written.
 //! 5. Queue entries from the scan's start on are replaced by what the log says; entries beyond the log's end are cut. An entry
-//!    whose record is damaged stays, so that its offset is not given to another message.
+//!    whose record is damaged stays, so that its offset is not given to another message. After a clean stop a topic without queues
+//!    has been deleted: what the checkpoint vouches for does not come back.
 //! 6. The index keeps the entries that make sense (after an unclean stop its slots are rebuilt from them); later records are added.
 //!
 //! A full disk does not stop the start: what has no room (queue and index entries, the checkpoint) waits in memory, writes are
@@ -131,6 +132,7 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(&
         batches: HashMap::new(),
         prefixes: HashMap::new(),
         lost_bytes: 0,
+        vouched: None,
         index_from: 0,
         look,
         progress: Progress { say: progress, started: Instant::now(), last: Instant::now() },
@@ -213,6 +215,8 @@ struct Recovery<'a> {
     batches: HashMap<u32, batches::Rebuilt>,
     prefixes: HashMap<Vec<u8>, i32>,
     lost_bytes: u64,
+    /// Records up to here were in queues at a clean stop, whose queues are as it left them.
+    vouched: Option<Position>,
     /// Records at this position and later are not in the index.
     index_from: Position,
     look: Option<Look>,
@@ -229,6 +233,9 @@ impl Recovery<'_> {
         let mut of_batches = Reached::default();
         self.load_batch_queues(&mut of_batches)?;
         let reached = self.load_queues()?.with(of_batches);
+        if self.clean && reached.newest.is_some() && reached.rebuild_from.is_none() {
+            self.vouched = u64::try_from(self.checkpoint.queue_position).ok();
+        }
         let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
         self.log().start_at(bases.first().copied().unwrap_or(0), log_limit);
         let mut start = self.scan_start(&bases, &reached);
@@ -728,9 +735,17 @@ impl Recovery<'_> {
         i64::from(java_hash(tags))
     }
 
+    /// True for a record of a deleted topic: a clean stop has left the queues of all others.
+    fn is_deleted(&self, topic: &str, position: Position) -> bool {
+        self.vouched.is_some_and(|vouched| position <= vouched) && !self.store.has_topic(topic)
+    }
+
     /// Puts a queue entry at the offset its record names. A record whose offset cannot be right (its header is damaged where
     /// no CRC looks, or it is of an older life) is left out.
     fn place(&mut self, topic: &str, queue_id: u32, offset: i64, entry: Entry, start: Position) {
+        if self.is_deleted(topic, entry.position) {
+            return;
+        }
         let queue_ref = self.store.queue(topic, queue_id);
         let number = queue_ref.0;
         let shared = self.store.shared.clone();

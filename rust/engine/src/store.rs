@@ -1386,6 +1386,11 @@ impl Store {
         topics
     }
 
+    /// True if a queue of the topic is known.
+    pub(crate) fn has_topic(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
     /// The topic's queues that are known.
     pub fn queues_of(&self, topic: &str) -> Vec<QueueRef> {
         self.topics.get(topic).map_or_else(Vec::new, |topic| topic.queues.all().map(|(_, queue)| queue).collect())

@@ -214,6 +214,27 @@ fn a_deleted_topic_is_gone_and_begins_again_at_zero() {
     assert_eq!(bounds(&store, "other", 0), (0, 1));
 }
 
+// Claim: a clean restart brings no messages of a deleted topic back, also when they were the newest of all.
+#[test]
+fn a_deleted_topic_is_still_gone_after_a_clean_restart() {
+    let bench = filled();
+    let mut store = bench.open();
+    append(&mut store, "other", 0, b"o", "o");
+    for n in 0..5 {
+        append(&mut store, "t", 0, &[n], "k");
+    }
+    store.delete_topic("t").unwrap();
+    store.close().unwrap();
+    let mut store = bench.open();
+    assert_eq!(store.topics(), [("other".to_owned(), vec![0])]);
+    assert_eq!(append(&mut store, "t", 0, b"new life", "n").queue_offset, 0);
+    store.close().unwrap();
+    let mut store = bench.open();
+    assert_eq!((bounds(&store, "t", 0), bounds(&store, "other", 0)), ((0, 1), (0, 1)));
+    assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"new life");
+    store.close().unwrap();
+}
+
 #[test]
 fn the_second_life_of_a_topic_survives_a_recovery_that_reads_both_lives() {
     let bench = Bench::new(FlushMode::Async);

@@ -100,6 +100,9 @@ impl Recovery<'_> {
 
     /// Puts a unit where its record says. One whose offset cannot be right is left out.
     pub(super) fn place_batch(&mut self, topic: &str, queue_id: u32, entry: BatchEntry, start: Position) {
+        if self.is_deleted(topic, entry.position) {
+            return;
+        }
         let number = self.store.queue(topic, queue_id).0;
         let shared = self.store.shared.clone();
         let state = &mut *shared.state();
