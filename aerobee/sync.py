@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Self, TypeVar
@@ -223,17 +224,28 @@ class Consumer(_Face[aio.Consumer]):
     def __iter__(self) -> Iterator[MessageExt]:
         """Messages without end; each is acknowledged when the next one is asked for."""
         consumer: aio.Consumer = self._aio()
+        gone: deque[MessageExt] = deque()
+
+        def acknowledge() -> None:
+            while gone:
+                consumer.ack(gone.popleft())
+
         while True:
             taken = _background.run(consumer.take(32))
             if taken is None:
                 return
-            index = -1
+            done = 0
             try:
-                for index, message in enumerate(taken.messages):  # noqa: B007
+                for message in taken.messages:
+                    if taken.queue.dropped:
+                        break  # stopped, or the queue went to another member
                     yield message
-                index += 1
+                    done += 1
+                    gone.append(message)
+                    if len(gone) == 1:  # otherwise the loop has not come to those before, and takes this one along
+                        _background.loop().call_soon_threadsafe(acknowledge)
             finally:
-                _background.loop().call_soon_threadsafe(consumer.settle, taken, max(index, 0))
+                _background.loop().call_soon_threadsafe(consumer.settle, taken, done)
 
     def ack(self, message: MessageExt) -> None:
         """Acknowledges a message of a loop before the loop is left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -232,3 +233,30 @@ async def test_a_reset_while_queues_go_to_another_member_counts_for_those_that_s
         await eventually(lambda: sorted(seen) == [0, 1, 1])
         released.set()
         await handing_over
+
+
+async def test_a_plain_loop_has_acknowledged_what_it_has_gone_on_from(names: str) -> None:
+    # Claim: a stop from another thread commits every message but the one in hand, and the loop ends with that one.
+    async with Producer(names) as producer:
+        queue = (await producer.queues("t"))[0]
+        for number in range(10):
+            await producer.send(Message("t", b"%d" % number), queue=queue)
+    consumer = sync.Consumer(names, group="g", subscriptions=["t"], start_from=ConsumeFrom.FIRST_OFFSET)
+    seen: list[bytes] = []
+    third, stopped = threading.Event(), threading.Event()
+
+    def loop() -> None:
+        for message in consumer.start():
+            seen.append(message.body)
+            if len(seen) == 3:
+                third.set()
+                stopped.wait(10)
+
+    looping = asyncio.create_task(asyncio.to_thread(loop))
+    assert await asyncio.to_thread(third.wait, 10)
+    await asyncio.to_thread(consumer.stop)
+    stopped.set()
+    await looping
+    assert seen == [b"0", b"1", b"2"]
+    async with PullConsumer(names, group="g") as reader:
+        assert await reader.committed(queue) == 2
