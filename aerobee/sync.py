@@ -105,26 +105,37 @@ class _Face(Generic[A]):
         self._pid = 0
         self._inner: A | None = None
         self._started = False
+        # By process: a child must not wait for a thread that only its parent has.
+        self._locks: dict[int, threading.RLock] = {}
+
+    def _lock(self) -> threading.RLock:
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def _aio(self) -> A:
-        inner = self._inner
-        if inner is None or self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._inner = inner = self._make()
+        pid = os.getpid()
+        if self._pid == pid and (inner := self._inner) is not None:
+            return inner
+        with self._lock():
+            if self._pid == pid and (inner := self._inner) is not None:
+                return inner
+            inner = self._make()
             if self._started:
                 _background.run(inner.start())
-        return inner
+            self._inner = inner
+            self._pid = pid  # last: nobody takes the parent's object for ours
+            return inner
 
     def start(self) -> Self:
         """See the asyncio class."""
-        inner = self._aio()
-        if not self._started:
-            self._started = True
-            try:
-                _background.run(inner.start())
-            except BaseException:
-                self._started = False
-                raise
+        with self._lock():
+            inner = self._aio()
+            if not self._started:
+                self._started = True
+                try:
+                    _background.run(inner.start())
+                except BaseException:
+                    self._started = False
+                    raise
         return self
 
     def stop(self) -> None:

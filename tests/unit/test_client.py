@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -332,3 +334,29 @@ async def test_a_silent_name_server_holds_no_send_up_for_longer_than_its_time_ou
             await posted
         assert time.monotonic() - began < 2
     server.close()
+
+
+def test_the_first_call_in_a_forked_child_may_come_from_several_threads_at_once() -> None:
+    # Claim: one of them makes and starts the child's object, the others wait for it; one that does not start is made
+    # again by the next.
+    class Slow:
+        made = 0
+
+        def __init__(self) -> None:
+            Slow.made += 1
+            self.started = False
+
+        async def start(self) -> None:
+            await asyncio.sleep(0.05)
+            if Slow.made == 2:
+                raise ConnectError("nobody there")
+            self.started = True
+
+    face: sync._Face[Any] = sync._Face(Slow)
+    face.start()
+    face._pid = -1  # what a child finds
+    with pytest.raises(ConnectError):
+        face._aio()
+    with ThreadPoolExecutor(8) as threads:
+        assert all(inner.started for inner in threads.map(lambda _: face._aio(), range(8)))
+    assert Slow.made == 3
