@@ -23,7 +23,10 @@ CHUNK_BYTES: Final = 1 << 16
 def send(
     name_servers: str, topic: str, bodies: list[str], *, tag: str, keys: list[str], repeat: int, quiet: bool
 ) -> int:
-    """Sends each body `repeat` times; without bodies, the lines of standard input. Returns the exit code."""
+    """Sends each body `repeat` times; without bodies, the lines of standard input. Returns the exit code.
+
+    Raises BrokenPipeError when nobody reads what it prints.
+    """
 
     async def run() -> int:
         sent = 0
