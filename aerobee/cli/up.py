@@ -1,7 +1,7 @@
 """`aerobee up` and `aerobee down`: a name server and a broker as processes of their own, data under one directory.
 
     DATA/up.lock        held (flock) for as long as the cluster runs; tells `down` and a second `up`
-    DATA/up.json        process ids and addresses
+    DATA/up.json        process ids and addresses, from when it is ready on
     DATA/nameserver/    kvConfig.json, nameserver.properties
     DATA/broker/        the store, broker.properties
     DATA/log/           what the two have to say
@@ -152,8 +152,11 @@ def up(data: Path, *, fresh: bool, port_base: int | None, ready: IO[str] | None 
 
 def up_in_background(data: Path, *, fresh: bool, port_base: int | None) -> int:
     """Starts `up` detached from the terminal; returns when it is ready or has failed. Running already is fine."""
-    running = _running(data)
-    if running is not None and not fresh:
+    try:
+        running = None if fresh else _running(data)
+    except (UpError, OSError) as error:
+        return _refuse(data, error)
+    if running is not None:
         wanted = f"127.0.0.1:{Ports.of(port_base).name_server}"
         if running.get("name_server") == wanted:
             print(f"already running: name server {running['name_server']}, broker {running['broker']}")
@@ -176,8 +179,7 @@ def up_in_background(data: Path, *, fresh: bool, port_base: int | None) -> int:
                 start_new_session=True,
             )
     except OSError as error:
-        print(f"cannot use {error.filename or data}: {error.strerror}", file=sys.stderr)
-        return 1
+        return _refuse(data, error)
     os.close(write)
     with os.fdopen(read) as pipe:
         said = pipe.read()
@@ -190,14 +192,23 @@ def up_in_background(data: Path, *, fresh: bool, port_base: int | None) -> int:
 
 def down(data: Path) -> int:
     """Stops what `up` runs in this directory, and waits for it; returns the exit code."""
-    running = _running(data)
+    try:
+        running = _running(data)
+    except (UpError, OSError) as error:
+        return _refuse(data, error)
     if running is None:
         print(f"nothing is running in {data}")
         return 0
     pid = int(running["pid"])
-    os.kill(pid, signal.SIGTERM)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
+    except PermissionError:
+        print(f"process {pid} belongs to another user, who has to stop it", file=sys.stderr)
+        return 1
     until = time.monotonic() + 2 * STOP_S + 5
-    while _running(data) is not None or _exists(pid):
+    while _is_held(data) or _exists(pid):
         if time.monotonic() > until:
             print(f"process {pid} has not stopped", file=sys.stderr)
             return 1
@@ -223,6 +234,7 @@ def _claimed(data: Path, *, fresh: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UpError(f"a cluster runs in {data}; stop it (aerobee down --data {data}) or use --data") from None
+        (data / "up.json").unlink(missing_ok=True)  # of an `up` that was killed: its process ids are others' by now
         if fresh:
             for part in ("nameserver", "broker", "log"):
                 if (data / part).exists():
@@ -233,17 +245,38 @@ def _claimed(data: Path, *, fresh: bool) -> Iterator[None]:
 
 
 def _running(data: Path) -> dict[str, str] | None:
-    """What `up` wrote about the cluster that runs here; None if none does."""
+    """What `up` wrote about the cluster that runs here, once it has started; None if none does.
+
+    Raises UpError when it does not become ready, OSError.
+    """
+    until = time.monotonic() + 2 * READY_S + REGISTERED_S
+    while _is_held(data):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            state: dict[str, str] = json.loads((data / "up.json").read_text())
+            return state
+        if time.monotonic() > until:
+            raise UpError(f"a cluster is being started in {data}, and does not become ready")
+        time.sleep(0.02)
+    return None
+
+
+def _is_held(data: Path) -> bool:
+    """Whether an `up` has the directory. Raises OSError."""
     try:
         with (data / "up.lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                state: dict[str, str] = json.loads((data / "up.json").read_text())
-                return state
-    except (FileNotFoundError, ValueError):
-        pass
-    return None
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _refuse(data: Path, error: UpError | OSError) -> int:
+    """Says why nothing can be done there; returns the exit code."""
+    said = f"cannot use {error.filename or data}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    print(said, file=sys.stderr)
+    return 1
 
 
 def _check_free(port: int) -> None:

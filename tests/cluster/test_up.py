@@ -7,6 +7,7 @@ with it, however it ends; a start that fails says why in one sentence and leaves
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from aerobee import Message, Producer, PullConsumer, SendStatus
+from aerobee.cli.up import down
 from aerobee.net.remote import RemotePool
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
@@ -235,6 +237,66 @@ def test_in_the_background(tmp_path: Path) -> None:
     assert run("down", "--data", str(data)).stdout.startswith("nothing is running")
 
 
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has got the id of one that was killed."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_up_leaves_behind_misleads_nobody(tmp_path: Path, bystander: subprocess.Popen[bytes]) -> None:
+    """While the next `up` starts, `up --background` waits until it is ready, and `down` stops it and nothing else."""
+    data, base = tmp_path / "data", str(free_ports())
+    data.mkdir()
+    left = {"pid": bystander.pid, "name_server": f"127.0.0.1:{base}", "broker": "127.0.0.1:1"}
+    for last in ("up", "down"):
+        (data / "up.json").write_text(json.dumps(left))
+        with subprocess.Popen(
+            [*AEROBEE, "up", "--data", str(data), "--port-base", base], stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                eventually(lambda: is_held(data / "up.lock"), timeout_s=READY_S)
+                if last == "up":
+                    again = run("up", "--background", "--data", str(data), "--port-base", base)
+                    assert (again.returncode, again.stdout[:15]) == (0, "already running")
+                    assert run("send", "x", "-n", f"127.0.0.1:{base}").returncode == 0
+            finally:
+                stopped = run("down", "--data", str(data))
+            assert (stopped.returncode, stopped.stdout) == (0, "stopped\n")
+            assert process.wait(30) == 0
+        assert bystander.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"), [(ProcessLookupError, 0, ""), (PermissionError, 1, "another user")]
+)
+def test_down_of_a_process_that_cannot_be_told(
+    error: type[OSError], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """It has ended in this moment, or is not ours."""
+    (tmp_path / "up.json").write_text('{"pid": 4194305}')  # more than a process id can be
+    with (tmp_path / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def kill(pid: int, number: int) -> None:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            raise error
+
+        monkeypatch.setattr(os, "kill", kill)
+        assert down(tmp_path) == code
+    assert words in capfd.readouterr().err
+
+
+def is_held(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 def test_bench_and_doctor(up: Callable[..., Up]) -> None:
     cluster = up()
     measured = run("bench", "--seconds", "0.3", "--size", "100", "-n", cluster.name_server)
@@ -312,6 +374,10 @@ def test_an_unwritable_directory(tmp_path: Path) -> None:
     one_sentence(run("broker", "--listen-port", "0", "--store-path-root-dir", str(tmp_path / "file" / "store")), "file")
     up = run("up", "--data", str(tmp_path / "file"), "--port-base", str(free_ports()))
     assert up.returncode == 1 and str(tmp_path / "file") in up.stderr and "Traceback" not in up.stderr
+    for command in (("up", "--background"), ("down",)):
+        found = run(*command, "--data", str(tmp_path / "file"))
+        assert (found.returncode, found.stderr.count("\n")) == (1, 1), found.stderr
+        assert str(tmp_path / "file") in found.stderr
 
 
 def test_a_store_that_another_process_holds(up: Callable[..., Up]) -> None:
