@@ -42,7 +42,8 @@ class RequestModes:
         """Reads the file, if there is one. Raises OSError, MalformedRequest."""
         data = self.file.load()
         if data:
-            self.table = MessageRequestModeSerializeWrapper.from_dict(data).message_request_mode_map
+            with self.file.reading():
+                self.table = MessageRequestModeSerializeWrapper.from_dict(data).message_request_mode_map
 
     def mode(self, topic: str, group: str) -> SetMessageRequestModeRequestBody:
         """The mode that was set, or the default."""

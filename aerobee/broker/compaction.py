@@ -45,10 +45,11 @@ class Compaction:
         """`topic_queue` → newest offset that was compared by its key."""
 
     def load(self) -> None:
-        """Reads the positions. Raises OSError."""
+        """Reads the positions. Raises OSError, MalformedRequest."""
         data = self.file.load()
         if data:
-            self.positions = {queue: int(offset) for queue, offset in (data.get("queueOffsetMap") or {}).items()}
+            with self.file.reading():
+                self.positions = {queue: int(offset) for queue, offset in (data.get("queueOffsetMap") or {}).items()}
 
     async def run(self) -> None:
         """Compacts every queue that has something to compact. Raises OSError."""

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from aerobee.errors import MalformedRequest
 from aerobee.protocol import fastjson
@@ -31,10 +33,14 @@ class ConfigFile:
         self._asked = 0
         self._written = 0
         self._last = b""
+        self._read = path
+        """What was loaded: the file, or its backup."""
 
     def load(self, read: Callable[[bytes], Any] = fastjson.loads) -> Any | None:
         """What `read` makes of the content, or of the backup's if that is MalformedRequest; None when there is neither.
-        Raises OSError."""
+
+        Raises OSError, and MalformedRequest when it is JSON and no object.
+        """
         for path in (self.path, self.backup):
             try:
                 data = path.read_bytes()
@@ -44,10 +50,24 @@ class ConfigFile:
                 _log.warning("%s is empty; the next best copy is used", path)
                 continue
             try:
-                return read(data)
+                content = read(data)
             except MalformedRequest as error:
                 _log.error("%s is damaged (%s); the next best copy is used", path, error)
+                continue
+            if content is not None and not isinstance(content, dict | msgspec.Struct):
+                raise MalformedRequest(f"{path} holds no JSON object")
+            self._read = path
+            return content
         return None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around what makes sense of the content: raises MalformedRequest, with the file's name, where it has another
+        shape than a broker writes."""
+        try:
+            yield
+        except (MalformedRequest, msgspec.ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise MalformedRequest(f"{self._read} is not as a broker writes it: {error}") from error
 
     def written_at(self) -> float:
         """When the file was last replaced, in seconds; 0: there is none."""

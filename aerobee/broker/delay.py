@@ -70,11 +70,12 @@ class Delay:
         return len(self._levels_ms)
 
     def load(self) -> None:
-        """Reads how far each level has come. Raises OSError."""
+        """Reads how far each level has come. Raises OSError, MalformedRequest."""
         data = self.file.load()
         if data:
-            self.offsets = {int(level): int(offset) for level, offset in (data.get("offsetTable") or {}).items()}
-            self.version = DataVersion.from_json(data.get("dataVersion"))
+            with self.file.reading():
+                self.offsets = {int(level): int(offset) for level, offset in (data.get("offsetTable") or {}).items()}
+                self.version = DataVersion.from_json(data.get("dataVersion"))
         self._log_end = self._store.log_bounds()[2]
         self._progress.load(self._log_end)
         for level, offset in enumerate(self._progress.values or (), 1):

@@ -81,18 +81,19 @@ class GroupTable:
         self._saving: set[asyncio.Task[None]] = set()
 
     def load(self) -> None:
-        """Reads the file and adds the groups of the tools. Raises OSError."""
+        """Reads the file and adds the groups of the tools. Raises OSError, MalformedRequest."""
         for name in _SYSTEM:
             self.table[name] = SubscriptionGroupConfig(group_name=name)
         data = self.file.load()
         if data:
-            for name, entry in (data.get("subscriptionGroupTable") or {}).items():
-                self.table[name] = SubscriptionGroupConfig.from_dict({"groupName": name, **entry})
-            self.forbidden = {
-                group: {topic: int(bits) for topic, bits in topics.items()}
-                for group, topics in (data.get("forbiddenTable") or {}).items()
-            }
-            self.version = DataVersion.from_json(data.get("dataVersion"))
+            with self.file.reading():
+                for name, entry in (data.get("subscriptionGroupTable") or {}).items():
+                    self.table[name] = SubscriptionGroupConfig.from_dict({"groupName": name, **entry})
+                self.forbidden = {
+                    group: {topic: int(bits) for topic, bits in topics.items()}
+                    for group, topics in (data.get("forbiddenTable") or {}).items()
+                }
+                self.version = DataVersion.from_json(data.get("dataVersion"))
         for name, config in self.table.items():
             self._on_change(name, config)
 

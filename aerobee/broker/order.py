@@ -26,6 +26,7 @@ from typing import Final
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.clock import Clock
+from aerobee.errors import MalformedRequest
 from aerobee.protocol import fastjson
 
 _log = logging.getLogger("aerobee.broker.order")
@@ -203,7 +204,7 @@ class OrderLocks:
                     (row["topic"], row["brokerName"], row["queueId"]): _Lease(row["clientId"], now_s, lost_s=now_s)
                     for row in rows
                 }
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, MalformedRequest, TypeError) as error:
             _log.error("%s is not what this broker writes (%r): no queue is locked", self.file.path, error)
 
     async def run(self) -> None:

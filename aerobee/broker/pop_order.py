@@ -78,14 +78,15 @@ class OrderTable:
         self._exists = exists
 
     def load(self) -> None:
-        """Reads the file, if there is one. Raises OSError."""
+        """Reads the file, if there is one. Raises OSError, MalformedRequest."""
         data = self.file.load()
-        for key, queues in ((data or {}).get("table") or {}).items():
-            topic, separator, group = key.partition("@")
-            if separator:
-                self.table[topic, group] = {
-                    int(queue): msgspec.convert(info, OrderInfo, strict=False) for queue, info in queues.items()
-                }
+        with self.file.reading():
+            for key, queues in ((data or {}).get("table") or {}).items():
+                topic, separator, group = key.partition("@")
+                if separator:
+                    self.table[topic, group] = {
+                        int(queue): msgspec.convert(info, OrderInfo, strict=False) for queue, info in queues.items()
+                    }
 
     def find(self, topic: str, group: str, queue_id: int) -> OrderInfo | None:
         """The state of a queue."""

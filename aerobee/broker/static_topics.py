@@ -53,8 +53,9 @@ class StaticTopics:
         """Reads the file, if there is one. Raises OSError, MalformedRequest."""
         data = self.file.load()
         if data:
-            self.table = TopicQueueMappingSerializeWrapper.from_dict(data).topic_queue_mapping_info_map
-            self.version = DataVersion.from_json(data.get("dataVersion"))
+            with self.file.reading():
+                self.table = TopicQueueMappingSerializeWrapper.from_dict(data).topic_queue_mapping_info_map
+                self.version = DataVersion.from_json(data.get("dataVersion"))
 
     def get(self, topic: str) -> TopicQueueMappingDetail | None:
         """The topic's mapping; None: it is not static."""

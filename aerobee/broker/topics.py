@@ -181,8 +181,9 @@ class TopicTable:
             self.table[config.topic_name] = config
         kept = self.file.load(_read)
         if kept is not None:
-            if isinstance(kept, dict):
-                kept = TopicConfigSerializeWrapper.from_dict(kept)  # raises, and says what is wrong
+            with self.file.reading():
+                if isinstance(kept, dict):
+                    kept = TopicConfigSerializeWrapper.from_dict(kept)  # raises, and says what is wrong
             for name, config in kept.topic_config_table.items():
                 config.topic_name = config.topic_name or name
             self.table.update(kept.topic_config_table)

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
+from aerobee.broker.assignment import RequestModes
 from aerobee.broker.clients import Client, ClientTable
 from aerobee.broker.config_file import ConfigFile
+from aerobee.broker.delay import Delay
 from aerobee.broker.groups import GroupTable
 from aerobee.broker.handlers.send import unpack_batch
 from aerobee.broker.handlers.topics import parse_attributes
 from aerobee.broker.offsets import TAKE_UP_S, OffsetTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import LEASE_S, LOST_S, OrderLocks
+from aerobee.broker.pop_order import OrderTable
+from aerobee.broker.static_topics import StaticTopics
 from aerobee.broker.topics import TopicTable
 from aerobee.clock import ManualClock
 from aerobee.errors import MalformedRequest, ServerError
@@ -164,6 +168,53 @@ def test_a_setting_that_cannot_be_one_does_not_cost_all_topics(tmp_path: Path) -
     table.load()
     assert (table.table["a"].topic_name, table.table["a"].perm, table.version.counter) == ("a", 4, 7)
     assert table.table["b"].perm == 6
+
+
+# Claim: JSON of another shape stops the start with a sentence that names the file, a damaged file only costs itself.
+@pytest.mark.parametrize("backup", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("topics.json", "[]"),
+        ("topics.json", '{"topicConfigTable":[]}'),
+        ("topics.json", '{"dataVersion":7}'),
+        ("subscriptionGroup.json", '"x"'),
+        ("subscriptionGroup.json", '{"subscriptionGroupTable":{"g":7}}'),
+        ("subscriptionGroup.json", '{"forbiddenTable":{"g":{"t":"x"}}}'),
+        ("subscriptionGroup.json", '{"dataVersion":[1]}'),
+        ("messageRequestMode.json", '{"messageRequestModeMap":7}'),
+        ("topicQueueMapping.json", "7"),
+        ("topicQueueMapping.json", '{"dataVersion":[1]}'),
+        ("consumerOrderInfo.json", '{"table":{"t@g":{"0":[]}}}'),
+        ("consumerOrderInfo.json", '{"table":[1]}'),
+        ("delayOffset.json", '{"offsetTable":{"one":1}}'),
+        ("delayOffset.json", "[1]"),
+    ],
+)
+def test_json_of_another_shape_is_one_sentence(name: str, text: str, backup: bool, tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "topics.json": lambda: TopicTable(options(), tmp_path),
+        "subscriptionGroup.json": lambda: GroupTable(options(), tmp_path),
+        "messageRequestMode.json": lambda: RequestModes(options(), tmp_path),
+        "topicQueueMapping.json": lambda: StaticTopics("broker-a", tmp_path),
+        "consumerOrderInfo.json": lambda: OrderTable(ManualClock(), tmp_path),
+        "delayOffset.json": lambda: Delay(SimpleNamespace(), ManualClock(), [1000], tmp_path),  # type: ignore[arg-type]
+    }
+    file = tmp_path / (name + ".bak" if backup else name)
+    if backup:
+        (tmp_path / name).write_text("{half")
+    file.write_text(text)
+    with pytest.raises(MalformedRequest) as found:
+        tables[name]().load()
+    assert str(found.value).startswith(f"{file} ") and "\n" not in str(found.value)
+
+
+def test_locks_of_another_shape_lock_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("[]", '{"g":7}'):
+        (tmp_path / "orderLocks.json").write_text(text)
+        OrderLocks(ManualClock(), tmp_path).load()
+        assert "orderLocks.json" in caplog.text
+        caplog.clear()
 
 
 async def test_automatic_topics_inherit_by_apaches_rules(tmp_path: Path) -> None:
