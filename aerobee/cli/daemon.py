@@ -135,6 +135,9 @@ def run(
             print(usage(program, what, rows))
             return 0
         options = rows.load(file=line.file, environ=os.environ, flags=line.flags)
+        for name, value in options.items().items():
+            if "\0" in to_text(value):
+                raise OptionsError([f"{name} has a zero byte in it"])
     except UsageError as error:
         return _say(program, str(error), 2)
     except OptionsError as error:
@@ -159,6 +162,11 @@ def run(
         return _say(program, str(error), 1)
     except OSError as error:
         return _say(program, explain(error), 1)
+    except UnicodeError as error:
+        if "idna" not in str(error):
+            raise
+        wrong = "an address to listen on is no host name"
+        return _say(program, f"{wrong} ({error}); correct bindAddress or listeners", 1)
 
 
 async def _serve(

@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aerobee.cli.text import fail
 from aerobee.client.client import parse_name_servers
 from aerobee.errors import AerobeeError
 from aerobee.net.addresses import named_addresses
@@ -32,6 +33,8 @@ from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 
 DIAL_S = 3.0
+UNREACHABLE = (AerobeeError, OSError, UnicodeError)
+"""What dialling raises; the last for a host that cannot be a name."""
 CLOCK_WARN_S = 5.0
 """Clocks further apart than this: delays and queries by time are visibly wrong. The measure is good to a second."""
 EVERYWHERE = ("0.0.0.0:", "[::]:")
@@ -68,7 +71,10 @@ class Report:
 
 def doctor(name_servers: str, data: Path | None) -> int:
     """Examines and prints; returns the exit code."""
-    report = asyncio.run(examine(name_servers, data))
+    try:
+        report = asyncio.run(examine(name_servers, data))
+    except ValueError as error:  # what is no address
+        return fail(str(error))
     colours = {"ok": "32", "note": "36", "warn": "33", "fail": "31;1"}
     for kind, sentence in report.lines:
         mark = f"{kind:<4}"
@@ -118,7 +124,7 @@ async def _ask_name_servers(pool: RemotePool, addresses: list[str], report: Repo
                 report.fail(f"name server {address} refuses: {reply.remark}")
                 continue
             known[address] = ClusterInfo.from_json(reply.body or b"{}")
-        except (AerobeeError, OSError) as error:
+        except UNREACHABLE as error:
             report.fail(
                 f"name server {address} does not answer ({error}). Is it started (mqnamesrv), is the port right, does "
                 "it listen on that address (bindAddress), is a firewall in between?"
@@ -143,7 +149,7 @@ async def _ask_broker(pool: RemotePool, name: str, who: str, address: str, repor
             config = properties_dict((reply.body or b"").decode("utf-8", "replace"))
         else:
             report.note(f"{who} at {address} does not show its configuration: {reply.remark}")
-    except (AerobeeError, OSError) as error:
+    except UNREACHABLE as error:
         report.fail(
             f"{who} tells clients to dial {address}, and that fails from here ({error}). If the broker runs, set "
             "brokerIP1 to an address that clients reach (in containers and behind NAT: the outer one), bindAddress to "
@@ -179,7 +185,7 @@ async def _ask_listener(pool: RemotePool, name: str, who: str, address: str, rep
     """A listener that is for clients elsewhere need not be reachable from here: a warning at most."""
     try:
         reply = await pool.invoke(address, RemotingCommand.request(RequestCode.GET_BROKER_CONFIG), DIAL_S)
-    except (AerobeeError, OSError) as error:
+    except UNREACHABLE as error:
         report.warn(
             f"{who} advertises {address}, and that fails from here ({error}). If its clients stand where you do, "
             "correct listeners or advertisedListeners"

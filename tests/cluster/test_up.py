@@ -460,7 +460,18 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
     one_sentence(run("broker", "-c", str(tmp_path / "none.conf")), "none.conf", "No such file")
     one_sentence(run("broker", "--lisen-port", "1"), "'--lisen-port'; the nearest known argument is '--listen-port'")
     one_sentence(run("broker", "--bind-address", "no.such.invalid"), "no.such.invalid is neither an address")
+    for name in ("..", "a" * 64):
+        for daemon in ("broker", "nameserver"):
+            store = ("--store-path-root-dir", str(tmp_path / "store")) if daemon == "broker" else ()
+            found = run(daemon, "--listen-port", "0", "--bind-address", name, *store)
+            one_sentence(found, "no host name", "bindAddress")
+    file.write_text("storePathRootDir=/tmp/a\\u0000b\nlistenPort=0\n")
+    one_sentence(run("broker", "-c", str(file)), "storePathRootDir", "zero byte")
     one_sentence(run("broker", "-n"), "-n needs a value")
+    one_sentence(run("doctor", "-n", "foo"), "'foo' is not a name server address")
+    found = run("doctor", "-n", "..:9876")
+    assert (found.returncode, found.stderr) == (1, "")
+    assert found.stdout.startswith("fail  name server ..:9876 does not answer")
 
 
 def test_print_the_settings(tmp_path: Path) -> None:
