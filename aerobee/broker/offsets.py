@@ -76,20 +76,21 @@ class OffsetTable:
         self._on_reset = on_reset
 
     def load(self) -> None:
-        """Reads the file, if there is one. Raises OSError."""
+        """Reads the file, if there is one. Raises OSError, MalformedRequest."""
         file = max(self.file, self._others, key=ConfigFile.written_at)
         data = file.load()
         if not data:
             return
         if file is self._others:
             _log.warning("offsets are read from %s: it was written later than %s", file.path, self.file.path)
-        self.table = {
-            key: {int(queue): int(offset) for queue, offset in queues.items()}
-            for key, queues in (data.get("offsetTable") or {}).items()
-        }
-        for key, offset in (data.get("lmqOffsetTable") or {}).items():
-            self.table[key] = {0: int(offset)}
-        self.version = DataVersion.from_json(data.get("dataVersion"))
+        with file.reading():
+            self.table = {
+                key: {int(queue): int(offset) for queue, offset in queues.items()}
+                for key, queues in (data.get("offsetTable") or {}).items()
+            }
+            for key, offset in (data.get("lmqOffsetTable") or {}).items():
+                self.table[key] = {0: int(offset)}
+            self.version = DataVersion.from_json(data.get("dataVersion"))
 
     def commit(
         self,

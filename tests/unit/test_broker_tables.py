@@ -187,6 +187,8 @@ def test_a_setting_that_cannot_be_one_does_not_cost_all_topics(tmp_path: Path) -
         ("topicQueueMapping.json", '{"dataVersion":[1]}'),
         ("consumerOrderInfo.json", '{"table":{"t@g":{"0":[]}}}'),
         ("consumerOrderInfo.json", '{"table":[1]}'),
+        ("consumerOffset.json", '{"offsetTable":{"t@g":7}}'),
+        ("consumerOffset.json", '{"offsetTable":{"t@g":{"0":"x"}}}'),
         ("delayOffset.json", '{"offsetTable":{"one":1}}'),
         ("delayOffset.json", "[1]"),
     ],
@@ -197,6 +199,7 @@ def test_json_of_another_shape_is_one_sentence(name: str, text: str, backup: boo
         "subscriptionGroup.json": lambda: GroupTable(options(), tmp_path),
         "messageRequestMode.json": lambda: RequestModes(options(), tmp_path),
         "topicQueueMapping.json": lambda: StaticTopics("broker-a", tmp_path),
+        "consumerOffset.json": lambda: OffsetTable(tmp_path),
         "consumerOrderInfo.json": lambda: OrderTable(ManualClock(), tmp_path),
         "delayOffset.json": lambda: Delay(SimpleNamespace(), ManualClock(), [1000], tmp_path),  # type: ignore[arg-type]
     }
