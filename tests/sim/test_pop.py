@@ -165,6 +165,18 @@ class Bench:
             message.stored_topic, "broker-a", message.queue, message.offset,
         )  # fmt: skip
 
+    def hold_flushes(self) -> asyncio.Event:
+        """Nothing counts as flushed until the event is set."""
+        store, gate = self.broker.store, asyncio.Event()
+        flushed = store.flushed
+
+        async def held(receipt: Any) -> None:
+            await gate.wait()
+            await flushed(receipt)
+
+        store.flushed = held  # type: ignore[method-assign]
+        return gate
+
     async def parked(self, count: int) -> None:
         """So many requests wait."""
         await eventually(lambda: self.broker.pop._waiters == count)
@@ -946,13 +958,7 @@ async def test_a_crash_between_check_point_and_offset_gives_nothing_out_twice(be
     # Claim: offsets that are saved while a pop waits for its flush do not say that they contain it.
     await bench.send(*"abc")
     assert bodies(await bench.pop(maxMsgNums=1)) == ["a"]
-    flushed, gate = bench.broker.store.flushed, asyncio.Event()
-
-    async def slow(receipt: Any) -> None:
-        await gate.wait()
-        await flushed(receipt)
-
-    bench.broker.store.flushed = slow  # type: ignore[method-assign]
+    gate = bench.hold_flushes()
     waiting = bench.ask(maxMsgNums=1)
     await eventually(lambda: bench.broker.pop.revive.counters["check_points"] == 2)
     await bench.broker.save_offsets()
@@ -967,13 +973,7 @@ async def test_a_crash_between_check_point_and_offset_gives_nothing_out_twice(be
 async def test_a_reset_is_not_undone_by_a_pop_that_waits_for_its_flush(tmp_path: Path) -> None:
     bench = await Bench(tmp_path, flush_disk_type="SYNC_FLUSH").start()
     await bench.send(*"abcd")
-    flushed, gate = bench.broker.store.flushed, asyncio.Event()
-
-    async def slow(receipt: Any) -> None:
-        await gate.wait()
-        await flushed(receipt)
-
-    bench.broker.store.flushed = slow  # type: ignore[method-assign]
+    gate = bench.hold_flushes()
     first = bench.ask(maxMsgNums=3)
     await eventually(lambda: bench.broker.pop.revive.counters["check_points"] == 1)
     bench.broker.offsets.reset("g", TOPIC, 0, 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import one_broker
 
 from aerobee import ConnectError, Consumer, Message, Producer, RequestTimeout, ServerError, sync
 from aerobee.broker.options import BrokerOptions
@@ -163,68 +164,48 @@ def test_a_sharding_key_chooses_as_javas_selector_does() -> None:
 
 async def test_many_posts_in_a_row_leave_the_loop_to_others(tmp_path: Path) -> None:
     """A thousand posts without a pause of the caller's: other tasks have their turns meanwhile."""
-    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
-    await name_server.start()
-    broker = Broker(
-        BrokerOptions(
-            listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / "store"),
-            mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000,
-        )
-    )  # fmt: skip
-    await broker.start()
-    turns = 0
+    async with one_broker(tmp_path) as (names, _):
+        turns = 0
 
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
 
-    async with Producer(name_server.address) as producer:
-        await producer.send(Message("t", b"x"))
-        task = asyncio.create_task(others())
-        for _ in range(1000):
-            await producer.post(Message("t", b"x"))
-        assert turns >= 10
-        task.cancel()
-        await producer.flush()
-    await broker.stop()
-    await name_server.stop()
+        async with Producer(names) as producer:
+            await producer.send(Message("t", b"x"))
+            task = asyncio.create_task(others())
+            for _ in range(1000):
+                await producer.post(Message("t", b"x"))
+            assert turns >= 10
+            task.cancel()
+            await producer.flush()
 
 
 async def test_a_topic_made_with_fewer_queues_than_were_guessed_is_sent_to_all_the_same(tmp_path: Path) -> None:
     # Claim: who has guessed the queues of a topic that did not exist, and is told that there is no such queue, looks
     # for the route, also while the name server does not know it yet; whatever chooses the queue, but for a caller who
     # names one.
-    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
-    await name_server.start()
-    broker = Broker(
-        BrokerOptions(
-            listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / "store"),
-            mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000,
-        )
-    )  # fmt: skip
-    await broker.start()
-    async with Producer(name_server.address) as producer:
-        for number, how in enumerate(({}, {"sharding_key": "b"}, {"selector": lambda queues, _: queues[-1]})):
-            for post in (False, True):
-                topic = f"t{number}{post}"
-                guess = await producer.client.publish_route(topic)
-                assert guess.guessed and len(guess.write_queues) == 4
-                await broker.topics.update([TopicConfig(topic_name=topic, read_queue_nums=1, write_queue_nums=1)])
-                for _ in range(5):
-                    producer.client.routes[topic] = guess
-                    if post:
-                        result = await (await producer.post(Message(topic, b"x"), **how))  # type: ignore[arg-type]
-                    else:
-                        result = await producer.send(Message(topic, b"x"), **how)  # type: ignore[arg-type]
-                    assert result.queue.queue_id == 0
-        producer.client.routes[topic] = guess
-        with pytest.raises(ServerError, match="illegal"):
-            await producer.send(Message(topic, b"x"), queue=guess.write_queues[3])
-        assert not producer.client.routes[topic].guessed
-    await broker.stop()
-    await name_server.stop()
+    async with one_broker(tmp_path) as (names, broker):
+        async with Producer(names) as producer:
+            for number, how in enumerate(({}, {"sharding_key": "b"}, {"selector": lambda queues, _: queues[-1]})):
+                for post in (False, True):
+                    topic = f"t{number}{post}"
+                    guess = await producer.client.publish_route(topic)
+                    assert guess.guessed and len(guess.write_queues) == 4
+                    await broker.topics.update([TopicConfig(topic_name=topic, read_queue_nums=1, write_queue_nums=1)])
+                    for _ in range(5):
+                        producer.client.routes[topic] = guess
+                        if post:
+                            result = await (await producer.post(Message(topic, b"x"), **how))  # type: ignore[arg-type]
+                        else:
+                            result = await producer.send(Message(topic, b"x"), **how)  # type: ignore[arg-type]
+                        assert result.queue.queue_id == 0
+            producer.client.routes[topic] = guess
+            with pytest.raises(ServerError, match="illegal"):
+                await producer.send(Message(topic, b"x"), queue=guess.write_queues[3])
+            assert not producer.client.routes[topic].guessed
 
 
 async def test_a_post_that_raises_is_not_waited_for() -> None:

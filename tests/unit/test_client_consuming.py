@@ -9,14 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from in_process import one_broker
 
 from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer, sync
-from aerobee.broker.options import BrokerOptions
-from aerobee.broker.server import Broker
 from aerobee.client.process_queue import ProcessQueue
 from aerobee.errors import TopicNotExist
-from aerobee.nameserver.options import NameServerOptions
-from aerobee.nameserver.server import NameServer
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.testing import eventually
 
@@ -24,28 +21,18 @@ from aerobee.testing import eventually
 @pytest.fixture
 async def names(tmp_path: Path) -> AsyncIterator[str]:
     """A name server that knows a broker with topic t, of two queues."""
-    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
-    await name_server.start()
-    broker = Broker(
-        BrokerOptions(
-            listen_port=0, namesrv_addr=name_server.address, store_path_root_dir=str(tmp_path / "store"),
-            mapped_file_size_commit_log=1 << 20, max_hash_slot_num=1000, max_index_num=4000,
-        )
-    )  # fmt: skip
-    await broker.start()
-    await broker.topics.update([TopicConfig(topic_name="t", read_queue_nums=2, write_queue_nums=2)])
-    async with Producer(name_server.address, group="p") as producer:
+    async with one_broker(tmp_path) as (names, broker):
+        await broker.topics.update([TopicConfig(topic_name="t", read_queue_nums=2, write_queue_nums=2)])
+        async with Producer(names, group="p") as producer:
 
-        async def is_known() -> bool:
-            try:
-                return bool(await producer.queues("t"))
-            except TopicNotExist:
-                return False
+            async def is_known() -> bool:
+                try:
+                    return bool(await producer.queues("t"))
+                except TopicNotExist:
+                    return False
 
-        await eventually(is_known)
-    yield name_server.address
-    await broker.stop()
-    await name_server.stop()
+            await eventually(is_known)
+        yield names
 
 
 async def test_a_pull_without_tags_reads_everything_whatever_was_filtered_before(names: str) -> None:
