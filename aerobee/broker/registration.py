@@ -194,6 +194,8 @@ class Registration:
         if len(self._listeners.advertised) > 1:
             named = ";".join(f"{name}://{address}" for name, address in self._listeners.advertised.items())
             command.ext_fields["advertisedListeners"] = named
+        if names is not None:  # a name server of aerobee's with deleteTopicWithBrokerRegistration then drops no others
+            command.ext_fields["changedTopicsOnly"] = "true"
         reply = await self._pool.invoke(server, command, self._options.register_broker_timeout_mills / 1000)
         if reply.code != ResponseCode.SUCCESS:
             raise error_for(reply.code, reply.remark or "")

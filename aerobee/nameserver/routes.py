@@ -58,6 +58,8 @@ class Registration:
     filter_servers: list[str] | None = None
     listeners: Mapping[str, str] = field(default_factory=dict)
     """What clients dial that ask through a listener of this name, where it is not `address`."""
+    partial: bool = False
+    """Only topics that changed are in it, and the broker says so. Apache's brokers do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class Routes:
         return True
 
     def _take_topics(self, said: Registration, data: BrokerData, changed: bool, rules: Rules) -> None:
-        if rules.drop_unmentioned_topics and not said.mappings:
+        if rules.drop_unmentioned_topics and not said.mappings and not said.partial:
             for topic in [
                 topic for topic, sets in self.topics.items() if said.name in sets and topic not in said.topics
             ]:

@@ -586,6 +586,32 @@ async def test_a_stop_at_the_moment_of_a_registration(tmp_path: Path) -> None:
     await name_server.stop()
 
 
+async def test_a_new_topic_takes_no_other_from_a_name_server_that_drops_what_is_not_mentioned(tmp_path: Path) -> None:
+    options = NameServerOptions(
+        listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json"), delete_topic_with_broker_registration=True
+    )
+    name_server = NameServer(options)
+    await name_server.start()
+    broker = Broker(small(tmp_path, namesrv_addr=name_server.address))
+    await broker.start()
+    peer = Peer(broker.address)
+    assert await broker.registration.first(5)
+    for topic in ("T1", "T2"):
+        assert (await peer.send(topic)).code == 0
+        await eventually(lambda topic=topic: broker.registration.route(topic))
+    assert await broker.registration.route("T1") is not None
+    await peer.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic="T1")
+    await eventually(lambda: gone(broker, "T1"))
+    assert await broker.registration.route("T2") is not None
+    await peer.pool.close()
+    await broker.stop()
+    await name_server.stop()
+
+
+async def gone(broker: Broker, topic: str) -> bool:
+    return await broker.registration.route(topic) is None
+
+
 async def test_light_queues(tmp_path: Path) -> None:
     broker = Broker(small(tmp_path, enable_lmq=True, enable_multi_dispatch=True))
     await broker.start()

@@ -18,7 +18,7 @@ from aerobee.nameserver.server import NameServer
 from aerobee.net.connection import Connection
 from aerobee.net.listener import Listener
 from aerobee.net.remote import RemotePool
-from aerobee.protocol.bodies.route import ClusterInfo, TopicRouteData
+from aerobee.protocol.bodies.route import ClusterInfo, TopicQueueMappingInfo, TopicRouteData
 from aerobee.protocol.bodies.topics import (
     DataVersion,
     RegisterBrokerBody,
@@ -78,12 +78,16 @@ class House:
         acting: bool | None = None,
         counter: int = 1,
         topics: tuple[str, ...] = ("T1", "T2"),
+        name: str = "a",
+        cluster: str = "c",
+        mapped: dict[str, int] | None = None,
         **more: str,
     ) -> RemotingCommand:
+        """`mapped`: static topic → epoch of its mapping."""
         header = RegisterBroker(
-            broker_name="a",
+            broker_name=name,
             broker_addr=address or f"10.0.0.{number}:10911",
-            cluster_name="c",
+            cluster_name=cluster,
             broker_id=number,
             ha_server_addr=f"10.0.0.{number}:10912",
             heartbeat_timeout_millis=timeout_ms,
@@ -92,6 +96,10 @@ class House:
         wrapper = TopicConfigAndMappingSerializeWrapper(
             topic_config_table={name: TopicConfig(topic_name=name) for name in topics},
             data_version=DataVersion(timestamp=1, counter=counter),
+            topic_queue_mapping_info_map={
+                topic: TopicQueueMappingInfo(topic=topic, bname=name, total_queues=1, epoch=epoch, curr_id_map={0: 0})
+                for topic, epoch in (mapped or {}).items()
+            },
         )
         data = RegisterBrokerBody(topic_config_serialize_wrapper=wrapper).encode()
         command = RemotingCommand.request(RequestCode.REGISTER_BROKER, header, data)
@@ -195,6 +203,16 @@ async def test_a_route_that_was_answered_before_follows_every_change(house: Hous
     assert await house.change("deleteTopicWithBrokerRegistration=true") is not None
     await house.register(0, address="10.0.0.7:10911", counter=3, topics=("T2", "T3"))
     assert await house.route("T1") is None
+
+
+async def test_a_registration_of_what_changed_drops_nothing_else(house: House) -> None:
+    """A broker announces a new topic alone, and says that it does."""
+    await house.restart(delete_topic_with_broker_registration=True)
+    await house.register(topics=("T1", "T2", "T3"))
+    await house.register(counter=2, topics=("T4",), changedTopicsOnly="true")
+    assert [topic for topic in ("T1", "T2", "T3", "T4") if await house.route(topic)] == ["T1", "T2", "T3", "T4"]
+    await house.register(counter=3, topics=("T2", "T4"))
+    assert [topic for topic in ("T1", "T2", "T3", "T4") if await house.route(topic)] == ["T2", "T4"]
 
 
 async def test_who_asks_through_a_listener_gets_the_address_for_it(house: House) -> None:

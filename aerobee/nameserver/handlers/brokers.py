@@ -52,6 +52,7 @@ def register(parts: Parts, connection: Connection, request: RemotingCommand) -> 
         mappings=wrapper.topic_queue_mapping_info_map,
         filter_servers=body.filter_server_list,
         listeners=_listeners(request.ext_fields.get("advertisedListeners", "")),
+        partial=request.ext_fields.get("changedTopicsOnly", "") == "true",
     )
     done = parts.routes.register(said, connection.id, parts.clock.now_ms(), parts.rules)
     if done.change is not None:
