@@ -2,7 +2,8 @@
 
 A broker set is known by its name alone (Apache's clients know no more); its members by id, 0 the master. A member
 leaves when it says so, when its connection ends, or when it has not been heard of for its own time-out. With the last
-member goes the set, with the set go its queues.
+member goes the set, with the set go its queues. An address is one process: once it registers under another name, it has
+left the set of the former one.
 
 `generation` grows with every change that a client could see, so answers made before may be kept until it does.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aerobee.errors import ServerSystemError
+from aerobee.log import Complaints
 from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicQueueMappingInfo, TopicRouteData
 from aerobee.protocol.bodies.topics import DataVersion, TopicConfig
 
@@ -80,13 +82,14 @@ class Registered:
 
     master_address: str | None = None
     ha_address: str | None = None
-    change: MinIdChange | None = None
+    changes: list[MinIdChange] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Live:
-    """The last word of a broker."""
+    """The last word of a broker. `name` is that of its set."""
 
+    name: str
     last_ms: int
     timeout_ms: int
     version: DataVersion
@@ -109,18 +112,20 @@ class Routes:
         self._live: dict[Key, _Live] = {}
         self._filter_servers: dict[Key, list[str]] = {}
         self._mappings: dict[str, dict[str, TopicQueueMappingInfo]] = {}
+        self._complaints = Complaints(_log)
 
     # Brokers come.
 
     def register(self, said: Registration, connection: int, now_ms: int, rules: Rules) -> Registered:
         """Takes a broker's word. Raises ServerSystemError for a first registration with a single topic."""
         key = (said.cluster, said.address)
+        changes = self._leave_former_name(key, said.name)
         data = self.brokers.get(said.name)
         addresses = data.broker_addrs if data is not None else {}
         holder = addresses.get(said.broker_id)
         if holder is not None and holder != said.address and self._is_stale(said, holder):
             self._live.pop(key, None)
-            return Registered()
+            return Registered(changes=changes)
         moved = [broker_id for broker_id, at in addresses.items() if at == said.address and broker_id != said.broker_id]
         if holder is None and len(said.topics) == 1:
             # Brokers announce one new topic this way; before they have announced themselves it would be all they have.
@@ -158,18 +163,31 @@ class Routes:
                 "broker %s, id %d, cluster %s registered at %s", said.name, said.broker_id, said.cluster, said.address
             )
         timeout_ms = EXPIRY_MS if said.timeout_ms is None else said.timeout_ms
-        self._live[key] = _Live(now_ms, timeout_ms, said.version, connection, said.ha_address, said.listeners)
+        self._live[key] = _Live(
+            said.name, now_ms, timeout_ms, said.version, connection, said.ha_address, said.listeners
+        )
         self._take_filter_servers(key, said.filter_servers)
 
-        change = None
         if said.broker_id < smallest_before:
             tell = [at for broker_id, at in addresses.items() if len(addresses) == 1 or broker_id != said.broker_id]
-            change = MinIdChange(said.name, said.broker_id, said.address, tell, ha_address=said.ha_address)
+            changes.append(MinIdChange(said.name, said.broker_id, said.address, tell, ha_address=said.ha_address))
         master = addresses.get(MASTER_ID) if said.broker_id != MASTER_ID else None
         live = self._live.get((said.cluster, master)) if master is not None else None
         if live is None:
-            return Registered(change=change)
-        return Registered(master, live.ha_address, change)
+            return Registered(changes=changes)
+        return Registered(master, live.ha_address, changes)
+
+    def _leave_former_name(self, key: Key, name: str) -> list[MinIdChange]:
+        """A broker that died without a word, or says it late, may be back under another name: clients that were told of
+        both would read and write each of its queues twice."""
+        known = self._live.get(key)
+        if known is None or known.name == name:
+            return []
+        self._complaints.warn(
+            f"name {key}", "the broker at %s, cluster %s, is %s now: it is no member of %s any more",
+            key[1], key[0], name, known.name,
+        )  # fmt: skip
+        return self._leave([key])
 
     def _is_stale(self, said: Registration, holder: str) -> bool:
         """Two members claim one id: the one that was elected later keeps it."""
@@ -237,9 +255,11 @@ class Routes:
     def unregister(self, cluster: str, name: str, broker_id: int | None, address: str) -> MinIdChange | None:
         """A member leaves, by its own word or by ours."""
         key = (cluster, address)
-        self._live.pop(key, None)
-        if self._filter_servers.pop(key, None) is not None:
-            self.generation += 1
+        live = self._live.get(key)
+        if live is None or live.name == name:  # else it is somebody else there by now
+            self._live.pop(key, None)
+            if self._filter_servers.pop(key, None) is not None:
+                self.generation += 1
         data = self.brokers.get(name)
         if data is None:
             return None

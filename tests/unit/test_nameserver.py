@@ -115,6 +115,13 @@ class House:
         assert reply.code == ResponseCode.SUCCESS
         return TopicRouteData.from_json(reply.body)
 
+    async def brokers_of(self, topic: str) -> tuple[dict[str, dict[int, str]], list[str]]:
+        """As the topic's route has them: broker set → id → address, and the sets that have queues of it."""
+        data = await self.route(topic)
+        assert data is not None
+        addresses = {broker.broker_name: broker.broker_addrs for broker in data.broker_datas}
+        return addresses, [queues.broker_name for queues in data.queue_datas]
+
     async def put(self, key: str, value: str) -> RemotingCommand:
         header = PutKVConfig(namespace="n", key=key, value=value)
         return await self.ask(RemotingCommand.request(RequestCode.PUT_KV_CONFIG, header))
@@ -177,6 +184,27 @@ async def test_a_broker_that_came_back_stays_when_its_old_connection_ends(house:
     await old.close()
     await eventually(lambda: house.server.counters.get("closed: peer closed"))
     assert await house.route() is not None
+
+
+async def test_a_broker_that_comes_back_under_another_name_has_left_the_former(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its host lost power, so the name server still sees the old connection: each queue would be routed twice."""
+    dead = house.another()
+    await house.register(0, dead, name="old")
+    await house.register(0, name="new", topics=("T1", "T3"))
+    assert await house.brokers_of("T1") == ({"new": {0: "10.0.0.0:10911"}}, ["new"])
+    assert await house.route("T2") is None, "only the former name had it"
+    assert [line for line in caplog.messages if "no member of old any more" in line] == [
+        "the broker at 10.0.0.0:10911, cluster c, is new now: it is no member of old any more"
+    ]
+    header = UnRegisterBroker(broker_name="old", broker_addr="10.0.0.0:10911", cluster_name="c", broker_id=0)
+    await house.ask(RemotingCommand.request(RequestCode.UNREGISTER_BROKER, header))
+    await dead.close()
+    await eventually(lambda: house.server.counters.get("closed: peer closed"))
+    assert await house.brokers_of("T1") == ({"new": {0: "10.0.0.0:10911"}}, ["new"])
+    await house.clock.advance(130)
+    await eventually(house_has_no_route(house))
 
 
 async def test_several_brokers_on_one_connection_leave_together(house: House) -> None:

@@ -55,8 +55,8 @@ def register(parts: Parts, connection: Connection, request: RemotingCommand) -> 
         partial=request.ext_fields.get("changedTopicsOnly", "") == "true",
     )
     done = parts.routes.register(said, connection.id, parts.clock.now_ms(), parts.rules)
-    if done.change is not None:
-        parts.tell(done.change)
+    for change in done.changes:
+        parts.tell(change)
     order = None
     if parts.options.return_order_topic_config_to_broker:
         order = parts.kv.namespace(ORDER_TOPIC_CONFIG)
