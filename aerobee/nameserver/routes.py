@@ -3,7 +3,7 @@
 A broker set is known by its name alone (Apache's clients know no more); its members by id, 0 the master. A member
 leaves when it says so, when its connection ends, or when it has not been heard of for its own time-out. With the last
 member goes the set, with the set go its queues. An address is one process: once it registers under another name, it has
-left the set of the former one.
+left the set of the former one. A set belongs to the clusters that its members name, as a rule one.
 
 `generation` grows with every change that a client could see, so answers made before may be kept until it does.
 """
@@ -119,7 +119,7 @@ class Routes:
     def register(self, said: Registration, connection: int, now_ms: int, rules: Rules) -> Registered:
         """Takes a broker's word. Raises ServerSystemError for a first registration with a single topic."""
         key = (said.cluster, said.address)
-        changes = self._leave_former_name(key, said.name)
+        changes = self._leave_former(key, said.name)
         data = self.brokers.get(said.name)
         addresses = data.broker_addrs if data is not None else {}
         holder = addresses.get(said.broker_id)
@@ -137,11 +137,6 @@ class Routes:
             data = self.brokers[said.name] = BrokerData(
                 cluster=said.cluster, broker_name=said.name, broker_addrs=addresses
             )
-        elif data.cluster != said.cluster:
-            _log.warning(
-                "broker %s of cluster %s registers under a name that cluster %s uses: clients see one broker set",
-                said.name, said.cluster, data.cluster,
-            )  # fmt: skip
         self.clusters.setdefault(said.cluster, set()).add(said.name)
         for broker_id in moved:  # a replica became master, or the other way round
             del addresses[broker_id]
@@ -167,6 +162,13 @@ class Routes:
             said.name, now_ms, timeout_ms, said.version, connection, said.ha_address, said.listeners
         )
         self._take_filter_servers(key, said.filter_servers)
+        self._settle_clusters(data)
+        if data.cluster != said.cluster:
+            self._complaints.warn(
+                f"clusters {said.name}",
+                "broker %s of cluster %s registers under a name that cluster %s uses: clients see one broker set",
+                said.name, said.cluster, data.cluster,
+            )  # fmt: skip
 
         if said.broker_id < smallest_before:
             tell = [at for broker_id, at in addresses.items() if len(addresses) == 1 or broker_id != said.broker_id]
@@ -177,17 +179,39 @@ class Routes:
             return Registered(changes=changes)
         return Registered(master, live.ha_address, changes)
 
-    def _leave_former_name(self, key: Key, name: str) -> list[MinIdChange]:
-        """A broker that died without a word, or says it late, may be back under another name: clients that were told of
-        both would read and write each of its queues twice."""
-        known = self._live.get(key)
-        if known is None or known.name == name:
-            return []
-        self._complaints.warn(
-            f"name {key}", "the broker at %s, cluster %s, is %s now: it is no member of %s any more",
-            key[1], key[0], name, known.name,
-        )  # fmt: skip
-        return self._leave([key])
+    def _leave_former(self, key: Key, name: str) -> list[MinIdChange]:
+        """A broker that died without a word, or says it late, may be back under another name (clients that were told of
+        both would read and write each of its queues twice) or in another cluster."""
+        cluster, address = key
+        former = [
+            at for at, live in self._live.items()
+            if at[1] == address and (at[0] == cluster) != (live.name == name)
+        ]  # fmt: skip
+        for at in former:
+            self._complaints.warn(
+                f"former {at}", "the broker at %s is %s of cluster %s now, no longer %s of cluster %s",
+                address, name, cluster, self._live[at].name, at[0],
+            )  # fmt: skip
+        return self._leave(former)
+
+    def _settle_clusters(self, data: BrokerData) -> None:
+        """A set belongs to the clusters that living members of it name: a broker may have moved to another one."""
+        name, addresses = data.broker_name, data.broker_addrs.values()
+        living = {
+            cluster for (cluster, address), live in self._live.items() if live.name == name and address in addresses
+        }
+        if not living:
+            return
+        if data.cluster not in living:
+            data.cluster = min(living)
+            self.generation += 1
+        self._leave_clusters([cluster for cluster in self.clusters if cluster not in living], name)
+
+    def _leave_clusters(self, clusters: list[str], name: str) -> None:
+        for cluster in clusters:
+            self.clusters[cluster].discard(name)
+            if not self.clusters[cluster]:
+                del self.clusters[cluster]
 
     def _is_stale(self, said: Registration, holder: str) -> bool:
         """Two members claim one id: the one that was elected later keeps it."""
@@ -274,6 +298,7 @@ class Routes:
         if not addresses:
             self._forget(name, data)
             return None
+        self._settle_clusters(data)
         smallest = min(addresses)
         if data.enable_acting_master and smallest != MASTER_ID:
             for sets in self.topics.values():
@@ -287,10 +312,7 @@ class Routes:
 
     def _forget(self, name: str, data: BrokerData) -> None:
         del self.brokers[name]
-        for cluster in [cluster for cluster, names in self.clusters.items() if name in names]:
-            self.clusters[cluster].discard(name)
-            if not self.clusters[cluster]:
-                del self.clusters[cluster]
+        self._leave_clusters(list(self.clusters), name)
         for topic in [topic for topic, sets in self.topics.items() if name in sets]:
             self._drop(topic, name)
         self.generation += 1
@@ -327,21 +349,13 @@ class Routes:
     def _leave(self, keys: list[Key]) -> list[MinIdChange]:
         changes = []
         for cluster, address in keys:
-            for name, broker_id in self._members_at(cluster, address):
+            name = self._live.pop((cluster, address)).name
+            data = self.brokers.get(name)
+            for broker_id in [member for member, at in data.broker_addrs.items() if at == address] if data else ():
                 change = self.unregister(cluster, name, broker_id, address)
                 if change is not None:
                     changes.append(change)
-            self._live.pop((cluster, address), None)
         return changes
-
-    def _members_at(self, cluster: str, address: str) -> list[tuple[str, int]]:
-        return [
-            (data.broker_name, broker_id)
-            for data in self.brokers.values()
-            if data.cluster == cluster
-            for broker_id, at in data.broker_addrs.items()
-            if at == address
-        ]
 
     # Topics and permissions, by hand.
 

@@ -122,6 +122,17 @@ class House:
         addresses = {broker.broker_name: broker.broker_addrs for broker in data.broker_datas}
         return addresses, [queues.broker_name for queues in data.queue_datas]
 
+    async def clusters(self) -> dict[str, dict[str, dict[int, str]]]:
+        """Cluster → broker set → id → address; each set says that it is in (one of) the clusters that list it."""
+        reply = await self.ask(RemotingCommand.request(RequestCode.GET_BROKER_CLUSTER_INFO))
+        info = ClusterInfo.from_json(reply.body)
+        sets = info.broker_addr_table
+        assert all(name in info.cluster_addr_table[data.cluster] for name, data in sets.items())
+        return {
+            cluster: {name: sets[name].broker_addrs for name in names}
+            for cluster, names in info.cluster_addr_table.items()
+        }
+
     async def put(self, key: str, value: str) -> RemotingCommand:
         header = PutKVConfig(namespace="n", key=key, value=value)
         return await self.ask(RemotingCommand.request(RequestCode.PUT_KV_CONFIG, header))
@@ -195,8 +206,8 @@ async def test_a_broker_that_comes_back_under_another_name_has_left_the_former(
     await house.register(0, name="new", topics=("T1", "T3"))
     assert await house.brokers_of("T1") == ({"new": {0: "10.0.0.0:10911"}}, ["new"])
     assert await house.route("T2") is None, "only the former name had it"
-    assert [line for line in caplog.messages if "no member of old any more" in line] == [
-        "the broker at 10.0.0.0:10911, cluster c, is new now: it is no member of old any more"
+    assert [line for line in caplog.messages if "no longer" in line] == [
+        "the broker at 10.0.0.0:10911 is new of cluster c now, no longer old of cluster c"
     ]
     header = UnRegisterBroker(broker_name="old", broker_addr="10.0.0.0:10911", cluster_name="c", broker_id=0)
     await house.ask(RemotingCommand.request(RequestCode.UNREGISTER_BROKER, header))
@@ -205,6 +216,54 @@ async def test_a_broker_that_comes_back_under_another_name_has_left_the_former(
     assert await house.brokers_of("T1") == ({"new": {0: "10.0.0.0:10911"}}, ["new"])
     await house.clock.advance(130)
     await eventually(house_has_no_route(house))
+
+
+async def test_a_broker_that_moves_to_another_cluster_leaves_with_its_last_connection(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The new process is there before the old one leaves; a set that remembers its first cluster would never go."""
+    old, new = house.another(), house.another()
+    await house.register(0, old)
+    await house.register(0, new, address="10.0.0.9:10911", cluster="d")
+    header = UnRegisterBroker(broker_name="a", broker_addr="10.0.0.0:10911", cluster_name="c", broker_id=0)
+    await house.ask(RemotingCommand.request(RequestCode.UNREGISTER_BROKER, header), old)
+    await old.close()
+    assert await house.clusters() == {"d": {"a": {0: "10.0.0.9:10911"}}}
+    await new.close()
+    await eventually(house_has_no_route(house))
+    assert await house.clusters() == {}
+    assert not caplog.messages
+
+
+async def test_a_broker_that_comes_back_in_another_cluster_at_its_address_stays(house: House) -> None:
+    dead = house.another()
+    await house.register(0, dead)
+    await house.register(0, cluster="d")
+    assert await house.clusters() == {"d": {"a": {0: "10.0.0.0:10911"}}}
+    await dead.close()
+    await eventually(lambda: house.server.counters.get("closed: peer closed"))
+    assert await house.clusters() == {"d": {"a": {0: "10.0.0.0:10911"}}}
+
+
+async def test_members_of_two_clusters_under_one_name_leave_one_by_one(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = house.another(), house.another()
+    await house.register(0, one)
+    await house.register(1, two, cluster="d")
+    await house.register(1, two, cluster="d")
+    [warning] = caplog.messages
+    assert "a of cluster d registers under a name that cluster c uses" in warning
+    assert (await house.clusters())["c"] == {"a": {0: "10.0.0.0:10911", 1: "10.0.0.1:10911"}}
+    await one.close()
+
+    async def only_the_other() -> bool:
+        return await house.clusters() == {"d": {"a": {1: "10.0.0.1:10911"}}}
+
+    await eventually(only_the_other)
+    await two.close()
+    await eventually(house_has_no_route(house))
+    assert await house.clusters() == {}
 
 
 async def test_several_brokers_on_one_connection_leave_together(house: House) -> None:
