@@ -230,7 +230,9 @@ class Registration:
                 "mappingDataVersion": self._static_topics.version.to_json(),
                 "topicQueueMappingDetailMap": {},
                 "topicQueueMappingInfoMap": {
-                    topic: info.to_dict() for topic, info in self._static_topics.infos(names).items()
+                    topic: info.to_dict()
+                    for topic, info in self._static_topics.infos(names).items()
+                    if topic in self._topics.table  # else it is being made or deleted
                 },
             },
         }

@@ -287,7 +287,10 @@ class Broker:
             self.pop.topic_changed(topic)
 
     def _mapping_changed(self, topic: str) -> None:
-        self.topics.version.advance()  # name servers look at nothing else to see whether anything is new
+        self.topics.version.advance()  # name servers of Apache's look at nothing else to see whether anything is new
+        self.registration.changed(
+            [topic]
+        )  # with the version, lest another registration brings that without the mapping
         fast_path.allow_topic(self, topic)
 
     def _topics_changed(self, configs: list[TopicConfig]) -> None:

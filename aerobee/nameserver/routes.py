@@ -247,10 +247,14 @@ class Routes:
             if sets.get(said.name) != queues:
                 sets[said.name] = queues
                 self.generation += 1
-        if changed and said.mappings:
-            for topic, mapping in said.mappings.items():
-                self._mappings.setdefault(topic, {})[mapping.bname or said.name] = mapping
-            self.generation += 1
+        # Not only when the version changed: a registration in between may have brought that, and an operator may have
+        # deleted the topic here (216). Brokers tell all mappings each time.
+        for topic, mapping in said.mappings.items():
+            held = self._mappings.setdefault(topic, {})
+            name = mapping.bname or said.name
+            if held.get(name) != mapping:
+                held[name] = mapping
+                self.generation += 1
 
     def _take_filter_servers(self, key: Key, servers: list[str] | None) -> None:
         if servers is None or servers == self._filter_servers.get(key, []):

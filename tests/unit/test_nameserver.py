@@ -29,6 +29,7 @@ from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import FrameDecoder, RemotingCommand
 from aerobee.protocol.headers.route import (
     DeleteKVConfig,
+    DeleteTopicFromNamesrv,
     GetKVConfig,
     GetRouteInfo,
     PutKVConfig,
@@ -300,6 +301,27 @@ async def test_a_registration_of_what_changed_drops_nothing_else(house: House) -
     assert [topic for topic in ("T1", "T2", "T3", "T4") if await house.route(topic)] == ["T1", "T2", "T3", "T4"]
     await house.register(counter=3, topics=("T2", "T4"))
     assert [topic for topic in ("T1", "T2", "T3", "T4") if await house.route(topic)] == ["T2", "T4"]
+
+
+async def test_a_mapping_is_taken_when_it_is_another_whatever_the_version(house: House) -> None:
+    """A registration of something else may have brought the version; a deleted topic comes back with the broker's next
+    registration, and clients that saw it without its mapping would take its queues for those of an ordinary one."""
+
+    async def epoch() -> int | None:
+        data = await house.route("T1")
+        mapped = data.topic_queue_mapping_by_broker if data is not None else None
+        return mapped["a"].epoch if mapped else None
+
+    await house.register(mapped={"T1": 1})
+    assert await epoch() == 1
+    await house.register(counter=2, topics=("T3",), changedTopicsOnly="true")
+    await house.register(counter=2, mapped={"T1": 2})
+    assert await epoch() == 2
+    header = DeleteTopicFromNamesrv(topic="T1")
+    await house.ask(RemotingCommand.request(RequestCode.DELETE_TOPIC_IN_NAMESRV, header))
+    assert await house.route("T1") is None
+    await house.register(counter=2, mapped={"T1": 2})
+    assert await epoch() == 2
 
 
 async def test_who_asks_through_a_listener_gets_the_address_for_it(house: House) -> None:

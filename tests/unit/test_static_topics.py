@@ -197,6 +197,30 @@ async def test_the_route_says_who_leads_which_queue(pair: Pair) -> None:
     assert TOPIC in listed["topicQueueMappingDetailMap"]
 
 
+async def test_a_mapping_is_told_with_the_version_that_it_makes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the mapping is on its way to the disk a registration of something else may take that version along."""
+    broker = pair.brokers["a"]
+    written = asyncio.Event()
+    save = broker.static_topics.file.save
+
+    async def slow() -> None:
+        await written.wait()
+        await save()
+
+    monkeypatch.setattr(broker.static_topics.file, "save", slow)
+    pair.epoch += 1
+    mapping = asyncio.create_task(pair.map("a", {0: [item(0, 0, "a", 0), item(1, 1, "b", -1)]}, 1))
+
+    async def is_told() -> bool:
+        return ((await pair.route()).topic_queue_mapping_by_broker or {})["a"].curr_id_map == {}
+
+    try:
+        await eventually(is_told, timeout_s=5)
+    finally:
+        written.set()
+        assert (await mapping).code == 0
+
+
 async def test_one_after_the_other_through_a_move(pair: Pair) -> None:
     # Claim: a reader that follows the offsets it is told gets every message of a logical queue once, in order, from
     # before and after its move; logical offsets only grow; the former leader takes nothing any more.

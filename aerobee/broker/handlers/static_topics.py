@@ -70,7 +70,6 @@ async def update_static_topic(broker: Broker, connection: Connection, command: R
     )
     await broker.topics.update([config])
     await broker.topics.file.save()
-    broker.registration.changed([header.topic])
     return command.reply()
 
 
