@@ -151,6 +151,8 @@ class Routes:
         if leads:
             self._take_topics(said, data, first or self.version(*key) != said.version, rules)
         known = self._live.get(key)
+        if known is not None and holder is not None and holder != said.address and not moved:
+            self._look_for_two(said, holder, connection)
         if known is not None and known.listeners != said.listeners:
             self.generation += 1
         if known is None:
@@ -193,6 +195,18 @@ class Routes:
                 address, name, cluster, self._live[at].name, at[0],
             )  # fmt: skip
         return self._leave(former)
+
+    def _look_for_two(self, said: Registration, holder: str, connection: int) -> None:
+        """A broker that was here has lost its place to another one and says that it is alive: there are two of them.
+        One that has only moved does not come back at its old address."""
+        other = next((live for (_, at), live in self._live.items() if live.name == said.name and at == holder), None)
+        if other is not None and other.connection != connection:
+            self._complaints.warn(
+                f"two {said.name} {said.broker_id}",
+                "two brokers are called %s with id %d, at %s and at %s: each registration takes the other out of the "
+                "routes. Give one another brokerName",
+                said.name, said.broker_id, *sorted((said.address, holder)),
+            )  # fmt: skip
 
     def _settle_clusters(self, data: BrokerData) -> None:
         """A set belongs to the clusters that living members of it name: a broker may have moved to another one."""

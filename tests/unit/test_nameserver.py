@@ -267,6 +267,36 @@ async def test_members_of_two_clusters_under_one_name_leave_one_by_one(
     assert await house.clusters() == {}
 
 
+async def test_two_brokers_of_one_name_and_id_are_named(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """As two hosts with one configuration: they take each other out of the routes."""
+    one, two = house.another(), house.another()
+    await house.register(0, one)
+    for _ in range(3):
+        await house.register(0, two, address="10.0.0.7:10911")
+        await house.register(0, one)
+    [warning] = caplog.messages
+    assert "two brokers are called a with id 0, at 10.0.0.0:10911 and at 10.0.0.7:10911" in warning
+
+
+@pytest.mark.parametrize("how", ["its connection ended", "it died without a word", "it was elected"])
+async def test_a_broker_that_only_moved_is_no_second_one(
+    house: House, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = house.another(), house.another()
+    await house.register(0, one)
+    if how == "its connection ended":
+        await one.close()
+        await eventually(house_has_no_route(house))
+    if how == "it was elected":
+        await house.register(1, two, address="10.0.0.7:10911")
+    for _ in range(2):
+        await house.register(0, two, address="10.0.0.7:10911")
+    assert await house.brokers_of("T1") == ({"a": {0: "10.0.0.7:10911"}}, ["a"])
+    if how == "it was elected":
+        await house.register(1, one, address="10.0.0.0:10911")
+    assert not caplog.messages
+
+
 async def test_several_brokers_on_one_connection_leave_together(house: House) -> None:
     shared = house.another()
     await house.register(0, shared)
