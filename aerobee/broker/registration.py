@@ -143,12 +143,17 @@ class Registration:
 
     async def _keep(self, server: str) -> None:
         wake, delay_s, complained = self._wake[server], 0.0, False
+        loop = asyncio.get_running_loop()
+        due = 0.0  # by the loop's time: when everything is told again, however often topics change meanwhile
         while True:
             wake.clear()
-            everything, names = self._everything[server], self._changed[server]
+            names = self._changed[server]
+            everything = self._everything[server] or not names or loop.time() >= due
             self._everything[server], self._changed[server] = False, set()
             try:
-                await self._register(server, None if everything or not names else names)
+                await self._register(server, None if everything else names)
+                if everything:
+                    due = loop.time() + self._options.register_name_server_period / 1000
                 if complained:
                     _log.info("name server %s is back, registered", server)
                 elif not self.registered[server]:
@@ -169,13 +174,11 @@ class Registration:
                 self._everything[server] = True
                 await asyncio.sleep(RETRY_MAX_S)
                 continue
-            try:
+            with contextlib.suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it forgets a cancellation that meets the wake-up: a stop hung.
-                async with asyncio.timeout(self._options.register_name_server_period / 1000):
+                async with asyncio.timeout_at(due):
                     await wake.wait()
                 await asyncio.sleep(GATHER_S)
-            except TimeoutError:
-                self._everything[server] = True
 
     async def _register(self, server: str, names: set[str] | None) -> None:
         body = fastjson.dumps_table(self._body(names))

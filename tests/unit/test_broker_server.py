@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -603,6 +604,31 @@ async def test_a_new_topic_takes_no_other_from_a_name_server_that_drops_what_is_
     await peer.call(RequestCode.DELETE_TOPIC_IN_BROKER, topic="T1")
     await eventually(lambda: gone(broker, "T1"))
     assert await broker.registration.route("T2") is not None
+    await peer.pool.close()
+    await broker.stop()
+    await name_server.stop()
+
+
+async def test_everything_is_told_in_time_also_while_topics_keep_changing(tmp_path: Path) -> None:
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json")))
+    await name_server.start()
+    broker = Broker(small(tmp_path, namesrv_addr=name_server.address, register_name_server_period=1000))
+    await broker.start()
+    peer = Peer(name_server.address)
+    await broker.topics.create_for_group("T", 1)
+    await eventually(lambda: broker.registration.route("T"))
+    assert (await peer.call(RequestCode.DELETE_TOPIC_IN_NAMESRV, topic="T")).code == 0
+    assert await gone(broker, "T")
+    numbers = itertools.count()
+
+    async def is_back() -> bool:
+        topic = f"U{next(numbers)}"
+        await broker.topics.create_for_group(topic, 1)
+        await eventually(lambda: broker.registration.route(topic))
+        return not await gone(broker, "T")
+
+    await eventually(is_back, timeout_s=5, interval_s=0)
+    assert next(numbers) > 2, "it was not the first of them that brought it"
     await peer.pool.close()
     await broker.stop()
     await name_server.stop()
