@@ -129,10 +129,10 @@ class Listeners:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             _log.warning(
                 "%s, which clients are told to dial, cannot be resolved here (%s); offset message ids name %s instead",
-                host, error.strerror, listening,
+                host, getattr(error, "strerror", "it is no host name"), listening,
             )  # fmt: skip
             host, _, port = listening.rpartition(":")
             return f"{self._reachable(host)}:{port}"

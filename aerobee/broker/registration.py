@@ -169,7 +169,8 @@ class Registration:
                 delay_s = min(RETRY_MAX_S, delay_s * 2 or 1.0)
                 await asyncio.sleep(delay_s)
                 continue
-            except Exception:
+            except Exception as error:
+                self.failures[server] = f"internal error while registering at {server}: {error!r}"
                 _log.exception("internal error while registering at %s", server)
                 self._everything[server] = True
                 await asyncio.sleep(RETRY_MAX_S)

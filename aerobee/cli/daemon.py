@@ -162,11 +162,6 @@ def run(
         return _say(program, str(error), 1)
     except OSError as error:
         return _say(program, explain(error), 1)
-    except UnicodeError as error:
-        if "idna" not in str(error):
-            raise
-        wrong = "an address to listen on is no host name"
-        return _say(program, f"{wrong} ({error}); correct bindAddress or listeners", 1)
 
 
 async def _serve(

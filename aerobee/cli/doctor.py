@@ -33,8 +33,8 @@ from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 
 DIAL_S = 3.0
-UNREACHABLE = (AerobeeError, OSError, UnicodeError)
-"""What dialling raises; the last for a host that cannot be a name."""
+UNREACHABLE = (AerobeeError, OSError)
+"""What dialling raises."""
 CLOCK_WARN_S = 5.0
 """Clocks further apart than this: delays and queries by time are visibly wrong. The measure is good to a second."""
 EVERYWHERE = ("0.0.0.0:", "[::]:")

@@ -7,6 +7,7 @@ time, and those that sent what is no protocol (the service's decoder says so, se
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import socket
 import ssl
@@ -70,6 +71,9 @@ class Listener:
             )
         except socket.gaierror as error:
             raise OSError(error.errno, f"{host} is neither an address nor a name that can be resolved") from None
+        except UnicodeError:  # an empty label, or one over 63 characters
+            wrong = f"{host} is no host name; correct bindAddress or listeners"
+            raise OSError(errno.EINVAL, wrong) from None
         sock = self._server.sockets[0]
         bound, number = sock.getsockname()[:2]
         self._address = f"[{bound}]:{number}" if sock.family == socket.AF_INET6 else f"{bound}:{number}"

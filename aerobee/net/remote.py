@@ -156,9 +156,11 @@ class Remote:
                     lambda: Connection(hub, self, server_side=False), self._host, self._port,
                     ssl=self._tls, server_hostname=self._host if self._tls else None,
                 )  # fmt: skip
-        except (OSError, TimeoutError) as error:
+        except (OSError, UnicodeError) as error:
             timed_out = isinstance(error, TimeoutError) and not str(error)
             self.failure = f"no answer in {self._connect_timeout_s:g} s" if timed_out else str(error)
+            if isinstance(error, UnicodeError):  # an empty label, or one over 63 characters
+                self.failure = f"{self._host} is no host name"
             self._backoff_s = min(BACKOFF_MAX_S, self._backoff_s * 2 or BACKOFF_FIRST_S)
             self._retry_at = loop.time() + self._backoff_s * random.uniform(0.8, 1.0)
             raise ConnectError(f"cannot connect to {self.address}: {self.failure}") from None

@@ -177,7 +177,9 @@ async def test_further_listeners_and_what_each_advertises(tmp_path: Path) -> Non
         await started.stop()
 
 
-@pytest.mark.parametrize(("name", "stored_at"), [("localhost", "127.0.0.1"), ("broker.invalid", "127.0.0.1")])
+@pytest.mark.parametrize(
+    ("name", "stored_at"), [("localhost", "127.0.0.1"), ("broker.invalid", "127.0.0.1"), ("a..b", "127.0.0.1")]
+)
 async def test_an_advertised_name(tmp_path: Path, name: str, stored_at: str) -> None:
     """Clients get the name as it is; records and message ids, which have room for numbers only, what it stands for."""
     started = Broker(small(tmp_path, broker_ip1=name))
@@ -632,6 +634,22 @@ async def test_everything_is_told_in_time_also_while_topics_keep_changing(tmp_pa
     await peer.pool.close()
     await broker.stop()
     await name_server.stop()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_why_no_name_server_can_be_reached(tmp_path: Path, broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    broker = Broker(small(tmp_path, namesrv_addr="a..b:9876", name_server_wait_seconds=1))
+    if broken:
+        monkeypatch.setattr(broker.registration, "_register", fails)
+    await broker.start()
+    async with asyncio.timeout(10):
+        reason = await broker.failed()
+    await broker.stop()
+    assert ("internal error while registering at a..b:9876: ValueError('no such thing')" in reason) is broken
+    assert ("cannot connect to a..b:9876: a..b is no host name" in reason) is not broken
 
 
 async def gone(broker: Broker, topic: str) -> bool:

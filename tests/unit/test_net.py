@@ -350,6 +350,15 @@ async def test_a_wrong_address_is_said(address: str) -> None:
         Remote(address)
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example.com"])
+async def test_what_cannot_be_a_host_name_is_said(host: str) -> None:
+    async with pooling(RemotePool()) as pool:
+        with pytest.raises(ConnectError, match=f"cannot connect to {host}:9876: {host} is no host name"):
+            await pool.invoke(f"{host}:9876", request(), 3)
+    with pytest.raises(OSError, match=f"{host} is no host name; correct bindAddress or listeners"):
+        await Listener().start(Frames(), host, 0)
+
+
 async def test_stop_sends_what_was_answered() -> None:
     """A graceful stop loses no reply that was made before it."""
     service = Frames(lambda connection, command: connection.send(command.reply(body=bytes(100_000))))
