@@ -335,14 +335,14 @@ class BrokerOptions(Options):
             problems.append(f"deleteWhen must be hours of the day separated by ';', not {self.delete_when!r}")
         if self.listen_port and self.fast_port == self.listen_port:
             problems.append("fastPort must differ from listenPort")
-        if 0 < self.listen_port <= FAST_PORT_OFFSET and self.fast_port < 0:
-            problems.append(
-                f"listenPort must be above {FAST_PORT_OFFSET}, the second port is below: {self.listen_port}"
-            )
+        if self.fast_port < 0:
+            problems += _check_second_port("listenPort", self.listen_port)
         if not self.bind_address:
             problems.append("bindAddress must not be empty; 0.0.0.0 stands for all addresses")
         wrong = check_listeners(self.listeners)
         problems += wrong
+        for name, address in named_addresses(self.listeners).items() if not wrong else ():
+            problems += _check_second_port(f"listeners: the port of {name!r}", int(address.rpartition(":")[2]))
         try:
             unknown = named_addresses(self.advertised_listeners).keys() - {MAIN}
             if not wrong and (unknown := unknown - named_addresses(self.listeners).keys()):
@@ -389,3 +389,9 @@ class BrokerOptions(Options):
     def name_servers(self) -> list[str]:
         """Addresses of the name servers."""
         return split_list(self.namesrv_addr)
+
+
+def _check_second_port(what: str, port: int) -> list[str]:
+    if port == 0 or port > FAST_PORT_OFFSET:
+        return []
+    return [f"{what} must be above {FAST_PORT_OFFSET}, the second port is below: {port}"]

@@ -226,7 +226,8 @@ def test_every_row_is_explained_and_its_default_is_within_bounds(options: type[O
         ({"listeners": "10.0.0.1:10911"}, "listeners must be NAME://HOST:PORT, several joined by ';', not '10.0"),
         ({"listeners": "a://x:1;a://y:2"}, "listeners names 'a' twice"),
         ({"listeners": "main://x:1"}, "listeners may not use the name 'main'"),
-        ({"listeners": "a://x:1", "advertised_listeners": "b://x:1"}, "advertisedListeners names 'b', which listeners"),
+        ({"listeners": "a://x:0;b://x:2"}, "listeners: the port of 'b' must be above 2, the second port is below: 2"),
+        ({"listeners": "a://x:9", "advertised_listeners": "b://x:1"}, "advertisedListeners names 'b', which listeners"),
         ({"advertised_listeners": "x"}, "advertisedListeners must be NAME://HOST:PORT"),
     ],
 )  # fmt: skip
