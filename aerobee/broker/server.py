@@ -288,9 +288,8 @@ class Broker:
 
     def _mapping_changed(self, topic: str) -> None:
         self.topics.version.advance()  # name servers of Apache's look at nothing else to see whether anything is new
-        self.registration.changed(
-            [topic]
-        )  # with the version, lest another registration brings that without the mapping
+        # At once, lest another registration brings the version without the mapping.
+        self.registration.changed([topic])
         fast_path.allow_topic(self, topic)
 
     def _topics_changed(self, configs: list[TopicConfig]) -> None:
