@@ -179,10 +179,10 @@ class Engine:
         """When `expire` has something to do; None: not as things are. Call it every now and then: what the flusher
         has to say goes to the log here."""
     def allow(self, **settings: Any) -> None:
-        """Settings for all: fast (False: everything comes out as commands), broker_perm, body_bytes_max,
-        frame_bytes_max, store_host, region, trace_on, cluster, long_polling, short_polling_ms, lite_pull,
-        pull_bytes_max, pull_count_max, recent_bytes (older records: old_pull_bytes_max, old_pull_count_max),
-        filter_entries_max, turn_bytes_max, parked_max (a session), sync_flush_timeout_ms, light_queues_max, version."""
+        """Settings for all: fast (False: all comes out as commands), broker_perm, body_bytes_max, frame_bytes_max,
+        store_host, region, trace_on, cluster, long_polling, short_polling_ms, lite_pull, version, pull_bytes_max,
+        pull_count_max, old_pull_bytes_max, old_pull_count_max (both beyond recent_bytes), filter_entries_max,
+        turn_bytes_max, parked_max (a session), sync_flush_timeout_ms, light_queues_max, disk_used_ratio_max."""
     def allow_topic(
         self,
         topic: str,

@@ -84,6 +84,7 @@ def allow_settings(broker: Broker) -> None:
         pull_count_max=options.max_transfer_count_on_message_in_memory,
         sync_flush_timeout_ms=options.sync_flush_timeout,
         light_queues_max=options.max_lmq_consume_queue_num if options.enable_lmq_quota else None,
+        disk_used_ratio_max=options.disk_space_warning_level_ratio / 100,
     )
 
 

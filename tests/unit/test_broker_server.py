@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import struct
 import time
@@ -486,6 +487,29 @@ async def test_settings_can_be_changed_but_no_path(broker: Broker, peer: Peer) -
     assert (await peer.send("BenchmarkTest", b"x" * 3000)).code == ResponseCode.MESSAGE_ILLEGAL
     told = await peer.call(RequestCode.GET_BROKER_CONFIG)
     assert b"maxMessageSize=2048\n" in told.body
+
+
+async def test_the_share_of_the_disk_that_may_be_used_changes_at_once(
+    broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The lowest share that may be asked for could be above what this machine's disk uses; 0 never is.
+    name = "diskSpaceWarningLevelRatio"
+    monkeypatch.setitem(BrokerOptions.ROWS, name, dataclasses.replace(BrokerOptions.ROWS[name], low=0))
+
+    async def change(percent: int) -> None:
+        assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"%s=%d\n" % (name.encode(), percent))).code == 0
+
+    async def sent(code: int) -> RemotingCommand | None:
+        reply = await peer.send("orders")
+        return reply if reply.code == code else None
+
+    await change(100)
+    await eventually(lambda: sent(ResponseCode.SUCCESS))
+    await change(0)
+    refused = await eventually(lambda: sent(ResponseCode.SERVICE_NOT_AVAILABLE))
+    assert "writes stop at 0.0 %" in (refused.remark or "")
+    await change(100)
+    await eventually(lambda: sent(ResponseCode.SUCCESS))
 
 
 async def test_a_deleted_topic_is_gone(broker: Broker, peer: Peer) -> None:

@@ -323,6 +323,7 @@ fn change_setting(settings: &mut Settings, key: &str, value: &Bound<'_, PyAny>) 
         "light_queues_max" => {
             settings.light_queues_max = value.extract::<Option<usize>>()?.unwrap_or(usize::MAX);
         }
+        "disk_used_ratio_max" => settings.disk_used_ratio_max = Some(value.extract()?),
         "version" => settings.version = value.extract()?,
         _ => return Err(unknown_key("setting", key)),
     }

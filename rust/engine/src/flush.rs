@@ -415,7 +415,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Compares the space left with what the options ask for, and ends a refusal for which there is no reason any more.
+    /// Compares the space left with what has to be, and ends a refusal for which there is no reason any more.
     pub fn check_space(&mut self, shared: &Shared) {
         let root = &shared.options.root;
         let space = match shared.disk.space(root) {
@@ -428,7 +428,8 @@ impl Worker {
         shared.counters.free.store(space.free, Ordering::Relaxed);
         let used = 1.0 - space.free as f64 / space.total.max(1) as f64;
         shared.counters.used_ppm.store((used * 1e6) as u64, Ordering::Relaxed);
-        let too_much = used > shared.options.disk_used_ratio_max;
+        let ratio_max = shared.disk_used_ratio_max();
+        let too_much = used > ratio_max;
         let usable = space.free >= FREE_BYTES_MIN.min(space.total / 4);
         shared.change_health(|health| {
             if usable {
@@ -439,7 +440,7 @@ impl Worker {
                     "{:.1} % of the disk of {} is used, writes stop at {:.1} %",
                     used * 100.0,
                     root.display(),
-                    shared.options.disk_used_ratio_max * 100.0
+                    ratio_max * 100.0
                 ))
             });
         });

@@ -218,6 +218,9 @@ impl Engine {
             self.store.set_store_host(self.tables.settings.store_host);
         }
         self.store.set_light_queues_max(self.tables.settings.light_queues_max);
+        if let Some(ratio) = self.tables.settings.disk_used_ratio_max {
+            self.store.set_disk_used_ratio_max(ratio);
+        }
         self.sender.settings_changed(&self.tables);
     }
 

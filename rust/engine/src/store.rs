@@ -100,7 +100,7 @@ pub struct StoreOptions {
     /// With more log than this that the device has not taken (synchronous flush: not flushed) the disk is behind, see
     /// [`Store::is_behind`].
     pub unflushed_bytes_max: u64,
-    /// Share of the disk in use from which writes are refused.
+    /// Share of the disk in use from which writes are refused; [`Store::set_disk_used_ratio_max`] changes it.
     pub disk_used_ratio_max: f64,
     /// Delay of each level of SCHEDULE_TOPIC_XXXX; level 1 first. Used when queue entries are rebuilt.
     pub delay_levels_ms: Vec<i64>,
@@ -294,6 +294,8 @@ pub(crate) struct Shared {
     /// Somebody waits for the disk to catch up: the threads say after each round that they have been at work.
     pub held_back: AtomicBool,
     pub counters: Counters,
+    /// Share of the disk in use from which writes are refused, as the bits of an `f64`.
+    disk_used_ratio_max: AtomicU64,
     health: Mutex<Health>,
     refusing: AtomicBool,
     notices: Mutex<Vec<String>>,
@@ -332,6 +334,11 @@ impl Shared {
             }
             _ => {}
         }
+    }
+
+    /// Share of the disk in use from which writes are refused.
+    pub fn disk_used_ratio_max(&self) -> f64 {
+        f64::from_bits(self.disk_used_ratio_max.load(Ordering::Relaxed))
     }
 
     /// A write or flush failed: remembers why, so that further writes are refused.
@@ -569,6 +576,7 @@ impl Store {
             event,
             held_back: AtomicBool::new(false),
             counters: Counters::default(),
+            disk_used_ratio_max: AtomicU64::new(options.disk_used_ratio_max.to_bits()),
             health: Mutex::default(),
             refusing: AtomicBool::new(false),
             notices: Mutex::default(),
@@ -853,6 +861,11 @@ impl Store {
     /// More light queues than this do not come into being.
     pub fn set_light_queues_max(&mut self, count: usize) {
         self.light_queues_max = count;
+    }
+
+    /// Another share of the disk from which writes are refused; the next look at the space left goes by it.
+    pub fn set_disk_used_ratio_max(&mut self, ratio: f64) {
+        self.shared.disk_used_ratio_max.store(ratio.to_bits(), Ordering::Relaxed);
     }
 
     /// Queues without a message: they were asked for, or what was staged is not committed.

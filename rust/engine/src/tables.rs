@@ -50,6 +50,8 @@ pub struct Settings {
     pub sync_flush_timeout_ms: i64,
     /// More light queues than this do not come into being.
     pub light_queues_max: usize,
+    /// Share of the disk in use from which the store refuses writes; None: the one it was opened with.
+    pub disk_used_ratio_max: Option<f64>,
     /// Version in the headers of replies.
     pub version: i32,
 }
@@ -78,6 +80,7 @@ impl Default for Settings {
             parked_max: 100_000,
             sync_flush_timeout_ms: 5000,
             light_queues_max: usize::MAX,
+            disk_used_ratio_max: None,
             version: 513,
         }
     }

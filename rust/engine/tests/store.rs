@@ -411,6 +411,27 @@ fn writes_are_refused_early_by_the_configured_share() {
 }
 
 #[test]
+fn the_configured_share_can_be_changed_both_ways() {
+    let mut bench = Bench::new(FlushMode::Async);
+    bench.options.disk_used_ratio_max = 0.99;
+    bench.disk.set_capacity(Some(1 << 20));
+    let mut store = bench.open();
+    append(&mut store, "t", 0, &[1; 3000], "k");
+    let looked = |store: &mut Store, ratio| {
+        store.set_disk_used_ratio_max(ratio);
+        bench.clock.advance(1000);
+        store.tick().unwrap();
+        store.health().map(|error| error.to_string())
+    };
+    assert_eq!(looked(&mut store, 0.98), None);
+    let reason = looked(&mut store, 0.0).unwrap();
+    assert!(reason.contains("writes stop at 0.0 %"), "{reason}");
+    assert!(matches!(stage(&mut store, "t", 0, b"x", "k"), Err(Error::DiskFull(_))));
+    assert_eq!(looked(&mut store, 0.97), None);
+    append(&mut store, "t", 0, b"x", "k");
+}
+
+#[test]
 fn a_failed_sync_is_an_error_that_only_a_restart_ends() {
     let bench = Bench::new(FlushMode::Sync);
     let mut store = bench.open();
