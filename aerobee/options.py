@@ -15,7 +15,7 @@ explains it; flags, file, environment, the manual and `getBrokerConfig` are all 
 
     options = BrokerOptions.load(file="broker.properties", environ=os.environ, flags={"listenPort": 10911})
     options.listen_port                       # typed, checked
-    options.change({"enablePropertyFilter": "true"})
+    await options.change_and_keep({"enablePropertyFilter": "true"})
 
 Promises: an object of such a class has been checked, wherever its values came from; a key that nobody knows is an
 error that names the nearest known one; a key of Apache RocketMQ that has no meaning here is accepted and said once.
@@ -24,10 +24,11 @@ Left to others: the rows themselves (`broker/options.py`, `nameserver/options.py
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
@@ -138,11 +139,17 @@ def setting(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What `Options.change` did: names with their new values."""
+    """What `Options.change` did: names with their new values; `not_kept`: why the next start will not know of it."""
 
     live: dict[str, Value]
     at_restart: dict[str, Value]
     notes: list[str]
+    not_kept: str = ""
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """All that is new."""
+        return {**self.live, **self.at_restart}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +189,7 @@ class Options:
         self.file: Path | None = None
         """The file the settings were loaded from; `save` writes there."""
         self._pending: dict[str, Value] = {}
+        self._keeping = asyncio.Lock()
         by_attribute = {row.attribute: row for row in self.ROWS.values()}
         for row in self.ROWS.values():
             setattr(self, row.attribute, row.value())
@@ -290,9 +298,38 @@ class Options:
     def change(self, texts: Mapping[str, str], *, remote: bool = True) -> Change:
         """Changes settings of a running daemon, all or none.
 
-        `texts` is keyed by Apache's names. Live settings change at once, others are kept for the next start
-        (call `save`). With `remote`, settings that may not be changed over the wire are refused. Raises OptionsError.
+        `texts` is keyed by Apache's names. Live settings change at once, others at the next start, if `save` keeps
+        them. With `remote`, settings that may not be changed over the wire are refused. Raises OptionsError.
         """
+        change = self._examine(texts, remote=remote)
+        self._apply(change)
+        return change
+
+    async def change_and_keep(self, texts: Mapping[str, str], file: str | os.PathLike[str] | None = None) -> Change:
+        """`change` over the wire, kept for the next start: in `file`, or else the one the settings were loaded from.
+
+        Live settings change also when nothing can be kept; `Change.not_kept` says why then. OptionsError when others
+        are among them: these would never count.
+        """
+        async with self._keeping:  # one rewrites what the other has written
+            change = self._examine(texts, remote=True)
+            if not change.values:
+                return change
+            not_kept = ""
+            try:
+                if await asyncio.to_thread(self.save, change.values, file) is None:
+                    not_kept = "no file was given at the start (-c) to keep it in"
+            except OSError as error:
+                not_kept = f"{file or self.file} could not be written ({error.strerror})"
+            if not_kept and change.at_restart:
+                names = ", ".join(change.at_restart)
+                raise OptionsError([f"{names} would count from the next start only, and {not_kept}"])
+            change = replace(change, not_kept=not_kept)
+            self._apply(change)
+        return change
+
+    def _examine(self, texts: Mapping[str, str], *, remote: bool) -> Change:
+        """What `texts` would change; nothing is changed yet."""
         live: dict[str, Value] = {}
         later: dict[str, Value] = {}
         notes: list[str] = []
@@ -316,28 +353,30 @@ class Options:
             before = {name: self.get(name) for name in (*live, *later)}
             self._set({**live, **later})
             problems = self.check()
-            self._set(before if problems else {name: before[name] for name in later})
+            self._set(before)
         if problems:
             raise OptionsError(problems)
-        self._set(live)
-        self._pending.update(later)
         return Change(live, later, notes)
+
+    def _apply(self, change: Change) -> None:
+        self._set(change.live)
+        self._pending.update(change.at_restart)
 
     def _set(self, values: Mapping[str, Value]) -> None:
         for name, value in values.items():
             setattr(self, self.ROWS[name].attribute, value)
 
-    def save(self, names: Iterable[str], file: str | os.PathLike[str] | None = None) -> Path | None:
-        """Writes the named settings into the file they were loaded from (or `file`), keeping every other line as it is.
+    def save(self, values: Mapping[str, Value], file: str | os.PathLike[str] | None = None) -> Path | None:
+        """Writes these settings into the file they were loaded from (or `file`), keeping every other line as it is.
 
         Atomic replacement. Returns the path, or None when there is no file to write to. Raises OSError.
         """
         path = Path(file) if file is not None else self.file
         if path is None:
             return None
-        items = self.items()
         text = decode_text(path.read_bytes()) if path.exists() else ""
-        write_atomically(path, rewrite_properties(text, {name: to_text(items[name]) for name in names}).encode())
+        texts = {name: to_text(value) for name, value in values.items()}
+        write_atomically(path, rewrite_properties(text, texts).encode())
         return path
 
 

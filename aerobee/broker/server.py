@@ -242,8 +242,8 @@ class Broker:
         """The advertised host, as remarks name the broker."""
         return self.address.rpartition(":")[0]
 
-    async def options_changed(self, names: set[str]) -> None:
-        """Settings were changed at run time: the fast path, the name servers and the file hear of it."""
+    def options_changed(self, names: set[str]) -> None:
+        """Settings were changed at run time: the fast path and the name servers hear of it."""
         fast_path.allow_settings(self)
         for group in self.groups.table:
             fast_path.allow_group(self, group)
@@ -256,10 +256,6 @@ class Broker:
         if "brokerPermission" in names:
             self.topics.version.advance()
             self.registration.changed(())
-        try:
-            await asyncio.to_thread(self.options.save, names)
-        except OSError as error:
-            _log.error("the settings could not be written: %s", error)
 
     # What the tables say to each other.
 

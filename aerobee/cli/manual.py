@@ -36,8 +36,10 @@ def settings() -> str:
         "Keys, files and meaning are those of Apache RocketMQ. Later sources win: the default, the file given with",
         "`-c`, the environment, a flag (`--listen-port 10911`). An unknown key is an error that names the nearest one.",
         "",
-        "- *live*: a change over the wire (`mqadmin updateBrokerConfig`) works at once.",
-        "- *restart*: a change over the wire is kept in the file for the next start.",
+        "- *live*: a change over the wire (`mqadmin updateBrokerConfig`) works at once. It is kept for the next start",
+        "  in the file given with `-c` (the name server: or in `configStorePath`); the reply says when there is none.",
+        "- *restart*: a change over the wire is kept in that file and counts from the next start; it is refused when",
+        "  there is none.",
         "- *file*: the setting names a path, an address or an identity and can only be changed on the machine itself.",
         "",
     ]

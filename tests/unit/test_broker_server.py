@@ -489,6 +489,39 @@ async def test_settings_can_be_changed_but_no_path(broker: Broker, peer: Peer) -
     assert b"maxMessageSize=2048\n" in told.body
 
 
+async def test_a_change_that_no_file_keeps_is_not_passed_off_as_kept(
+    broker: Broker, peer: Peer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"maxMessageSize=2048\n")
+    lost = "until the next start only: no file was given at the start (-c) to keep it in"
+    assert (told.code, told.remark) == (ResponseCode.SUCCESS, f"changed {lost}")
+    assert broker.options.max_message_size == 2048 and lost in caplog.text
+    refused = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"maxMessageSize=4096\nmaxMsgsNumBatch=1\nfastPort=0\n")
+    assert refused.code == ResponseCode.NO_PERMISSION
+    refused = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"maxMessageSize=4096\ntraceTopicEnable=true\n")
+    assert refused.code == ResponseCode.NO_PERMISSION
+    assert refused.remark == (
+        "Can not update config: traceTopicEnable would count from the next start only, and no file was given at the "
+        "start (-c) to keep it in"
+    )
+    assert broker.options.max_message_size == 2048
+    assert b"traceTopicEnable=false\n" in (await peer.call(RequestCode.GET_BROKER_CONFIG)).body
+
+    broker.options.file = tmp_path / "gone" / "broker.properties"
+    told = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"maxMessageSize=4096\n")
+    assert told.code == ResponseCode.SUCCESS and broker.options.max_message_size == 4096
+    assert told.remark == (
+        f"changed until the next start only: {broker.options.file} could not be written (No such file or directory)"
+    )
+    refused = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"traceTopicEnable=true\n")
+    assert refused.code == ResponseCode.NO_PERMISSION and "could not be written" in (refused.remark or "")
+
+    broker.options.file.parent.mkdir()
+    told = await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"traceTopicEnable=true\nmaxMessageSize=8192\n")
+    assert (told.code, told.remark) == (ResponseCode.SUCCESS, "traceTopicEnable takes effect at the next start")
+    assert broker.options.file.read_text() == "maxMessageSize=8192\ntraceTopicEnable=true\n"
+
+
 async def test_the_share_of_the_disk_that_may_be_used_changes_at_once(
     broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

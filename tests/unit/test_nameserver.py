@@ -51,10 +51,8 @@ class House:
         self.server = self.make()
 
     def make(self, **settings: bool | int | str) -> NameServer:
-        options = NameServerOptions(
-            listen_port=0, kv_config_path=str(self.kv_file), config_store_path=str(self.properties), **settings
-        )
-        return NameServer(options, self.clock)
+        paths = {"kv_config_path": str(self.kv_file), "config_store_path": str(self.properties)}
+        return NameServer(NameServerOptions(**{"listen_port": 0, **paths, **settings}), self.clock)
 
     async def restart(self, **settings: bool | int | str) -> None:
         await self.server.stop()
@@ -457,6 +455,25 @@ async def test_settings_change_live_and_are_kept(house: House) -> None:
     assert "enableAllTopicList=false" in house.properties.read_text()
     listed = await house.ask(RemotingCommand.request(RequestCode.GET_NAMESRV_CONFIG))
     assert "enableAllTopicList=false" in listed.body.decode().splitlines()
+
+
+async def test_a_change_that_no_file_keeps_is_not_passed_off_as_kept(
+    house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await house.restart(config_store_path="")
+    told = await house.change("enableAllTopicList=false")
+    lost = "until the next start only: no file was given at the start (-c) to keep it in"
+    assert (told.code, told.remark) == (ResponseCode.SUCCESS, f"changed {lost}") and lost in caplog.text
+    assert not house.server.options.enable_all_topic_list
+
+    file = tmp_path / "gone" / "namesrv.properties"
+    await house.restart(config_store_path=str(file))
+    told = await house.change("enableAllTopicList=false")
+    assert told.code == ResponseCode.SUCCESS and not house.server.options.enable_all_topic_list
+    assert told.remark == f"changed until the next start only: {file} could not be written (No such file or directory)"
+    file.parent.mkdir()
+    assert (await house.change("enableAllTopicList=true")).remark is None
+    assert file.read_text() == "enableAllTopicList=true\n"
 
 
 async def test_an_unknown_setting_is_named(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,12 +145,53 @@ def test_what_names_a_path_can_only_be_changed_locally() -> None:
                 assert not row.remote, f"{row.name} can be changed remotely"
 
 
+async def test_a_change_is_kept_in_the_file_before_it_counts(tmp_path: Path) -> None:
+    file = tmp_path / "b.properties"
+    file.write_text("ratio=0.25\n")
+    options = Sample.load(file=file)
+    change = await options.change_and_keep({"filters": "true", "ratio": "0.5"})
+    assert (change.live, change.at_restart, change.not_kept) == ({"filters": True}, {"ratio": 0.5}, "")
+    assert (options.filters, options.ratio) == (True, 0.25)
+    assert file.read_text() == "ratio=0.5\nfilters=true\n"
+
+
+async def test_changes_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    file = tmp_path / "b.properties"
+    file.write_text("")
+    options = Sample.load(file=file)
+    await asyncio.gather(*(options.change_and_keep({name: "1"}) for name in ("listenPort", "brokerIP1", "ratio")))
+    assert sorted(file.read_text().split()) == ["brokerIP1=1", "listenPort=1", "ratio=1.0"]
+
+
+@pytest.mark.parametrize("file", [None, "b.properties"])
+async def test_what_no_file_keeps_is_said_and_refused_when_it_would_never_count(
+    tmp_path: Path, file: str | None
+) -> None:
+    options, why = Sample(), "no file was given at the start (-c) to keep it in"
+    if file is not None:
+        path = tmp_path / "gone" / file
+        path.parent.mkdir()
+        path.write_text("")
+        options = Sample.load(file=path)
+        path.unlink()
+        path.parent.rmdir()
+        why = f"{path} could not be written (No such file or directory)"
+    assert (await options.change_and_keep({"filters": "true"})).not_kept == why
+    assert options.filters
+    assert (await options.change_and_keep({"sendMessageThreadPoolNums": "8"})).not_kept == "", "nothing to keep"
+    before = options.items()
+    with pytest.raises(OptionsError) as caught:
+        await options.change_and_keep({"filters": "false", "ratio": "0.5", "listenPort": "1"})
+    assert problems(caught) == [f"ratio, listenPort would count from the next start only, and {why}"]
+    assert options.items() == before
+
+
 def test_saving_keeps_the_other_lines(tmp_path: Path) -> None:
     file = tmp_path / "b.properties"
     file.write_text("# mine\nlistenPort : 1\n\n  filters=\\\n  false\n! end\n")
     options = Sample.load(file=file)
-    options.change({"filters": "true", "ratio": "0.5"})
-    assert options.save(["filters", "ratio"]) == file
+    change = options.change({"filters": "true", "ratio": "0.5"})
+    assert options.save({**change.live, **change.at_restart}) == file
     assert file.read_text() == "# mine\nlistenPort : 1\n\nfilters=true\n! end\nratio=0.5\n"
     assert Sample.load(file=file).filters is True
     assert [path.name for path in tmp_path.iterdir()] == ["b.properties"]

@@ -147,14 +147,17 @@ async def update_config(broker: Broker, connection: Connection, command: Remotin
     """UPDATE_BROKER_CONFIG: all of it or nothing; never a path, a command or an identity."""
     try:
         changes = properties_dict(command.body.decode("utf-8", "replace"), "request")
-        result = broker.options.change(changes)
+        result = await broker.options.change_and_keep(changes)
     except OptionsError as error:
         _log.warning("%s was refused a change of settings: %s", connection.peer, error)
         raise ServerError(ResponseCode.NO_PERMISSION, f"Can not update config: {error}") from None
     _log.warning("%s changed settings: now %s, at the next start %s", connection.peer, result.live, result.at_restart)
     broker.config_version.advance()
-    await broker.options_changed({*result.live, *result.at_restart})
+    broker.options_changed({*result.live, *result.at_restart})
     notes = [f"{name} takes effect at the next start" for name in result.at_restart] + result.notes
+    if result.not_kept:
+        notes.insert(0, f"changed until the next start only: {result.not_kept}")
+        _log.warning("%s", notes[0])
     return command.reply(remark="; ".join(notes) or None)
 
 

@@ -6,7 +6,6 @@ whole request is refused.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from aerobee.errors import NoPermission, ServerSystemError
@@ -32,7 +31,7 @@ async def update(parts: Parts, connection: Connection, request: RemotingCommand)
         _log.warning("%s tried to change %s", connection.peer, ", ".join(refused))
         raise NoPermission(f"Can not update config in black list. ({', '.join(refused)})")
     try:
-        change = options.change(texts)
+        change = await options.change_and_keep(texts, options.config_store_path or None)
     except OptionsError as error:
         raise ServerSystemError(str(error)) from None
     parts.generation = (-1, -1)
@@ -42,10 +41,11 @@ async def update(parts: Parts, connection: Connection, request: RemotingCommand)
         )
     for note in change.notes:
         _log.info("%s", note)
-    changed = [*change.live, *change.at_restart]
-    if changed:
-        await asyncio.to_thread(options.save, changed, options.config_store_path or None)
-    return request.reply()
+    if not change.not_kept:
+        return request.reply()
+    remark = f"changed until the next start only: {change.not_kept}"
+    _log.warning("%s", remark)
+    return request.reply(remark=remark)
 
 
 def get(parts: Parts, connection: Connection, request: RemotingCommand) -> RemotingCommand:
