@@ -3,6 +3,8 @@
     main        bindAddress and listenPort; advertised: brokerIP1 and the port listened on
     NAME        one for each `NAME://host:port` in `listeners`; advertised: itself
 
+For "all addresses" one is advertised that leads to the name servers, or else out of this machine.
+
 Each is served twice, at its port and at the one two below, which clients with the VIP channel switched on dial for
 sends. What clients are told differs where `advertisedListeners` says so: behind NAT or a mapped port the outer address.
 
@@ -13,20 +15,23 @@ same NAME hands out that one's instead, so that clients inside and outside each 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections import Counter
 from typing import Final
 
 from aerobee.broker.options import FAST_PORT_OFFSET, LOOPBACK, BrokerOptions
-from aerobee.net.addresses import MAIN, named_addresses
+from aerobee.net.addresses import MAIN, is_loopback, named_addresses
 from aerobee.net.listener import Limits, Listener, Service
 
 _log = logging.getLogger("aerobee.broker")
 
 FREE_PORT_TRIES: Final = 50
-EVERYWHERE: Final = ("0.0.0.0", "[::]", "::")
+EVERYWHERE: Final = {
+    "0.0.0.0": (socket.AF_INET, "192.0.2.1:9", LOOPBACK),
+    "[::]": (socket.AF_INET6, "[2001:db8::1]:9", "[::1]"),
+}
+"""All addresses, as a listener says it: their kind, one of it that is for documentation and nobody's, and loopback."""
 
 
 class Listeners:
@@ -78,6 +83,7 @@ class Listeners:
             self.advertised[name] = f"{self._reachable(host)}:{port}"
         self.advertised.update(named_addresses(options.advertised_listeners))
         self.store_host = await self._resolved(main.address)
+        self._warn_if_unreachable(main.address)
 
     def hold(self) -> None:
         """Accepts nothing more, neither connections nor requests."""
@@ -111,17 +117,39 @@ class Listeners:
             return main
 
     def _reachable(self, host: str) -> str:
-        """The address to advertise for a listening one: itself, or for "all addresses" the one that leads out."""
+        """The address to advertise for a listening one: itself, or for "all addresses" one that other machines reach.
+
+        That is the one that leads to a name server on another machine, or else out of this one, as Apache's broker
+        looks for an address that is not loopback.
+        """
         if host not in EVERYWHERE:
             return host
-        for server in [*self._options.name_servers, "192.0.2.1:9"]:
-            name, _, port = server.rpartition(":")
-            with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((name, int(port)))  # sends nothing; only asks the routing table
-                found: str = probe.getsockname()[0]
-                if not found.startswith("127.") or server in self._options.name_servers:
-                    return found
-        return LOOPBACK
+        family, somewhere, nothing = EVERYWHERE[host]
+        for server in [*self._options.name_servers, somewhere]:
+            found = _leads_to(family, server)
+            if found and not is_loopback(found):
+                return f"[{found}]" if family == socket.AF_INET6 else found
+        return nothing
+
+    def _warn_if_unreachable(self, listening: str) -> None:
+        """Said once at the start: nobody but this machine will reach what is advertised."""
+        host, _, _ = listening.rpartition(":")
+        told = self.store_host.rpartition(":")[0]
+        if is_loopback(host):
+            elsewhere = [server for server in self._options.name_servers if not is_loopback(server.rpartition(":")[0])]
+            if is_loopback(told) and not elsewhere:
+                return  # all of it is on this machine
+            _log.warning(
+                "clients elsewhere are told to dial %s, but this broker listens on %s only; set bindAddress (0.0.0.0 "
+                "for all addresses)",
+                self.address, host,
+            )  # fmt: skip
+        elif host in EVERYWHERE and is_loopback(told):
+            _log.warning(
+                "clients elsewhere are told to dial %s, which is their own machine; set brokerIP1 to an address of "
+                "this one that they reach",
+                self.address,
+            )
 
     async def _resolved(self, listening: str) -> str:
         """The main address as numbers: a message's record has no room for a name."""
@@ -138,3 +166,14 @@ class Listeners:
             return f"{self._reachable(host)}:{port}"
         number = min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
         return f"[{number}]:{port}" if ":" in str(number) else f"{number}:{port}"
+
+
+def _leads_to(family: socket.AddressFamily, other: str) -> str:
+    """The address of this machine from which packets to `other` (host:port) leave; empty: there is no way."""
+    host, _, port = other.rpartition(":")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host.strip("[]"), int(port)))  # sends nothing; only asks the routing table
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return ""

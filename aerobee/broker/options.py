@@ -66,7 +66,11 @@ class BrokerOptions(Options):
         remote=False,
     )
     broker_ip1 = setting(
-        "", "Address that clients are told to dial; empty: the one listened on.", name="brokerIP1", remote=False
+        "",
+        "Address that clients are told to dial; empty: the one listened on. With `bindAddress=0.0.0.0` that is the one "
+        "that leads to a name server on another machine, else one that leads out of this machine.",
+        name="brokerIP1",
+        remote=False,
     )
     broker_ip2 = setting("", "Address for replication, as Apache's files name it.", name="brokerIP2", remote=False)
     listeners = setting(

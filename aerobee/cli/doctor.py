@@ -11,7 +11,6 @@ It only reads. Works with brokers of Apache RocketMQ too. Exit code 1 when somet
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import re
 import resource
@@ -24,7 +23,7 @@ from pathlib import Path
 from aerobee.cli.text import fail
 from aerobee.client.client import parse_name_servers
 from aerobee.errors import AerobeeError
-from aerobee.net.addresses import named_addresses
+from aerobee.net.addresses import is_loopback, named_addresses
 from aerobee.net.remote import RemotePool
 from aerobee.options import properties_dict
 from aerobee.protocol.bodies.admin import KVTable
@@ -94,13 +93,13 @@ async def examine(name_servers: str, data: Path | None = None) -> Report:
                 addresses.setdefault(name, {}).update(brokers.broker_addrs)
         if clusters and not addresses:
             report.fail("no broker is registered: start one with -n and the name server's address")
-        remote = any(not _is_loopback(address) for address in clusters)
+        remote = any(not is_loopback(address.rpartition(":")[0]) for address in clusters)
         for name, by_id in sorted(addresses.items()):
             if 0 not in by_id:
                 report.warn(f"{name} has no master: its topics can be read but not written")
             for broker_id, address in sorted(by_id.items()):
                 who = name if broker_id == 0 else f"{name} (slave {broker_id})"
-                if remote and _is_loopback(address):
+                if remote and is_loopback(address.rpartition(":")[0]):
                     report.fail(
                         f"{who} tells clients to dial {address}: only clients on that machine reach it. Set brokerIP1 "
                         "(and bindAddress) to an address of that machine that your clients reach, and restart it; for "
@@ -287,11 +286,3 @@ def _float(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

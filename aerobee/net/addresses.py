@@ -9,6 +9,7 @@ MAIN: Final = "main"
 """The listener of `bindAddress` and `listenPort`."""
 
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+(?:%\w+)?\]|[^\s:;,/\[\]]+):(?P<port>\d{1,5})")
+_LOOPBACK: Final = re.compile(r"127(\.\d{1,3}){3}")
 _NAMED: Final = re.compile(rf"(?P<name>[A-Za-z][A-Za-z0-9_-]*)://(?P<address>{_ADDRESS.pattern})")
 
 
@@ -16,6 +17,11 @@ def is_address(text: str) -> bool:
     """Whether it is `host:port`, whatever the host may be."""
     found = _ADDRESS.fullmatch(text)
     return found is not None and int(found["port"]) <= 65535
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself reaches it."""
+    return host == "localhost" or host.strip("[]") == "::1" or _LOOPBACK.fullmatch(host) is not None
 
 
 def split_list(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from aerobee.broker import order
+from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.errors import StoreError
@@ -149,6 +150,72 @@ async def peer(broker: Broker) -> AsyncIterator[Peer]:
 async def test_two_listeners_and_what_is_advertised(broker: Broker) -> None:
     main, second = (int(address.rpartition(":")[2]) for address in broker.addresses)
     assert second == main - 2 and broker.address == f"127.0.0.1:{main}"
+
+
+class Nobody:
+    """A service that nobody dials."""
+
+    def connected(self, connection: Connection) -> None: ...
+    def received(self, connection: Connection, data: memoryview) -> None: ...
+    def disconnected(self, connection: Connection) -> None: ...
+
+
+UNREACHABLE = "clients elsewhere are told to dial"
+
+
+@pytest.mark.parametrize(
+    ("values", "ways", "host", "warned"),
+    [
+        ({}, {}, "127.0.0.1", ""),
+        ({"namesrv_addr": "127.0.0.1:9876"}, {}, "127.0.0.1", ""),
+        ({"namesrv_addr": "127.0.0.1:9876;10.0.0.9:9876"}, {}, "127.0.0.1", "listens on 127.0.0.1 only"),
+        ({"broker_ip1": "10.0.0.5"}, {}, "10.0.0.5", "listens on 127.0.0.1 only"),
+        ({"bind_address": "0.0.0.0", "broker_ip1": "10.0.0.5"}, {}, "10.0.0.5", ""),
+        # The name server that is on another machine says which of our addresses leads there.
+        (
+            {"bind_address": "0.0.0.0", "namesrv_addr": "127.0.0.1:9876;10.0.0.9:9876"},
+            {"127.0.0.1:9876": "127.0.0.1", "10.0.0.9:9876": "10.0.0.5"},
+            "10.0.0.5",
+            "",
+        ),
+        # One on this machine says nothing of the others: any address that is not loopback, as Apache's broker does.
+        (
+            {"bind_address": "0.0.0.0", "namesrv_addr": "127.0.0.1:9876"},
+            {"127.0.0.1:9876": "127.0.0.1", "192.0.2.1:9": "10.0.0.5"},
+            "10.0.0.5",
+            "",
+        ),
+        (
+            {"bind_address": "0.0.0.0", "namesrv_addr": "127.0.0.1:9876"},
+            {"127.0.0.1:9876": "127.0.0.1"},
+            "127.0.0.1",
+            "which is their own machine",
+        ),
+        ({"bind_address": "::", "namesrv_addr": "[fd00::9]:9876"}, {"[fd00::9]:9876": "fd00::5"}, "[fd00::5]", ""),
+        ({"bind_address": "::", "namesrv_addr": "127.0.0.1:9876"}, {"[2001:db8::1]:9": "fd00::5"}, "[fd00::5]", ""),
+        ({"bind_address": "::"}, {}, "[::1]", "which is their own machine"),
+    ],
+)
+async def test_what_is_advertised_is_not_loopback_if_it_can_be_helped(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    values: dict[str, str],
+    ways: dict[str, str],
+    host: str,
+    warned: str,
+) -> None:
+    """`ways`: which address of this machine leads to which other one."""
+    monkeypatch.setattr("aerobee.broker.listeners._leads_to", lambda family, other: ways.get(other, ""))
+    listeners = Listeners(small(tmp_path, **values))
+    await listeners.start(Nobody())
+    try:
+        assert listeners.address.rpartition(":")[0] == host
+        assert listeners.store_host.rpartition(":")[0] == host
+        said = [record.getMessage() for record in caplog.records if UNREACHABLE in record.getMessage()]
+        assert len(said) == bool(warned) and warned in "".join(said)
+    finally:
+        await listeners.stop(0.0)
 
 
 async def test_further_listeners_and_what_each_advertises(tmp_path: Path) -> None:
