@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -70,6 +71,8 @@ COMMIT_INTERVAL_S: Final = 5.0
 REBALANCE_INTERVAL_S: Final = 20.0
 REBALANCE_AGAIN_S: Final = 1.0
 """When a queue that should be ours could not be taken, or a topic is missing: the next look."""
+MISSING_S: Final = 5.0
+"""A topic that does not exist for so long is mentioned: one that somebody has just sent to is there in a moment."""
 HOLD_MS: Final = 15_000
 """How long the broker may hold a pull that finds nothing."""
 LOCK_INTERVAL_S: Final = 20.0
@@ -163,6 +166,8 @@ class Consumer:
         self._running = False
         self._paused = False
         self._queues_moved = False
+        self._missing: dict[str, float] = {}
+        """Topics that do not exist, and since when; for ever once that was mentioned."""
         for topic, expression in (
             subscriptions.items() if isinstance(subscriptions, Mapping) else dict.fromkeys(subscriptions, "*").items()
         ):
@@ -233,8 +238,7 @@ class Consumer:
                 try:
                     await self.client.route(topic, fresh=True)
                 except TopicNotExist:
-                    if topic != self._retry_topic:
-                        _log.warning("topic %s does not exist (yet); group %s waits for it", topic, self.group)
+                    pass  # `rebalance` looks again
             await self.client.heartbeat_all()
         except BaseException:
             self._running = False
@@ -737,12 +741,21 @@ class Consumer:
         for topic in list(self.subscriptions):
             try:
                 balanced &= await self._rebalance_topic(topic)
+                self._missing.pop(topic, None)
             except TopicNotExist:
+                self._mention_missing(topic)
                 balanced = False
             except AerobeeError as error:
                 _log.warning("group %s could not be balanced over %s: %s", self.group, topic, error)
                 balanced = False
         return balanced
+
+    def _mention_missing(self, topic: str) -> None:
+        """Once, and not for one that has just been sent to. The retry topic comes with the first failure."""
+        now = time.monotonic()
+        if now - self._missing.setdefault(topic, now) >= MISSING_S and topic != self._retry_topic:
+            self._missing[topic] = math.inf
+            _log.warning("topic %s does not exist (yet); group %s waits for it", topic, self.group)
 
     async def _rebalance_topic(self, topic: str) -> bool:
         route = await self.client.route(topic)

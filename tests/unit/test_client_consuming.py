@@ -35,6 +35,20 @@ async def names(tmp_path: Path) -> AsyncIterator[str]:
         yield names
 
 
+async def test_a_topic_that_is_missing_is_mentioned_once_and_not_in_the_first_moment(
+    names: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: a program that sends to a new topic and consumes it at once is told nothing, one with a wrong name is.
+    async with Consumer(names, group="g", subscriptions=["later"]) as consumer:
+        await consumer.rebalance()
+        assert "later" not in caplog.text
+        monkeypatch.setattr("aerobee.client.consumer.MISSING_S", 0.0)
+        await consumer.rebalance()
+        await consumer.rebalance()
+        assert caplog.text.count("topic later does not exist (yet); group g waits for it") == 1
+        assert "RETRY" not in caplog.text
+
+
 async def test_a_pull_without_tags_reads_everything_whatever_was_filtered_before(names: str) -> None:
     # Claim: each pull and each session filters by its own tags only, on one consumer too.
     async with Producer(names) as producer, PullConsumer(names, group="g") as consumer:
