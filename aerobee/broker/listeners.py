@@ -97,7 +97,8 @@ class Listeners:
     async def _listen(self, service: Service, host: str, port: int, fast: int | None) -> Listener:
         """Listens at a port (0: a free one) and at its second one (None: two below); returns the first of the two."""
         options = self._options
-        limits = Limits(connections_max=options.connections_max, idle_s=float(options.idle_s))
+        idle_s = float(options.server_channel_max_idle_time_seconds)
+        limits = Limits(connections_max=options.connections_max, idle_s=idle_s)
         attempt = 0
         while True:
             attempt += 1

@@ -91,8 +91,8 @@ class BrokerOptions(Options):
         variable="NAMESRV_ADDR",
     )
     connections_max = setting(0, "Most client connections; 0: as many as the process may open files.", low=0)
-    idle_s = setting(
-        120, "Seconds without a byte after which a connection is closed.", name="serverChannelMaxIdleTimeSeconds", low=1
+    server_channel_max_idle_time_seconds = setting(
+        120, "Seconds without a byte after which a connection is closed.", low=1
     )
     register_name_server_period = setting(
         30_000, "Milliseconds between registrations.", low=1000, high=60_000, live=True

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aerobee.broker.options import BrokerOptions
+from aerobee.cli.daemon import parse
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.options import (
     Options,
@@ -143,6 +144,15 @@ def test_what_names_a_path_can_only_be_changed_locally() -> None:
             words = row.name.lower()
             if row.kind is str and any(word in words for word in DANGEROUS):
                 assert not row.remote, f"{row.name} can be changed remotely"
+
+
+def test_flags_and_variables_of_every_setting_follow_from_its_key() -> None:
+    for options in (BrokerOptions, NameServerOptions):
+        for row in options.ROWS.values():
+            assert row.attribute.replace("_", "") == row.name.lower(), row.name
+    key, variable = "serverChannelMaxIdleTimeSeconds", "AEROBEE_BROKER_SERVER_CHANNEL_MAX_IDLE_TIME_SECONDS"
+    assert BrokerOptions.load(environ={variable: "7"}).get(key) == 7
+    assert parse(["--server-channel-max-idle-time-seconds", "7"], BrokerOptions).flags == {key: "7"}
 
 
 async def test_a_change_is_kept_in_the_file_before_it_counts(tmp_path: Path) -> None:
