@@ -169,15 +169,19 @@ async def _ask_broker(pool: RemotePool, name: str, who: str, address: str, repor
     if config.get("fastPort", "-1") in ("-1", str(int(address.rpartition(":")[2]) - 2)):  # else elsewhere on purpose
         await _dial_fast(address, who, report)
     for listener, other in _listeners(config).items():
-        if other != address:
+        if other.startswith(EVERYWHERE) or other.endswith(":0"):
+            report.note(
+                f"{who}, listener {listener}, is not dialled: what its clients are told is not in the broker's "
+                f"settings ({other}). Set advertisedListeners to have it looked at"
+            )
+        elif other != address:
             await _ask_listener(pool, name, f"{who}, listener {listener},", other, report)
     await _ask_runtime(pool, who, address, config, report)
 
 
 def _listeners(config: dict[str, str]) -> dict[str, str]:
     """What the broker's further listeners advertise, as far as its configuration says."""
-    found = named_addresses(config.get("listeners", "")) | named_addresses(config.get("advertisedListeners", ""))
-    return {name: at for name, at in found.items() if not at.startswith(EVERYWHERE) and not at.endswith(":0")}
+    return named_addresses(config.get("listeners", "")) | named_addresses(config.get("advertisedListeners", ""))
 
 
 async def _ask_listener(pool: RemotePool, name: str, who: str, address: str, report: Report) -> None:

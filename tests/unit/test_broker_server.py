@@ -17,6 +17,7 @@ from aerobee.broker import order
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
+from aerobee.cli.doctor import examine
 from aerobee.errors import StoreError
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
@@ -545,6 +546,27 @@ async def test_members_that_do_not_answer_do_not_hide_those_who_do(
     table = fastjson.loads((await asking).body)["consumerTable"]
     assert {name: list(offsets.values()) for name, offsets in table.items()} == {"c1": [7]}
     await silent.pool.close()
+
+
+async def test_doctor_says_which_listener_it_cannot_dial(tmp_path: Path) -> None:
+    server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await server.start()
+    settings = {"listeners": "inside://127.0.0.1:0;outside://0.0.0.0:0;mapped://0.0.0.0:0"}
+    settings["advertised_listeners"] = "mapped://127.0.0.1:1"
+    started = Broker(small(tmp_path, namesrv_addr=server.address, **settings))
+    await started.start()
+    try:
+        await eventually(lambda: started.registration.first(5))
+        lines = (await examine(server.address)).lines
+        assert [sentence for kind, sentence in lines if kind == "note" and "advertisedListeners" in sentence] == [
+            f"broker-a, listener {name}, is not dialled: what its clients are told is not in the broker's settings "
+            f"({at}). Set advertisedListeners to have it looked at"
+            for name, at in (("inside", "127.0.0.1:0"), ("outside", "0.0.0.0:0"))
+        ]
+        assert any(kind == "warn" and "listener mapped, advertises 127.0.0.1:1" in said for kind, said in lines)
+    finally:
+        await started.stop()
+        await server.stop()
 
 
 async def test_settings_can_be_changed_but_no_path(broker: Broker, peer: Peer) -> None:
