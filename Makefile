@@ -19,7 +19,8 @@ help: ## this list
 .PHONY: up
 up: build ## start a cluster on loopback in the background (name server 9876, broker 10911 and 10909)
 	@$(BIN)/aerobee up --background --data $(DATA) $(if $(PORT_BASE),--port-base $(PORT_BASE))
-	@echo "  stop it: make down        log files: $(DATA)/log        a first message: $(BIN)/aerobee send hello --topic greetings"
+	@echo "  stop it: make down$(if $(filter-out data,$(DATA)), DATA=$(DATA))        log files: $(DATA)/log        a first message:" \
+		"$(BIN)/aerobee send hello --topic greetings$(if $(PORT_BASE), -n 127.0.0.1:$(PORT_BASE))"
 
 .PHONY: down
 down: ## stop what `make up` has started

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -194,6 +196,22 @@ def test_every_document_can_be_reached() -> None:
                 queue.append(target)
     lost = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md") if page.resolve() not in seen)
     assert not lost, f"nobody finds these pages, link to them or delete them: {lost}"
+
+
+def test_make_up_says_how_to_go_on_with_the_ports_and_the_data_it_was_given() -> None:
+    def said(*variables: str) -> str:
+        found = subprocess.run(
+            ["make", "-n", "up", *variables],
+            cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        echo = found.stdout[found.stdout.rindex('echo "') :].replace("\\\n", "")
+        return re.sub(r"  +", " | ", " ".join(shlex.split(echo)[1:]))
+
+    first = "a first message: .venv/bin/aerobee send hello --topic greetings"
+    assert said() == f" | stop it: make down | log files: data/log | {first}"
+    assert said("PORT_BASE=20000", "DATA=/tmp/x") == (
+        f" | stop it: make down DATA=/tmp/x | log files: /tmp/x/log | {first} -n 127.0.0.1:20000"
+    )
 
 
 def test_the_manual_says_what_the_code_says() -> None:
