@@ -87,7 +87,7 @@ rust:
 		"Rust is missing (1.75 or newer): the engine is written in it. Get it with" \
 		"  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt" \
 		"  . \"\$$HOME/.cargo/env\"" \
-		"or from your system (apt install rustup, dnf install rustup, brew install rust)."; exit 1; } >&2
+		"or from your system (apt install rustup, dnf install rustup)."; exit 1; } >&2
 
 .PHONY: java
 java:
