@@ -109,9 +109,10 @@ async def test_the_examples_run(clusters: MakeCluster) -> None:
 
 
 def test_the_example_of_a_test_passes(pytester: pytest.Pytester) -> None:
-    """The plugin in a project of somebody else."""
-    block = next(block for name, block in examples() if "def test_" in block)
-    pytester.makeconftest('pytest_plugins = ["aerobee.testing.plugin"]')
-    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
-    pytester.makepyfile("from aerobee import Message, Producer\n\n" + block)
+    """The plugin in a project of somebody else, which has nothing but what the page says."""
+    section = (ROOT / "docs/client.md").read_text().partition("## In tests\n")[2].partition("\n## ")[0]
+    conftest, settings, block = re.findall(r"^```\w+\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    pytester.makeconftest(conftest)
+    pytester.makepyprojecttoml(settings)
+    pytester.makepyfile(block)
     pytester.runpytest_subprocess("-q", timeout=60).assert_outcomes(passed=1)
