@@ -68,11 +68,11 @@ SYS_FLAG_COMPRESSED_ZLIB: Final = 0x1 | 0x300
 class Producer:
     """Sends messages; see the head of this file.
 
-    `name_servers`: "host:port", several joined by `;`. `group` names who sends; transactions and statistics go by it.
-    `retry_times`: how many further attempts a `send` or `post` makes. `timeout_ms` is the time for all of them
-    together. `compress_above_bytes`: longer bodies travel and are stored compressed. `in_flight_max`: how many
-    `post`s may be unanswered before the next one waits. One producer serves any number of tasks, and all of its sends
-    share a connection a broker.
+    `name_servers`: "host:port", several joined by `;`. `group` names who sends, for tools and statistics; transactional
+    messages are not sent from here. `retry_times`: how many further attempts a `send` or `post` makes. `timeout_ms` is
+    the time for all of them together. `compress_above_bytes`: longer bodies travel and are stored compressed.
+    `in_flight_max`: how many `post`s may be unanswered before the next one waits. One producer serves any number of
+    tasks, and all of its sends share a connection a broker.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class table:
 SHOWN = {
     "README.md 1": r"SEND_OK[\s\S]*b'42'",
     "docs/client.md 1": "SEND_OK",
-    "docs/client.md 2": "handled b'",
+    "docs/client.md 3": "handled b'",
 }
 """What an example prints when it works; the others only have to run."""
 STILL_RUNS_S = 4.0

@@ -11,6 +11,8 @@ from pathlib import Path
 import aerobee
 from aerobee import client, sync
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_type_checkers_see_the_names_that_run() -> None:
     tree = ast.parse(Path(aerobee.__file__).read_text())
@@ -41,6 +43,10 @@ def test_plain_calls_exist_for_everything() -> None:
         inner = {"consume_once", "heartbeat_data", "requested", "routes_changed", "settle", "take", "topics"}
         missing = members - inner - set(dir(getattr(sync, name)))
         assert not missing, f"aerobee.sync.{name} lacks {missing}"
+    manual = (ROOT / "docs" / "client.md").read_text().partition("## Without an event loop\n")[2].partition("\n## ")[0]
+    left_out = set[str]().union(*asyncio_only.values()) - {"rebalance", "reset"}  # of the inside
+    unsaid = {member for member in left_out if f"`{member}`" not in manual}
+    assert not unsaid, f"the manual does not say that aerobee.sync lacks {unsaid}"
 
 
 def test_a_users_program_passes_the_strict_checker(tmp_path: Path) -> None:
