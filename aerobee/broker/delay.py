@@ -20,12 +20,11 @@ from typing import Any, Final
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
-from aerobee.broker.forward import Moving, MovingStore
+from aerobee.broker.forward import Moving, MovingStore, append_waited
 from aerobee.broker.progress import Progress
 from aerobee.broker.store import Record
 from aerobee.broker.topics import SCHEDULE_TOPIC
 from aerobee.clock import Clock
-from aerobee.errors import MessageIllegal
 from aerobee.protocol import fastjson
 
 _log = logging.getLogger("aerobee.broker.delay")
@@ -117,11 +116,20 @@ class Delay:
                 waker.cancel()
 
     def deliver_due(self) -> float:
-        """Delivers at most one batch of each level; returns the seconds until there is more to do."""
+        """Delivers at most one batch of each level; returns the seconds until there is more to do.
+
+        Raises what stopped a level, when the others have had their turn.
+        """
         now_ms = self._clock.now_ms()
         earliest = now_ms + round(LOOK_S * 1000)
+        failed: Exception | None = None
         for level in range(1, self.level_max + 1):
-            earliest = min(earliest, self._deliver_level(level, now_ms))
+            try:
+                earliest = min(earliest, self._deliver_level(level, now_ms))
+            except Exception as error:  # not the other levels' fault
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return max(0.0, (earliest - now_ms) / 1000)
 
     def _deliver_level(self, level: int, now_ms: int) -> int:
@@ -173,15 +181,7 @@ class Delay:
         return due_ms
 
     def _append(self, records: list[Record]) -> None:
-        try:
-            receipts = self._store.append(records)
-        except MessageIllegal:
-            receipts = []
-            for record in records:
-                try:
-                    receipts += self._store.append([record])
-                except MessageIllegal as error:
-                    _log.error("a delayed message for %s cannot be stored, it is skipped: %s", record.topic, error)
+        receipts = append_waited(self._store, records)
         if receipts:
             self._log_end = receipts[-1].position + receipts[-1].size
         self.delivered += len(receipts)

@@ -3,21 +3,32 @@
 Levels (delay.py) and exact times (timer.py) move messages this way, unless all they need is to go home: the engine does
 that (`MovingStore.bring_home`, home.rs). The body and the properties are cut out of the record as they are; only the
 place is looked up in the properties.
+
+Who sent such a message has its acknowledgement, so what is too much of it by then costs as little of it as can be
+(`append_waited`).
 """
 
 from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 import struct
 from typing import Final, Protocol
 
 from aerobee.broker.records import BORN_HOST_V6, MAGIC_V1, MAGIC_V2, STORE_HOST_V6
 from aerobee.broker.store import Receipt, Record
+from aerobee.errors import LmqQuotaExceeded, MessageIllegal
+from aerobee.log import Complaints
+
+_log = logging.getLogger("aerobee.broker.forward")
+_complaints: Final = Complaints(_log)
 
 _HEAD: Final = struct.Struct(">iiiiiqqiq")
 _TAIL: Final = struct.Struct(">iqi")
 """Reconsume times, prepared offset, body length."""
+_LIGHT_OFFSETS: Final = (b"INNER_MULTI_QUEUE_OFFSET",)
+"""A record with these is found in light queues when they are made again from the log."""
 _SHORT: Final = struct.Struct(">h")
 
 
@@ -101,9 +112,7 @@ class Moving:
 
     def drop(self, names: tuple[bytes, ...]) -> None:
         """Takes properties away."""
-        pairs = self.properties.split(b"\x02")
-        kept = [pair for pair in pairs if pair and pair.partition(b"\x01")[0] not in names]
-        self.properties = b"".join(pair + b"\x02" for pair in kept)
+        self.properties = _without(self.properties, names)
 
     def to(self, topic: str, queue_id: int, added: bytes = b"", tags_code: int | None = None) -> Record:
         """The same message for another place, with more properties at the end. ValueError: there is no such number."""
@@ -132,6 +141,43 @@ class Moving:
         if name is None:
             raise ValueError("the property REAL_TOPIC is missing")
         return self.to(name.decode(), self.number(b"REAL_QID"), added)
+
+
+def append_waited(store: MovingStore, records: list[Record]) -> list[Receipt]:
+    """Appends messages that waited; receipts of those that are stored. Raises StoreError: none can be stored now.
+
+    In one write, or one by one if there is one that cannot be stored as it is. That one is stored without its places in
+    light queues: there may be no more of them, or it names impossible ones. Or not at all, when it fits no topic.
+    """
+    if not records:
+        return []
+    try:
+        return store.append(records)
+    except (LmqQuotaExceeded, MessageIllegal):
+        return [receipt for record in records for receipt in _append_alone(store, record)]
+
+
+def _append_alone(store: MovingStore, record: Record) -> list[Receipt]:
+    try:
+        return store.append([record])
+    except (LmqQuotaExceeded, MessageIllegal) as error:
+        reason = error
+    try:
+        record.multi_dispatch = False
+        record.properties = _without(record.properties, _LIGHT_OFFSETS)
+        receipts = store.append([record])
+    except (LmqQuotaExceeded, MessageIllegal) as error:
+        _log.error("a message for %s that waited cannot be stored, it is skipped: %s", record.topic, error)
+        return []
+    _complaints.warn(
+        "light", "a message for %s that waited is in no light queue, its topic has it: %s", record.topic, reason
+    )
+    return receipts
+
+
+def _without(properties: bytes, names: tuple[bytes, ...]) -> bytes:
+    pairs = properties.split(b"\x02")
+    return b"".join(pair + b"\x02" for pair in pairs if pair and pair.partition(b"\x01")[0] not in names)
 
 
 @functools.lru_cache(maxsize=4096)

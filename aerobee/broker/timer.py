@@ -24,13 +24,13 @@ from array import array
 from pathlib import Path
 from typing import Final
 
-from aerobee.broker.forward import Moving, MovingStore
+from aerobee.broker.forward import Moving, MovingStore, append_waited
 from aerobee.broker.progress import Progress
 from aerobee.broker.store import Record
 from aerobee.broker.timer_files import DELETE, ROLL, SLOTS, UNIT, Check, Slot, TimerLog, TimerWheel, Unit
 from aerobee.broker.topics import RETRY_PREFIX, TIMER_TOPIC
 from aerobee.clock import Clock
-from aerobee.errors import MessageIllegal, ServerError
+from aerobee.errors import ServerError
 from aerobee.protocol.codes import ResponseCode
 
 _log = logging.getLogger("aerobee.broker.timer")
@@ -618,17 +618,7 @@ class Timer:
             return []
 
     def _append(self, records: list[Record]) -> None:
-        if not records:
-            return
-        try:
-            receipts = self._store.append(records)
-        except MessageIllegal:
-            receipts = []
-            for record in records:
-                try:
-                    receipts += self._store.append([record])
-                except MessageIllegal as error:
-                    _log.error("a timed message for %s cannot be stored, it is skipped: %s", record.topic, error)
+        receipts = append_waited(self._store, records)
         if receipts:
             self._moved_end = max(self._moved_end, receipts[-1].position + receipts[-1].size)
         self.delivered += len(receipts)

@@ -549,9 +549,12 @@ class Transactions:
             properties[CHECK_TIMES] = str(_asked(half) + 1)
         elif verdict is Verdict.MAKE_WAY:
             properties.setdefault(PREPARED_QUEUE_OFFSET, str(half.queue_offset))
-        topic = CHECK_MAX_TIME_TOPIC if verdict is Verdict.GIVE_UP else HALF_TOPIC
         try:
-            record = half.to_record(topic, 0, properties=properties, sys_flag=half.sys_flag & ~TRANSACTION_BITS)
+            record = (
+                _parked(half)
+                if verdict is Verdict.GIVE_UP
+                else half.to_record(HALF_TOPIC, 0, properties=properties, sys_flag=half.sys_flag & ~TRANSACTION_BITS)
+            )
         except ValueError as error:
             _log.error("the half message at %d cannot be written again, it is skipped: %s", half.queue_offset, error)
             return None
@@ -569,7 +572,7 @@ class Transactions:
             # There is no room in it for what has to be noted: it is set aside as it is, and can be ended there once.
             half = moves[0].half
             _log.error("the half message at %d cannot be kept, it is given up: %s", half.queue_offset, error)
-            self._append([half.to_record(CHECK_MAX_TIME_TOPIC, 0)], [half.queue_offset])
+            self._append([_parked(half)], [half.queue_offset])
             self.counters["given_up"] += 1
             return
         for move, receipt in zip(moves, receipts, strict=False):
@@ -620,6 +623,13 @@ class Transactions:
             return False
         age_ms = self._clock.now_ms() - half.born_timestamp
         return age_ms > max(self._immunity_ms(half) or 0, self._options.transaction_time_out)
+
+
+def _parked(half: Stored) -> Record:
+    """The half as an operator finds it. Nobody has committed it: light queues that it names do not get it."""
+    record = half.to_record(CHECK_MAX_TIME_TOPIC, 0, sys_flag=half.sys_flag & ~TRANSACTION_BITS)
+    record.multi_dispatch = False
+    return record
 
 
 def _asked(half: Stored) -> int:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from memory_store import MemoryStore
 
 from aerobee._engine import Record
@@ -86,6 +87,31 @@ async def test_a_full_disk_delays_further_but_loses_nothing(tmp_path: Path) -> N
         store.full = False
         await clock.advance(2)
     assert [message.body for message in store.messages("orders")] == [b"x"]
+
+
+async def test_a_level_that_cannot_be_delivered_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    delay = Delay(store, clock, [1000, 1000, 1000], tmp_path)
+    entries = store.entries
+
+    def broken(topic: str, queue_id: int, offset: int, count: int) -> bytes:
+        if queue_id == 0:
+            raise OSError("its file cannot be read")
+        return entries(topic, queue_id, offset, count)
+
+    monkeypatch.setattr(store, "entries", broken)
+    for level in (1, 2, 3):
+        schedule(store, delay, "orders", b"%d" % level, level)
+    async with running(delay):
+        await clock.advance(3)
+        assert [message.body for message in store.messages("orders")] == [b"2", b"3"]
+        assert "its file cannot be read" in caplog.text
+        monkeypatch.undo()
+        await clock.advance(1)
+    assert [message.body for message in store.messages("orders")] == [b"2", b"3", b"1"]
 
 
 async def test_a_damaged_record_costs_that_record(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import shutil
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from aerobee._engine import Batch, Engine, Receipt, Record
+from aerobee.broker import forward
 from aerobee.broker.delay import Delay
 from aerobee.broker.records import Stored, format_properties, parse_records
 from aerobee.broker.timer import BATCH, Timer, read_handle, recall_handle
 from aerobee.broker.timer_files import Check
 from aerobee.clock import ManualClock
 from aerobee.errors import DiskFull, ServerError
+from aerobee.log import Complaints
 from aerobee.testing.eventually import eventually
 
 TOPIC = "orders"
@@ -32,8 +35,9 @@ NOW_MS = 1_700_000_000_300
 class RealStore:
     """The engine with what a timer needs of it. `full`: refuses appends; `dies_after`: so many appends more."""
 
-    def __init__(self, root: Path) -> None:
-        self.engine = Engine.open({"root": str(root), "log_file_bytes": 1 << 24, "background": False})
+    def __init__(self, root: Path, **settings: object) -> None:
+        settings = {"root": str(root), "log_file_bytes": 1 << 24, "background": False, **settings}
+        self.engine = Engine.open(settings)
         self.full = False
         self.dies_after = -1
 
@@ -355,6 +359,49 @@ async def test_a_message_that_belongs_nowhere_holds_up_nobody(
     assert sum("it is skipped" in line for line in caplog.messages) == 1, caplog.messages
     assert {TOPIC, TIMER} == set(store.engine.topics())
     timer.close()
+
+
+@pytest.mark.parametrize("names", ["%LMQ%b", "%LMQ%a,b"], ids=["quota", "impossible"])
+async def test_a_message_without_room_in_its_light_queues_arrives_without_them(
+    names: str,
+    clock: ManualClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Claim: a message that waited and may not be in the light queues it names holds up nobody and is not lost: it
+    reaches its topic, and the log says, not once a message, that it is in no light queue."""
+    monkeypatch.setattr(forward, "_complaints", Complaints(logging.getLogger("aerobee.broker.forward")))
+    store = RealStore(tmp_path, light_queues=True)
+    store.engine.allow(light_queues_max=1)
+    timer, delay = make(store, clock, tmp_path), Delay(store, clock, [1000, 2000], tmp_path)
+    light = {"INNER_MULTI_DISPATCH": "%LMQ%a"}
+    store.append([Record("parent", 0, b"the first has its queue", format_properties(light))])
+
+    def put(body: str, level: int, **named: str) -> None:
+        code: int | None
+        if level:
+            properties = {"UNIQ_KEY": body, **named}
+            topic, queue_id, code = delay.place(TOPIC, 0, properties, level)
+        else:
+            properties = {"UNIQ_KEY": body, "TIMER_DELAY_SEC": "1", **named}
+            topic, queue_id, code = timer.place(TOPIC, 0, properties)
+        store.append([Record(topic, queue_id, body.encode(), format_properties(properties), tags_code=code)])
+
+    for level in (0, 1, 2):
+        put(f"light {level}", level, **light)
+        put(f"bad {level}", level, INNER_MULTI_DISPATCH=names)
+        put(f"plain {level}", level)
+    async with running(timer), running(delay):
+        await clock.advance(3)
+    sent = [f"{kind} {level}" for kind in ("light", "bad", "plain") for level in (0, 1, 2)]
+    assert sorted(bodies(store)) == sorted(sent)
+    found = {message.body.decode(): message.properties for message in store.messages()}
+    assert all("INNER_MULTI_QUEUE_OFFSET" in found[f"light {level}"] for level in (0, 1, 2))
+    assert not any("INNER_MULTI_QUEUE_OFFSET" in found[f"bad {level}"] for level in (0, 1, 2))
+    assert store.bounds("%LMQ%a", 0) == (0, 4) and "%LMQ%b" not in store.engine.topics()
+    assert sum("light queue" in line for line in caplog.messages) == 1, caplog.messages
+    store.engine.close()
 
 
 async def test_a_full_disk_delays_further_but_loses_nothing(

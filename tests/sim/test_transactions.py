@@ -469,6 +469,27 @@ async def test_a_half_without_room_for_notes_is_given_up_and_holds_up_nobody(ben
     assert bench.delivered == ["full"]
 
 
+async def test_a_half_that_is_given_up_reaches_no_light_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: it was never committed; so a quota of light queues is no obstacle either."""
+    append = bench.store.append
+
+    def refuse(records: list[Record]) -> list[Receipt]:
+        if any(b"%LMQ%z" in record.properties and record.multi_dispatch for record in records):
+            if any(record.topic == CHECK_MAX_TIME_TOPIC for record in records):
+                raise LmqQuotaExceeded("there are as many light queues as there may be")
+        return append(records)
+
+    monkeypatch.setattr(bench.store, "append", refuse)
+    room = 32767 - len(format_properties({"TRAN_MSG": "true", "PGROUP": "g", "UNIQ_KEY": "full", "fill": ""}))
+    bench.prepare("full", fill="x" * (room - 100), INNER_MULTI_DISPATCH="%LMQ%z")
+    bench.prepare("light", INNER_MULTI_DISPATCH="%LMQ%z")
+    await bench.rounds(14)
+    bench.prepare("other")
+    await bench.rounds(4)
+    assert [message.body for message in bench.store.messages(CHECK_MAX_TIME_TOPIC)] == [b"full", b"light"]
+    assert [half.body for half in bench.asked[-4:]] == [b"other"] * 4
+
+
 async def test_a_producer_that_does_not_read_holds_up_nobody(bench: Bench) -> None:
     asked: list[str] = []
 
