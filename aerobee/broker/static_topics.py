@@ -22,7 +22,7 @@ import msgspec
 
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
-from aerobee.errors import ServerError, error_for
+from aerobee.errors import MalformedRequest, ServerError, error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.route import LogicQueueMappingItem, TopicQueueMappingDetail, TopicQueueMappingInfo
 from aerobee.protocol.bodies.topics import TopicQueueMappingSerializeWrapper
@@ -31,6 +31,11 @@ from aerobee.protocol.codes import ResponseCode
 _log = logging.getLogger("aerobee.broker.topics")
 
 UNDECIDED: Final = -1
+QUEUES_MAX: Final = 1 << 16
+"""Logical queues of a topic: every client lists them all."""
+QUEUE_ID_MAX: Final = (1 << 31) - 1
+OFFSET_MAX: Final = 1 << 62
+"""Where a stretch may begin or end: what follows stays a Java long, as a logical offset and as one of a queue."""
 
 Items = Sequence[LogicQueueMappingItem]
 Bounds = Callable[[str, LogicQueueMappingItem], Awaitable[tuple[int, int] | None]]
@@ -54,7 +59,11 @@ class StaticTopics:
         data = self.file.load()
         if data:
             with self.file.reading():
-                self.table = TopicQueueMappingSerializeWrapper.from_dict(data).topic_queue_mapping_info_map
+                kept = TopicQueueMappingSerializeWrapper.from_dict(data).topic_queue_mapping_info_map
+                for detail in kept.values():
+                    if (problem := _impossible_number(detail)) is not None:
+                        raise MalformedRequest(problem)
+                self.table = kept
                 self.version = DataVersion.from_json(data.get("dataVersion"))
 
     def get(self, topic: str) -> TopicQueueMappingDetail | None:
@@ -69,8 +78,12 @@ class StaticTopics:
         """
         if detail.bname != self._broker_name:
             raise _refused(f"The mapping is for broker {detail.bname}, this is {self._broker_name}")
-        for items in detail.hosted_queues.values():
+        for number, items in detail.hosted_queues.items():
             _check_items(items)
+            if number >= detail.total_queues >= 0:
+                raise _refused(f"there is no logical queue {number}, totalQueues is {detail.total_queues}")
+        if (problem := _impossible_number(detail)) is not None:
+            raise _refused(problem)
         known = self.table.get(detail.topic)
         if known is not None and not force:
             _check_change(known, detail)
@@ -187,6 +200,25 @@ def following(items: Items, item: LogicQueueMappingItem) -> LogicQueueMappingIte
 
 def _refused(sentence: str) -> ServerError:
     return error_for(ResponseCode.SYSTEM_ERROR, sentence)
+
+
+def _impossible_number(detail: TopicQueueMappingDetail) -> str | None:
+    """What is wrong with a number of the mapping that no queue or offset can have; such a mapping stops a start."""
+    numbers = [("totalQueues", detail.total_queues, 0, QUEUES_MAX)]
+    for number, items in detail.hosted_queues.items():
+        numbers.append(("logical queue", number, 0, QUEUES_MAX - 1))
+        for item in items:
+            numbers += [
+                ("queueId", item.queue_id, 0, QUEUE_ID_MAX),
+                ("gen", item.gen, 0, QUEUE_ID_MAX),
+                ("logicOffset", item.logic_offset, UNDECIDED, OFFSET_MAX),
+                ("startOffset", item.start_offset, 0, OFFSET_MAX),
+                ("endOffset", item.end_offset, -1, OFFSET_MAX),
+            ]
+    for name, value, low, high in numbers:
+        if not low <= value <= high:
+            return f"static topic {detail.topic}: {name} must be {low} to {high}, not {value}"
+    return None
 
 
 def _check_items(items: Items) -> None:

@@ -15,7 +15,7 @@ from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageQueue, Pr
 from aerobee.broker.handlers.static_topics import forget_empty_stretches
 from aerobee.broker.server import Broker
 from aerobee.broker.static_topics import StaticTopics, find, following, led_queues, to_logical, to_physical
-from aerobee.errors import ServerError
+from aerobee.errors import MalformedRequest, ServerError
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
 from aerobee.net.remote import RemotePool
@@ -76,6 +76,12 @@ def test_queues_are_led_here_when_their_last_stretch_is_here_and_decided() -> No
     ("items", "sentence"),
     [
         ([item(0, -1, "a", 0)], "should not be negative"),
+        ([item(0, 1 << 31, "a", 0)], "queueId must be 0 to 2147483647, not 2147483648"),
+        ([item(1 << 31, 0, "a", 0)], "gen must be 0 to 2147483647"),
+        ([item(0, 0, "a", (1 << 63) - 1)], "logicOffset must be -1 to 4611686018427387904"),
+        ([item(0, 0, "a", -2)], "logicOffset must be -1 to"),
+        ([item(0, 0, "a", 0, start=(1 << 63) - 1)], "startOffset must be 0 to"),
+        ([item(0, 0, "a", 0, end=(1 << 63) - 1)], "endOffset must be -1 to"),
         ([item(0, 0, "a", -1), item(1, 0, "b", 5)], "non-latest item has negative"),
         ([item(0, 0, "a", 0, start=5, end=3)], "smaller than the start"),
         ([item(1, 0, "a", 0), item(1, 0, "b", 5)], "gen does not increase"),
@@ -85,9 +91,29 @@ def test_queues_are_led_here_when_their_last_stretch_is_here_and_decided() -> No
 )
 async def test_a_mapping_that_cannot_be(tmp_path: Path, items: list[LogicQueueMappingItem], sentence: str) -> None:
     table = StaticTopics("a", tmp_path)
+    for force in (False, True):
+        with pytest.raises(ServerError, match=sentence):
+            await table.put(detail("a", {0: items}), force=force)
+    assert table.get(TOPIC) is None and not table.file.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "total", "sentence"),
+    [
+        (-3, 1, "logical queue must be 0 to 65535, not -3"),
+        (1, 1, "there is no logical queue 1, totalQueues is 1"),
+        (0, 0, "there is no logical queue 0"),
+        (0, -1, "totalQueues must be 0 to 65536"),
+        (0, 2_000_000_000, "totalQueues must be 0 to 65536"),
+    ],
+)
+async def test_a_logical_queue_that_cannot_be(tmp_path: Path, number: int, total: int, sentence: str) -> None:
+    table = StaticTopics("a", tmp_path)
+    mapping = detail("a", {number: [item(0, 0, "a", 0)]})
+    mapping.total_queues = total
     with pytest.raises(ServerError, match=sentence):
-        await table.put(detail("a", {0: items}), force=False)
-    assert table.get(TOPIC) is None
+        await table.put(mapping, force=True)
+    assert table.get(TOPIC) is None and not table.file.path.exists()
 
 
 async def test_a_mapping_that_contradicts_what_is_known(tmp_path: Path) -> None:
@@ -366,6 +392,26 @@ async def test_a_stretch_of_which_nothing_is_left_is_forgotten(pair: Pair, monke
     assert low.ext_fields["offset"] == "10000"
     pulled = await pair.peers["b"].pull(TOPIC, offset=0, queue=0)
     assert (pulled.code, pulled.ext_fields["nextBeginOffset"]) == (ResponseCode.PULL_OFFSET_MOVED, "10000")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "sentence"),
+    [
+        ('"totalQueues":1,"hostedQueues":{-3:[{"bname":"a"}]}', "logical queue must be 0 to 65535, not -3"),
+        ('"totalQueues":1,"hostedQueues":{0:[{"bname":"a","queueId":-1}]}', "queueId must be 0 to 2147483647, not -1"),
+        ('"totalQueues":1,"hostedQueues":{0:[{"bname":"a","queueId":99999999999}]}', "queueId"),
+        ('"totalQueues":1,"hostedQueues":{0:[{"bname":"a","logicOffset":9223372036854775807}]}', "logicOffset must be"),
+        ('"totalQueues":-1,"hostedQueues":{}', "totalQueues must be 0 to 65536, not -1"),
+    ],
+)
+def test_numbers_in_the_file_that_cannot_be_are_one_sentence(tmp_path: Path, mapping: str, sentence: str) -> None:
+    table = StaticTopics("a", tmp_path)
+    table.file.path.write_text(
+        f'{{"topicQueueMappingInfoMap":{{"static":{{"topic":"static","bname":"a",{mapping}}}}}}}'
+    )
+    with pytest.raises(MalformedRequest, match=sentence) as found:
+        table.load()
+    assert str(found.value).startswith(f"{table.file.path} ") and "\n" not in str(found.value)
 
 
 async def test_mappings_that_are_refused(pair: Pair) -> None:
