@@ -537,10 +537,12 @@ class Transactions:
             return Verdict.GIVE_UP
         if age_ms > self._options.file_reserved_time * 3_600_000:
             return Verdict.GIVE_UP
+        if age_ms < 0:
+            return Verdict.ASK  # its producer's clock is ahead: to wait for that time may be to wait for ever
         immunity_ms = self._immunity_ms(half)
         if immunity_ms is not None:
             return Verdict.MAKE_WAY if age_ms <= immunity_ms else Verdict.ASK
-        return Verdict.WAIT if 0 <= age_ms <= self._options.transaction_time_out else Verdict.ASK
+        return Verdict.WAIT if age_ms <= self._options.transaction_time_out else Verdict.ASK
 
     def _move(self, half: Stored, verdict: Verdict) -> Move | None:
         """Where the half goes; None: its record cannot be made."""

@@ -260,6 +260,21 @@ async def test_an_own_immunity_time_is_kept_and_does_not_hold_up_others(bench: B
     assert refused.value.code == 604
 
 
+async def test_a_half_of_the_future_is_asked_about_whatever_it_wants(bench: Bench) -> None:
+    """Claim: a producer whose clock is far ahead, or mad, has its halves asked about like others, and copied no more
+    often."""
+    for born_ms in (bench.clock.now_ms() + 10 * 365 * 86_400_000, 1 << 62):
+        properties = {"PGROUP": "g", "UNIQ_KEY": "future", "REAL_TOPIC": "orders", "REAL_QID": "0"}
+        properties["CHECK_IMMUNITY_TIME_IN_SECONDS"] = "100"
+        record = Record(HALF_TOPIC, 0, b"future", format_properties(properties), born_timestamp=born_ms)
+        bench.store.append([record])
+    await bench.rounds(1)
+    assert len(bench.asked) == 2
+    await bench.rounds(20)
+    assert len(bench.asked) == 2 * 15 and len(bench.store.messages(HALF_TOPIC)) == 2 * 16
+    assert bench.transactions.pending == 0 and len(bench.store.messages(CHECK_MAX_TIME_TOPIC)) == 2
+
+
 async def test_wrong_places_and_groups_are_refused(bench: Bench) -> None:
     half = bench.prepare("one")
     for group, place in (("other", half), ("g", (half[0] + 1, half[1])), ("g", (half[0], 12345))):
