@@ -26,6 +26,7 @@ from typing import Final
 
 from aerobee.broker.forward import Moving, MovingStore, append_waited
 from aerobee.broker.progress import Progress
+from aerobee.broker.records import PROPERTIES_BYTES_MAX
 from aerobee.broker.store import Record
 from aerobee.broker.timer_files import DELETE, ROLL, SLOTS, UNIT, Check, Slot, TimerLog, TimerWheel, Unit
 from aerobee.broker.topics import RETRY_PREFIX, TIMER_TOPIC
@@ -53,6 +54,9 @@ SPARE_SLOTS: Final = 60
 _TIME_MIN: Final = 1 << 40
 """A tags code above is a time: what we store carries its slot there, so it need not be read to be taken in."""
 _DELAY_MS_MAX: Final = 1 << 31
+_DIGITS_MAX: Final = 9
+"""A count of more is none; `int` itself refuses thousands."""
+_NOTES: Final = (b"TIMER_ENQUEUE_MS", b"TIMER_DEQUEUE_MS", b"TIMER_ROLL_TIMES")
 _ENTRY: Final = struct.Struct(">qiq")
 
 
@@ -599,19 +603,19 @@ class Timer:
 
     def _moved(self, message: Moving, write_ms: int, magic: int, now_ms: int) -> list[Record]:
         """The record to append for a unit; none when its message does not say where it belongs."""
-        added = _times(write_ms, now_ms)
+        rolled = 0
+        if b"TIMER_ENQUEUE_MS\x01" in message.properties or b"TIMER_ROLL_TIMES\x01" in message.properties:
+            digits = message.get(b"TIMER_ROLL_TIMES") or b""  # it was stored anew before
+            rolled = int(digits) if digits.isdigit() and len(digits) <= _DIGITS_MAX else 0
+            message.drop(_NOTES)
+        count, times = _count(rolled + 1 if magic & ROLL else rolled), _times(write_ms, now_ms)
+        # Notes for people, as far as there is room: they must not cost the message.
+        room = PROPERTIES_BYTES_MAX - len(message.properties) - (not message.properties.endswith(b"\x02"))
+        added = next((notes for notes in (times + count, count, _count(rolled)) if len(notes) <= room), b"")
         try:
-            if b"TIMER_ENQUEUE_MS\x01" in message.properties:  # it was stored anew before
-                rolled = int(message.get(b"TIMER_ROLL_TIMES") or 0)
-                message.drop((b"TIMER_ENQUEUE_MS", b"TIMER_DEQUEUE_MS", b"TIMER_ROLL_TIMES"))
-            else:
-                rolled = 0
             if magic & ROLL:
-                added += b"TIMER_ROLL_TIMES\x01%d\x02" % (rolled + 1)
                 code = None if magic & DELETE else message.number(OUT_MS.encode())
                 return [message.to(TIMER_TOPIC, 0, added, code)]
-            if rolled:
-                added += b"TIMER_ROLL_TIMES\x01%d\x02" % rolled
             return [message.home(added)]
         except ValueError as error:
             _log.error("a timed message cannot be delivered, it is skipped: %s", error)
@@ -649,6 +653,11 @@ class Timer:
 def _times(write_ms: int, now_ms: int) -> bytes:
     """The properties of a message that has waited."""
     return b"TIMER_ENQUEUE_MS\x01%d\x02TIMER_DEQUEUE_MS\x01%d\x02" % (write_ms, now_ms)
+
+
+def _count(rolled: int) -> bytes:
+    """The property of a message that was stored anew so often."""
+    return b"TIMER_ROLL_TIMES\x01%d\x02" % rolled if rolled else b""
 
 
 def _grow(slot: Slot, at: int, magic: int) -> int:

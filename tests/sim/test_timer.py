@@ -30,6 +30,7 @@ from aerobee.testing.eventually import eventually
 TOPIC = "orders"
 TIMER = "rmq_sys_wheel_timer"
 NOW_MS = 1_700_000_000_300
+NOTES = ("TIMER_ENQUEUE_MS", "TIMER_DEQUEUE_MS", "TIMER_ROLL_TIMES")
 
 
 class RealStore:
@@ -402,6 +403,46 @@ async def test_a_message_without_room_in_its_light_queues_arrives_without_them(
     assert store.bounds("%LMQ%a", 0) == (0, 4) and "%LMQ%b" not in store.engine.topics()
     assert sum("light queue" in line for line in caplog.messages) == 1, caplog.messages
     store.engine.close()
+
+
+@pytest.mark.parametrize("roll_slots", [172_800, 4], ids=["at once", "stored anew on the way"])
+@pytest.mark.parametrize("room", [0, 1, 18, 19, 20, 60, 62, 64, 80, 82, 84, 100])
+async def test_a_message_without_room_for_notes_arrives(
+    room: int, roll_slots: int, store: RealStore, clock: ManualClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Claim: what the broker would like to note of a timed message does not cost the message, nor its neighbours."""
+    timer = make(store, clock, tmp_path, roll_slots=roll_slots)
+    properties = {"UNIQ_KEY": "full", "TIMER_DELAY_SEC": "30", "OWN": ""}
+    topic, queue_id, code = timer.place(TOPIC, 0, properties)
+    properties["OWN"] = "x" * (32767 - room - len(format_properties(properties)))
+    async with running(timer):
+        send(store, timer, "before", TIMER_DELAY_SEC=30)
+        store.append([Record(topic, queue_id, b"full", format_properties(properties), tags_code=code)])
+        send(store, timer, "after", TIMER_DELAY_SEC=30)
+        await clock.advance(32)
+    assert bodies(store) == ["before", "full", "after"]
+    before, full, after = (message.properties for message in store.messages())
+    assert {**full, **properties} == full and "skipped" not in caplog.text
+    notes = {name: value for name, value in before.items() if name in NOTES}
+    assert {name: after[name] for name in notes} == notes and (len(notes) == 3) == (roll_slots == 4)
+    assert ("TIMER_DEQUEUE_MS" in full) == (room >= len(format_properties(notes)))
+    count = {name: value for name, value in notes.items() if name == "TIMER_ROLL_TIMES"}
+    if count and room >= len(format_properties(count)):
+        assert full["TIMER_ROLL_TIMES"] == count["TIMER_ROLL_TIMES"]
+    timer.close()
+
+
+@pytest.mark.parametrize("times", ["x", "9" * 5000, "-1"])
+async def test_a_sender_who_counts_rolls_is_not_believed(
+    times: str, store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    timer = make(store, clock, tmp_path)
+    properties = {"UNIQ_KEY": "odd", "TIMER_DELAY_SEC": "3", "TIMER_ENQUEUE_MS": "x", "TIMER_ROLL_TIMES": times}
+    topic, queue_id, code = timer.place(TOPIC, 0, properties)
+    async with running(timer):
+        store.append([Record(topic, queue_id, b"odd", format_properties(properties), tags_code=code)])
+        await clock.advance(5)
+    assert bodies(store) == ["odd"] and store.messages()[0].properties["TIMER_ENQUEUE_MS"].isdigit()
 
 
 async def test_a_full_disk_delays_further_but_loses_nothing(
