@@ -54,7 +54,7 @@ class _Lease:
     ousted_s: float = 0.0
 
     def is_over(self, now_s: float) -> bool:
-        if self.lost_s is not None and now_s - self.lost_s > LOST_S:
+        if self.lost_s is not None and now_s - self.lost_s >= LOST_S:
             return True
         return now_s - self.renewed_s > LEASE_S
 
@@ -78,8 +78,10 @@ class OrderLocks:
         locked, inherited = [], False
         for queue in queues:
             lease = held.get(queue)
+            if lease is not None:
+                self._settle(group, lease, now_s)
             if lease is not None and lease.former is not None and lease.former.holder == client_id:
-                lease = self._is_there(held, queue)
+                lease = self._is_there(group, held, queue)
             former = None
             if lease is not None and lease.ousted == client_id:
                 lease.ousted = ""
@@ -135,7 +137,7 @@ class OrderLocks:
         held = self._groups.get(group, {})
         for queue, lease in list(held.items()):
             if client_id == (lease.former or lease).holder:
-                self._is_there(held, queue)
+                self._is_there(group, held, queue)
             elif client_id == lease.holder:
                 lease.lost_s = None
 
@@ -144,11 +146,19 @@ class OrderLocks:
         long before their next heartbeat."""
         held = self._groups.get(group, {})
         if queue in held:
-            self._is_there(held, queue)
+            self._is_there(group, held, queue)
 
-    def _is_there(self, held: dict[QueueKey, _Lease], queue: QueueKey) -> _Lease:
+    def _settle(self, group: str, heir: _Lease, now_s: float) -> None:
+        """Who held the queue before comes back no more: the heir has begun, and is the one who may come back if it
+        loses its connection."""
+        if heir.former is not None and heir.former.is_over(now_s):
+            heir.former = None
+            self._on_heirs(group)
+
+    def _is_there(self, group: str, held: dict[QueueKey, _Lease], queue: QueueKey) -> _Lease:
         """The one who held the queue last is there; whose it is now."""
         heir, now_s = held[queue], self._clock.monotonic()
+        self._settle(group, heir, now_s)
         lease = heir.former or heir
         if lease.lost_s is None or lease.is_over(now_s):
             return heir

@@ -456,10 +456,10 @@ async def test_whose_connection_ended_has_an_heir_and_may_come_back(tmp_path: Pa
     assert locks.lock("g", "b", [queue]) == [queue]
     await clock.advance(LOST_S + 1)
     assert locks.wait_s("g", queue, "b") == 0
+    told.clear()
     for sign_of_life in signs[:2]:
         sign_of_life()  # too late
     assert locks.lock("g", "a", [queue]) == [], "that is another's now"
-    told.clear()
     locks.expire()
     assert told == [False]
     assert locks.lock("g", "b", [queue]) == [queue]
@@ -489,6 +489,43 @@ async def test_an_heir_that_goes_leaves_the_queue_to_whom_it_was_inherited_from(
     inherited()
     locks.unlock("g", "a", [queue])
     assert locks.wait_s("g", queue, "b") == 0 and locks.lock("g", "b", [queue]) == [queue]
+
+
+@pytest.mark.parametrize("began_s", [LOST_S, LOST_S + 0.5])
+async def test_an_heirs_heir_waits_for_the_one_that_has_begun(tmp_path: Path, began_s: float) -> None:
+    """Claim: an heir that has begun and loses its connection is a former holder like any other."""
+    clock = ManualClock()
+    told: list[bool] = []
+    locks = OrderLocks(clock, tmp_path, on_heirs=lambda group: told.append(locks.has_heirs(group)))
+    queue = ("t", "broker-a", 0)
+
+    async def begun() -> None:
+        locks.lock("g", "a", [queue])
+        locks.lost("g", "a")
+        assert locks.lock("g", "b", [queue]) == [queue]
+        await clock.advance(began_s)
+        assert locks.wait_s("g", queue, "b") == 0, "it works now"
+        locks.lost("g", "b")
+
+    await begun()
+    assert locks.lock("g", "c", [queue]) == [queue]
+    assert locks.wait_s("g", queue, "c") == LOST_S and told[-1]
+    locks.back("g", "b")
+    assert locks.lock("g", "c", [queue]) == [] and locks.lock("g", "b", [queue]) == [queue]
+    locks.forget_group("g")
+
+    await begun()
+    locks.consumed("g", queue)  # by whom it works now: it is back
+    assert locks.lock("g", "c", [queue]) == [] and told[-1] is False
+    locks.forget_group("g")
+
+    await begun()
+    assert locks.lock("g", "a", [queue]) == [queue]
+    assert locks.wait_s("g", queue, "a") == LOST_S, "who was the first is an heir like any other"
+    await clock.advance(LOST_S)
+    told.clear()
+    locks.expire()
+    assert told == [False] and locks.wait_s("g", queue, "a") == 0, "nobody need have asked"
 
 
 async def test_who_held_a_queue_is_known_after_a_restart(tmp_path: Path) -> None:
