@@ -63,6 +63,19 @@ async def test_a_topic_takes_its_own_type_and_refuses_every_other(broker: Broker
         assert broker.store.stats()["max_position"] == before
 
 
+@pytest.mark.parametrize(
+    ("priority", "queue"),
+    [("1", "1"), ("9", "3"), ("01", "1"), ("-1", "2"), ("x", "2"), ("²", "2"), ("2147483648", "2"), ("9" * 5000, "2")],
+)
+async def test_a_priority_that_is_none_leaves_the_queue_to_the_sender(
+    broker: Broker, peer: Peer, priority: str, queue: str
+) -> None:
+    # Claim: what Java reads as no int is no priority; the message is stored where it was sent.
+    await _make(peer, "t", "PRIORITY")
+    reply = await peer.send("t", queue=2, properties=f"_SYS_MSG_PRIORITY_\x01{priority}\x02")
+    assert (reply.code, reply.ext_fields.get("queueId")) == (0, queue), reply.remark
+
+
 async def test_one_message_of_another_type_refuses_its_batch(broker: Broker, peer: Peer) -> None:
     await _make(peer, "t", "FIFO")
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 DELAY: Final = "DELAY"
 INT_MAX: Final = 2**31 - 1
+INT_DIGITS_MAX: Final = 10
+"""`int` itself refuses thousands of them."""
 PRIORITY: Final = "_SYS_MSG_PRIORITY_"
 UNIQUE_KEY: Final = "UNIQ_KEY"
 DISPATCHED_OFFSETS: Final = b"INNER_MULTI_QUEUE_OFFSET"
@@ -338,7 +340,7 @@ def place_timer(broker: Broker, topic: str, queue_id: int, properties: dict[str,
 def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: int) -> int:
     """The queue for a message with a priority; of a message that is more than that, the property is taken away."""
     value = properties.get(PRIORITY, "")
-    if not value.isdigit() or int(value) > INT_MAX:
+    if not value.isdecimal() or len(value) > INT_DIGITS_MAX or int(value) > INT_MAX:
         return queue_id
     if message_types.type_of_message(properties) != "PRIORITY":
         del properties[PRIORITY]
