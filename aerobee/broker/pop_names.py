@@ -22,6 +22,7 @@ from typing import Final
 
 from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import MalformedRequest
+from aerobee.protocol.headers import TIME_MAX
 
 ORDER_QUEUE: Final = 999
 """The revive queue of handles that were popped in order: nothing is in the revive log for them to find."""
@@ -71,7 +72,10 @@ class Handle:
         """Raises MalformedRequest. The last fields are missing in handles of old clients, further ones are ignored."""
         fields = text.split(" ")
         try:
-            return cls(int(fields[0]), int(fields[1]), int(fields[2]), int(fields[3]), fields[4], fields[5])
+            start, pop_time, invisible_time, queue = (int(field) for field in fields[:4])
+            if any(abs(number) > TIME_MAX for number in (start, pop_time, invisible_time)):
+                raise ValueError("it would not stay a Java long")
+            return cls(start, pop_time, invisible_time, queue, fields[4], fields[5])
         except (ValueError, IndexError):
             raise MalformedRequest(
                 f"extraInfo must be {HANDLE_FIELDS} fields separated by blanks, not {text[:200]!r}"

@@ -826,6 +826,39 @@ async def test_in_order_hidden_on(bench: Bench) -> None:
     assert bodies(await bench.pop(order="true", queueId=0)) == ["a"]
 
 
+@pytest.mark.parametrize("order", ["true", "false"])
+async def test_times_that_no_java_long_holds_are_refused(bench: Bench, order: str) -> None:
+    """Claim: what is answered and kept stays a number that Java reads; what would not be is refused, with its name."""
+    longest = 1 << 61
+    await bench.send("a")
+    for hidden in ((1 << 63) - 1, longest + 1, -(1 << 63)):
+        refused = await bench.ask(queueId=0, order=order, invisibleTime=hidden)
+        assert refused.code == ResponseCode.INVALID_PARAMETER and "invisibleTime" in (refused.remark or "")
+    (message,) = await bench.pop(order=order, queueId=0)
+    start, pop_time, hidden_ms, queue, *rest = message.handle.split(" ")
+
+    async def hide(milliseconds: int, *front: object) -> RemotingCommand:
+        return await bench.call(
+            RequestCode.CHANGE_MESSAGE_INVISIBLETIME, consumerGroup="g", topic=TOPIC, queueId=0, offset=0,
+            extraInfo=" ".join([*(str(field) for field in front), *rest]), invisibleTime=milliseconds,
+        )  # fmt: skip
+
+    for milliseconds in ((1 << 63) - 1, longest + 1, -longest - 1):
+        refused = await hide(milliseconds, start, pop_time, hidden_ms, queue)
+        assert refused.code == ResponseCode.INVALID_PARAMETER and "invisibleTime" in (refused.remark or "")
+    for odd in (-(10**22), longest + 1, "9" * 5000):
+        for front in ((odd, pop_time, hidden_ms), (start, odd, hidden_ms), (start, pop_time, odd)):
+            refused = await hide(1000, *front, queue)
+            assert refused.code == ResponseCode.INVALID_PARAMETER and "extraInfo" in (refused.remark or "")
+    others = [(milliseconds, at) for milliseconds in (-longest, longest) for at in (-longest, longest)]
+    for milliseconds, at in [*others, (longest, int(pop_time))]:
+        reply = await hide(milliseconds, start, at, hidden_ms, queue)
+        assert reply.code == 0, reply.remark
+        assert all(-(1 << 63) <= int(value) < 1 << 63 for value in reply.ext_fields.values()), reply.ext_fields
+    await bench.later(100)
+    assert await bench.pop(order=order, queueId=0) == [], "hidden for as long as was asked"
+
+
 async def test_in_order_after_a_crash(bench: Bench) -> None:
     await bench.send("a", "b", "c")
     popped = await bench.pop(order="true", queueId=0, maxMsgNums=2)

@@ -7,7 +7,7 @@ class does not know (`ns`, `nsd`, `bname`, `oway`, `lo` come with many requests)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 import msgspec
 
@@ -15,6 +15,9 @@ from aerobee.errors import MalformedRequest
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+TIME_MAX: Final = 2**61
+Milliseconds = Annotated[int, msgspec.Meta(ge=-TIME_MAX, le=TIME_MAX)]
+"""A span that is added to a time and has to stay a Java long then: 73 million years."""
 
 
 class Header(msgspec.Struct, frozen=True, rename="camel", gc=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aerobee.protocol.headers import Header, Int32, Int64
+from aerobee.protocol.headers import Header, Int32, Int64, Milliseconds
 
 
 class AckMessage(Header, frozen=True):
@@ -24,7 +24,7 @@ class ChangeInvisibleTime(Header, frozen=True):
     queue_id: Int32
     extra_info: str
     offset: Int64
-    invisible_time: Int64
+    invisible_time: Milliseconds
     lite_topic: str | None = None
     suspend: bool = False
 

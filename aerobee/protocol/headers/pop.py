@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aerobee.protocol.headers import Header, Int32, Int64
+from aerobee.protocol.headers import Header, Int32, Int64, Milliseconds
 
 
 class PopMessage(Header, frozen=True):
@@ -12,7 +12,7 @@ class PopMessage(Header, frozen=True):
     topic: str
     queue_id: Int32
     max_msg_nums: Int32
-    invisible_time: Int64
+    invisible_time: Milliseconds
     poll_time: Int64
     born_time: Int64
     init_mode: Int32
