@@ -8,7 +8,7 @@ pub const NAME_END: u8 = 1;
 /// After each property (the last one may lack it).
 pub const VALUE_END: u8 = 2;
 
-/// Bits of [`Known::flags`]: properties whose presence matters, whatever their value.
+/// Bits of [`Known::flags`]: properties whose presence matters, whatever their value (an empty one is none).
 pub mod flag {
     /// `DELAY`: a delay level.
     pub const DELAY: u32 = 1;
@@ -63,7 +63,8 @@ impl Span {
     }
 }
 
-/// What one walk over a property string found. When a name comes twice the last one counts, as in RocketMQ.
+/// What one walk over a property string found. When a name comes twice the last one counts, as in RocketMQ; an empty value is none,
+/// as in [`find`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Known {
     /// See [`flag`].
@@ -89,7 +90,7 @@ pub fn scan(properties: &[u8]) -> Known {
         let rest = &properties[at..];
         let end = at + find_byte(rest, VALUE_END).unwrap_or(rest.len());
         let pair = &properties[at..end];
-        if let Some(name_len) = find_byte(pair, NAME_END) {
+        if let Some(name_len) = find_byte(pair, NAME_END).filter(|at| at + 1 < pair.len()) {
             let span = Span { start: (at + name_len + 1) as u32, end: end as u32 };
             match &pair[..name_len] {
                 b"UNIQ_KEY" => {
@@ -229,5 +230,13 @@ mod tests {
         assert_eq!(find(text, b"NONE"), None);
         assert_eq!(scan(b""), Known::default());
         assert_eq!(scan(b"\x02\x02nothing\x02\x01"), Known::default());
+        for text in [
+            &b"TAGS\x01x\x02KEYS\x01k\x02TAGS\x01\x02KEYS\x01\x02DELAY\x01\x02UNIQ_KEY\x01"[..],
+            b"KEYS\x01k\x02TAGS\x01x",
+        ] {
+            let known = scan(text);
+            assert_eq!((known.tags.of(text), known.keys.of(text)), (&b"x"[..], &b"k"[..]), "an empty value is none");
+            assert_eq!(known.flags, flag::TAGS | flag::KEYS);
+        }
     }
 }

@@ -52,6 +52,36 @@ fn what_is_committed_is_read_at_once_and_after_a_restart() {
 }
 
 #[test]
+fn the_entry_of_a_record_whose_tag_comes_again_without_a_value_is_that_of_its_tag() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let queue = store.queue("t", 0);
+    for properties in ["TAGS\u{1}x\u{2}", "TAGS\u{1}x\u{2}TAGS\u{1}\u{2}"] {
+        let record = NewRecord {
+            topic: "t",
+            queue_id: 0,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: 1,
+            born_host: "10.1.2.3:4567".parse().unwrap(),
+            reconsume_times: 0,
+            prepared_offset: 0,
+            body: b"x",
+            properties: properties.as_bytes(),
+            tags_code: None,
+            known: None,
+        };
+        store.stage(queue, &record).unwrap();
+        store.commit().unwrap();
+    }
+    let codes = |store: &mut Store| [0, 1].map(|at| entry(store, "t", 0, at).unwrap().tags_code);
+    assert_eq!(codes(&mut store), [120, 120]);
+    drop(store);
+    bench.disk.kill();
+    assert_eq!(codes(&mut bench.open()), [120, 120], "rebuilt from the log");
+}
+
+#[test]
 fn a_record_that_does_not_fit_begins_the_next_file_behind_a_blank() {
     let bench = Bench::new(FlushMode::Async);
     let mut store = bench.open();
