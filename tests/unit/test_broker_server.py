@@ -816,10 +816,8 @@ async def test_light_queues(tmp_path: Path) -> None:
     refused = await peer.send("parent", properties="INNER_MULTI_DISPATCH\x01%LMQ%a,b\x02")
     assert refused.code == ResponseCode.MESSAGE_ILLEGAL
     for code, names in ((0, "INNER_MULTI_DISPATCH\x01%LMQ%a\x02"), (ResponseCode.MESSAGE_ILLEGAL, dispatch)):
-        inner = (
-            struct.pack(">iiiii", 23 + len(names), 0, 0, 0, 1) + b"x" + struct.pack(">h", len(names)) + names.encode()
-        )
-        assert (await peer.send("parent", inner, m="true")).code == code, "what is in a batch is in no light queue"
+        reply = await peer.send("parent", inner(b"x", names.encode()), m="true")
+        assert reply.code == code, "what is in a batch is in no light queue"
     assert broker.store.bounds("%LMQ%a", 0) == (0, 2)
     queues = await peer.call(RequestCode.GET_TOPIC_STATS_INFO, topic="%LMQ%a")
     assert queues.code == 0 and b'"maxOffset":2' in queues.body
@@ -827,10 +825,13 @@ async def test_light_queues(tmp_path: Path) -> None:
     await broker.stop()
 
 
-async def test_batch_queues(tmp_path: Path) -> None:
-    def inner(body: bytes) -> bytes:
-        return struct.pack(">iiiii", 22 + len(body), 0, 0, 0, len(body)) + body + struct.pack(">h", 0)
+def inner(body: bytes, properties: bytes = b"") -> bytes:
+    """One message of a batch."""
+    size = 22 + len(body) + len(properties)
+    return struct.pack(">iiiii", size, 0, 0, 0, len(body)) + body + struct.pack(">h", len(properties)) + properties
 
+
+async def test_batch_queues(tmp_path: Path) -> None:
     broker = Broker(small(tmp_path))
     await broker.start()
     peer = Peer(broker.address)
@@ -849,6 +850,12 @@ async def test_batch_queues(tmp_path: Path) -> None:
     assert (whole.properties["INNER_NUM"], whole.properties["INNER_BASE"]) == ("3", "0")
     for wrong in ({"f": 0x80}, {"properties": "INNER_NUM\x013\x02"}):
         assert (await peer.send("plain", b"x", **wrong)).code == ResponseCode.MESSAGE_ILLEGAL
+    for topic in ("batches", "plain"):
+        for claim in (b"INNER_NUM\x015\x02", b"INNER_BASE\x010\x02", b"INNER_NUM\x015\x02INNER_BASE\x010\x02"):
+            refused = await peer.send(topic, inner(b"x") + inner(b"y", claim), m="true")
+            assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "INNER_" in (refused.remark or ""), (topic, claim)
+    value = inner(b"x", b"note\x01about INNER_NUM and INNER_BASE\x02")
+    assert (await peer.send("plain", value, m="true")).code == 0
     await peer.pool.close()
     await broker.stop()
     again = Broker(small(tmp_path))

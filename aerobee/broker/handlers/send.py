@@ -44,7 +44,8 @@ INT_DIGITS_MAX: Final = 10
 """`int` itself refuses thousands of them."""
 PRIORITY: Final = "_SYS_MSG_PRIORITY_"
 UNIQUE_KEY: Final = "UNIQ_KEY"
-DISPATCHED_OFFSETS: Final = b"INNER_MULTI_QUEUE_OFFSET"
+OF_THE_BROKER: Final = frozenset({"INNER_NUM", "INNER_BASE", "INNER_MULTI_QUEUE_OFFSET"})
+"""What queues are rebuilt from: the broker's word. The properties of a message in a batch are stored as they came."""
 MULTI_TAGS: Final = 1 << 1
 NEED_UNWRAP: Final = 1 << 6
 INNER_BATCH: Final = 1 << 7
@@ -147,8 +148,8 @@ async def _send_batch(
             message_types.check(config, parse_properties(properties.decode("utf-8", "replace")))
         if is_compacted(config):
             check_key(parse_properties(properties.decode("utf-8", "replace")))
-        if DISPATCHED_OFFSETS in properties:
-            raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"{DISPATCHED_OFFSETS.decode()} is for the broker to say")
+        if b"INNER_" in properties:
+            _check_claims(properties)
         records.append(
             Record(
                 header.topic,
@@ -275,6 +276,12 @@ def check_inner_batch(broker: Broker, config: TopicConfig, sys_flag: int, proper
     whole = bool(sys_flag & INNER_BATCH)
     if (whole and not has_batch_queues(config)) or ("INNER_NUM" in properties and not whole):
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, illegal_remark(broker))
+
+
+def _check_claims(properties: bytes) -> None:
+    """Raises ServerError MESSAGE_ILLEGAL for a message in a batch that says what only the broker may."""
+    for name in OF_THE_BROKER.intersection(parse_properties(properties.decode("utf-8", "replace"))):
+        raise ServerError(ResponseCode.MESSAGE_ILLEGAL, f"{name} is for the broker to say")
 
 
 def illegal_remark(broker: Broker) -> str:

@@ -233,8 +233,12 @@ pub(crate) fn with_base(properties: &[u8], base: i64) -> Vec<u8> {
     out
 }
 
-/// First offset and number of messages of a stored record, by the rules of Apache's broker; `None`: they cannot be right.
-pub(crate) fn span_of(queue_offset: i64, properties: &[u8]) -> Option<(i64, u16)> {
+/// First offset and number of messages of a stored record, by the rules of Apache's broker; `None`: they cannot be right. What is no
+/// batch by its sysFlag has one, as when it was stored, whatever its sender wrote into its properties.
+pub(crate) fn span_of(sys_flag: i32, queue_offset: i64, properties: &[u8]) -> Option<(i64, u16)> {
+    if sys_flag & INNER_BATCH == 0 {
+        return (queue_offset >= 0).then_some((queue_offset, 1));
+    }
     let number = |name| find(properties, name).map(|text| std::str::from_utf8(text).ok()?.parse::<i64>().ok());
     let (base, count) = match (number(BASE), number(NUMBER)) {
         (Some(base), Some(count)) => (base?, u16::try_from(count?).ok()?),
@@ -295,9 +299,10 @@ mod tests {
             assert!(matches!(messages_in(INNER_BATCH, wrong), Err(Error::BadRecord(_))));
         }
         let stored = with_base(sent, 77);
-        assert_eq!(span_of(5, &stored), Some((77, 12)));
-        assert_eq!(span_of(5, b"A\x01b\x02"), Some((5, 1)));
-        assert_eq!(span_of(5, b"INNER_NUM\x0112\x02"), Some((5, 1)), "as Apache's broker takes it");
-        assert_eq!(span_of(5, b"INNER_NUM\x0199999\x02INNER_BASE\x011\x02"), None);
+        assert_eq!(span_of(INNER_BATCH, 5, &stored), Some((77, 12)));
+        assert_eq!(span_of(NEED_UNWRAP, 5, &stored), Some((5, 1)), "whatever it says, it is no batch");
+        assert_eq!(span_of(INNER_BATCH, 5, b"A\x01b\x02"), Some((5, 1)));
+        assert_eq!(span_of(INNER_BATCH, 5, b"INNER_NUM\x0112\x02"), Some((5, 1)), "as Apache's broker takes it");
+        assert_eq!(span_of(INNER_BATCH, 5, b"INNER_NUM\x0199999\x02INNER_BASE\x011\x02"), None);
     }
 }

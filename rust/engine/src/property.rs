@@ -40,7 +40,7 @@ pub mod flag {
     pub const REQUEST_REPLY: u32 = 1 << 13;
     /// `_SYS_MSG_PRIORITY_`: the queue is chosen by priority, or the property is taken out.
     pub const PRIORITY: u32 = 1 << 14;
-    /// `INNER_NUM`: several messages in one record.
+    /// `INNER_NUM` or `INNER_BASE`: several messages in one record.
     pub const INNER_BATCH: u32 = 1 << 15;
     /// `__SHARDINGKEY`: an ordered message.
     pub const SHARDING_KEY: u32 = 1 << 16;
@@ -117,7 +117,7 @@ pub fn scan(properties: &[u8]) -> Known {
                 b"CLUSTER" => known.flags |= flag::CLUSTER,
                 b"__CRC32#" => known.flags |= flag::CRC32,
                 b"_SYS_MSG_PRIORITY_" => known.flags |= flag::PRIORITY,
-                b"INNER_NUM" => known.flags |= flag::INNER_BATCH,
+                b"INNER_NUM" | b"INNER_BASE" => known.flags |= flag::INNER_BATCH,
                 b"__SHARDINGKEY" => known.flags |= flag::SHARDING_KEY,
                 b"MSG_TYPE" | b"REPLY_TO_CLIENT" | b"CORRELATION_ID" => known.flags |= flag::REQUEST_REPLY,
                 _ => {}

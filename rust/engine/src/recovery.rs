@@ -706,7 +706,7 @@ impl Recovery<'_> {
         let tags_code = self.tags_code(view, known.tags.of(view.properties), known.any(flag::DELAY));
         let (position, size) = (view.position, view.raw.len() as u32);
         if self.store.is_batch_topic(topic) {
-            if let Some((base, count)) = batch_queue::span_of(view.queue_offset, view.properties) {
+            if let Some((base, count)) = batch_queue::span_of(view.sys_flag, view.queue_offset, view.properties) {
                 let store_timestamp = view.store_timestamp;
                 let entry = BatchEntry { position, size, tags_code, store_timestamp, base, count };
                 self.place_batch(topic, view.queue_id, entry, start);

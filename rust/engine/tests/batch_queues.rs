@@ -31,10 +31,16 @@ fn batch_file(number: u64) -> PathBuf {
 
 /// A batch of `count` messages, or with 1 a message that is none.
 fn stage(store: &mut Store, count: u16, tag: &str, body: &[u8]) -> Result<Staged, Error> {
-    let (sys_flag, number) = match count {
-        1 => (0, String::new()),
-        count => (INNER_BATCH | NEED_UNWRAP, format!("INNER_NUM\u{1}{count}\u{2}INNER_BASE\u{1}9999\u{2}")),
-    };
+    match count {
+        1 => stage_as(store, 0, "", tag, body),
+        count => {
+            let number = format!("INNER_NUM\u{1}{count}\u{2}INNER_BASE\u{1}9999\u{2}");
+            stage_as(store, INNER_BATCH | NEED_UNWRAP, &number, tag, body)
+        }
+    }
+}
+
+fn stage_as(store: &mut Store, sys_flag: i32, number: &str, tag: &str, body: &[u8]) -> Result<Staged, Error> {
     let properties = format!("{number}KEYS\u{1}k\u{2}TAGS\u{1}{tag}\u{2}");
     let queue = store.queue("b", 0);
     let record = NewRecord {
@@ -161,6 +167,29 @@ fn impossible_batches_are_refused_and_discarded_ones_leave_nothing() {
     assert!(matches!(stage(&mut store, 0, "TagA", b"x"), Err(Error::BadRecord(_))));
     assert!(matches!(stage(&mut store, 40_000, "TagA", b"x"), Err(Error::BadRecord(_))));
     assert_eq!(bounds(&store, "b", 0), (0, 2));
+}
+
+#[test]
+fn a_message_that_calls_itself_a_batch_takes_one_offset_also_after_a_kill() {
+    let bench = bench(FlushMode::Async);
+    let mut store = bench.open();
+    let batches = |store: &mut Store| {
+        let (queue, mut found) = (store.find_queue("b", 0).unwrap(), Vec::new());
+        store.batches(queue, 0, 20, &mut found);
+        found.iter().map(|batch| (batch.base, batch.count)).collect::<Vec<_>>()
+    };
+    send(&mut store, 3, b"0");
+    for body in ["3", "4"] {
+        stage_as(&mut store, 0, "INNER_NUM\u{1}5\u{2}INNER_BASE\u{1}0\u{2}", "A", body.as_bytes()).unwrap();
+        store.commit().unwrap();
+    }
+    send(&mut store, 2, b"5");
+    assert_eq!(batches(&mut store), [(0, 3), (3, 1), (4, 1), (5, 2)]);
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "b", 0), (0, 7));
+    assert_eq!(batches(&mut store), [(0, 3), (3, 1), (4, 1), (5, 2)]);
 }
 
 #[test]
