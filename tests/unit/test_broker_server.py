@@ -850,8 +850,9 @@ async def test_batch_queues(tmp_path: Path) -> None:
     assert (whole.properties["INNER_NUM"], whole.properties["INNER_BASE"]) == ("3", "0")
     for wrong in ({"f": 0x80}, {"properties": "INNER_NUM\x013\x02"}):
         assert (await peer.send("plain", b"x", **wrong)).code == ResponseCode.MESSAGE_ILLEGAL
+    claims = (b"INNER_NUM\x015\x02", b"INNER_BASE\x010\x02", b"INNER_NUM\x015\x02INNER_BASE\x010\x02")
     for topic in ("batches", "plain"):
-        for claim in (b"INNER_NUM\x015\x02", b"INNER_BASE\x010\x02", b"INNER_NUM\x015\x02INNER_BASE\x010\x02"):
+        for claim in (*claims, b"INNER_MULTI_QUEUE_OFFSET\x015\x02"):
             refused = await peer.send(topic, inner(b"x") + inner(b"y", claim), m="true")
             assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "INNER_" in (refused.remark or ""), (topic, claim)
     value = inner(b"x", b"note\x01about INNER_NUM and INNER_BASE\x02")

@@ -46,6 +46,8 @@ pub mod flag {
     pub const SHARDING_KEY: u32 = 1 << 16;
     /// `__LITE_TOPIC`: a message of a lite topic.
     pub const LITE_TOPIC: u32 = 1 << 17;
+    /// `INNER_MULTI_QUEUE_OFFSET`: the store's word on one record in several queues.
+    pub const MULTI_OFFSETS: u32 = 1 << 18;
 }
 
 /// Where a value lies inside the property string.
@@ -110,6 +112,7 @@ pub fn scan(properties: &[u8]) -> Known {
                 b"__STARTDELIVERTIME" => known.flags |= flag::START_DELIVER,
                 b"TRAN_MSG" => known.flags |= flag::TRANSACTION,
                 b"INNER_MULTI_DISPATCH" => known.flags |= flag::MULTI_DISPATCH,
+                b"INNER_MULTI_QUEUE_OFFSET" => known.flags |= flag::MULTI_OFFSETS,
                 b"__LITE_TOPIC" => known.flags |= flag::LITE_TOPIC,
                 b"POP_CK" => known.flags |= flag::POP_CK,
                 b"MSG_REGION" => known.flags |= flag::MSG_REGION,

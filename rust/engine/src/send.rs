@@ -32,6 +32,8 @@ const POLICY_FLAGS: u32 = flag::DELAY
     | flag::PRIORITY
     | flag::INNER_BATCH
     | flag::CRC32;
+/// The same inside a batch, where properties are stored as they come: nobody would take these out.
+const BATCH_POLICY_FLAGS: u32 = POLICY_FLAGS | flag::MULTI_OFFSETS;
 /// Properties the broker writes itself; the sender's are taken out.
 const REPLACED_FLAGS: u32 = flag::POP_CK | flag::MSG_REGION | flag::TRACE_ON | flag::CLUSTER;
 /// sysFlag bits the engine leaves to policy: transaction state, inner batches.
@@ -330,7 +332,7 @@ impl Sender {
         // All or nothing: what only policy can serve is found before anything is staged.
         for inner in &mut self.inner {
             inner.known = property::scan(&body[inner.properties.0..inner.properties.1]);
-            if inner.known.any(POLICY_FLAGS) || !topic.admits(&inner.known) {
+            if inner.known.any(BATCH_POLICY_FLAGS) || !topic.admits(&inner.known) {
                 return Ok(None);
             }
         }
