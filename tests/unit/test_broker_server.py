@@ -831,6 +831,15 @@ def inner(body: bytes, properties: bytes = b"") -> bytes:
     return struct.pack(">iiiii", size, 0, 0, 0, len(body)) + body + struct.pack(">h", len(properties)) + properties
 
 
+async def test_a_batch_is_read_by_the_lengths_in_it_and_not_by_the_size_it_says(broker: Broker, peer: Peer) -> None:
+    wrong = struct.pack(">iiiii", 7, 0, 0, 0, 1) + b"x" + struct.pack(">h", 0)
+    assert (await peer.send("t", b"first")).code == 0
+    for fast in (True, False):
+        broker.store.allow(fast=fast)
+        assert (await peer.send("t", inner(b"y") + wrong, m="true")).code == 0, fast
+    assert [message.body for message in decode_records((await peer.pull("t")).body)] == [b"first", *[b"y", b"x"] * 2]
+
+
 async def test_batch_queues(tmp_path: Path) -> None:
     broker = Broker(small(tmp_path))
     await broker.start()
@@ -855,6 +864,9 @@ async def test_batch_queues(tmp_path: Path) -> None:
         for claim in (*claims, b"INNER_MULTI_QUEUE_OFFSET\x015\x02"):
             refused = await peer.send(topic, inner(b"x") + inner(b"y", claim), m="true")
             assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "INNER_" in (refused.remark or ""), (topic, claim)
+    wrong = inner(b"x")[:3] + b"\x07" + inner(b"x")[4:]
+    refused = await peer.send("batches", wrong, m="true", properties="UNIQ_KEY\x01V\x02")
+    assert refused.code == ResponseCode.MESSAGE_ILLEGAL, "stored whole, it is counted by its sizes"
     value = inner(b"x", b"note\x01about INNER_NUM and INNER_BASE\x02")
     assert (await peer.send("plain", value, m="true")).code == 0
     await peer.pool.close()

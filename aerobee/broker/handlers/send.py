@@ -143,7 +143,7 @@ async def _send_batch(
     sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
     check_inner_batch(broker, config, sys_flag, {})
     records = []
-    for flag, body, properties in unpack_batch(command.body):
+    for flag, body, properties in unpack_batch(command.body, any_size=True):
         if broker.options.enable_topic_message_type_check:
             message_types.check(config, parse_properties(properties.decode("utf-8", "replace")))
         if is_compacted(config):
@@ -355,8 +355,12 @@ def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: in
     return min(int(value), config.write_queue_nums - 1)
 
 
-def unpack_batch(body: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """(flag, body, properties) of each message in a batch. Raises ServerError MESSAGE_ILLEGAL."""
+def unpack_batch(body: bytes, *, any_size: bool = False) -> Iterator[tuple[int, bytes, bytes]]:
+    """(flag, body, properties) of each message in a batch. Raises ServerError MESSAGE_ILLEGAL.
+
+    A message's size follows from the lengths behind it. Who takes a batch apart goes by these (`any_size`); a batch that
+    stays whole is counted by the sizes, elsewhere too, so there they must be right.
+    """
     at = 0
     try:
         while at < len(body):
@@ -364,7 +368,7 @@ def unpack_batch(body: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             start = at + _INNER.size
             (properties_length,) = struct.unpack_from(">h", body, start + length)
             end = start + length + 2 + properties_length
-            if length < 0 or properties_length < 0 or end != at + size or end > len(body):
+            if length < 0 or properties_length < 0 or end > len(body) or not (any_size or end == at + size):
                 raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch's lengths do not fit each other")
             yield flag, body[start : start + length], body[start + length + 2 : end]
             at = end
