@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql, look_ahead
 from aerobee.clock import Clock
-from aerobee.errors import error_for
+from aerobee.errors import MalformedRequest, error_for
 from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.net.hub import RECEIVE_BYTES
@@ -290,8 +290,13 @@ class Store:
         park: bool,
         sql: str | None = None,
     ) -> None:
-        """Serves (or parks) a pull that policy has allowed. ValueError: a field is missing or no number."""
-        self._deliver(self.engine.pull(connection.session, command, tags, park, sql))
+        """Serves (or parks) a pull that policy has allowed. Raises MalformedRequest: a field is missing or no number."""
+        try:
+            turn = self.engine.pull(connection.session, command, tags, park, sql)
+        except ValueError as error:
+            # Numbers are less strict where headers are read: `1e3` is one there.
+            raise MalformedRequest(str(error)) from None
+        self._deliver(turn)
 
     def watch(self, topic: str, queue_id: int) -> None:
         """`on_arrival` hears of the next message in the queue, once."""

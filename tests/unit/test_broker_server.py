@@ -831,6 +831,17 @@ def inner(body: bytes, properties: bytes = b"") -> bytes:
     return struct.pack(">iiiii", size, 0, 0, 0, len(body)) + body + struct.pack(">h", len(properties)) + properties
 
 
+async def test_a_field_of_a_pull_that_is_no_whole_number_is_named(
+    broker: Broker, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await peer.send("t")).code == (await peer.join("c", "t")).code == 0
+    for name in ("commitOffset", "queueOffset", "maxMsgNums", "suspendTimeoutMillis", "subVersion", "maxMsgBytes"):
+        reply = await peer.pull("t", **{name: "1e3"})
+        assert reply.code == ResponseCode.INVALID_PARAMETER, (name, reply.remark)
+        assert reply.remark == f"field {name} of the PullMessage request cannot be read: '1e3' is no whole number"
+    assert "bug" not in caplog.text
+
+
 async def test_a_batch_is_read_by_the_lengths_in_it_and_not_by_the_size_it_says(broker: Broker, peer: Peer) -> None:
     wrong = struct.pack(">iiiii", 7, 0, 0, 0, 1) + b"x" + struct.pack(">h", 0)
     assert (await peer.send("t", b"first")).code == 0

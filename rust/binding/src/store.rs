@@ -592,9 +592,7 @@ impl Engine {
                 None => tags_filter(tags),
                 Some(text) => engine.program(text).map_err(|error| error.to_string())?,
             };
-            engine
-                .pull(session, &header, &[], encoding, filter, park)
-                .ok_or_else(|| "a field of the pull is missing or no number".to_owned())
+            engine.pull(session, &header, &[], encoding, filter, park)
         })?;
         Turn::of(py, turn.map_err(PyValueError::new_err)?)
     }

@@ -154,7 +154,8 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn read(header: &'a Header, source: &'a [u8]) -> Option<Fields<'a>> {
+    /// The field and value that is no number, if there is one.
+    fn read(header: &'a Header, source: &'a [u8]) -> Result<Fields<'a>, (&'a str, &'a str)> {
         let mut fields = Fields {
             group: "",
             topic: "",
@@ -171,7 +172,7 @@ impl<'a> Fields<'a> {
             special: false,
         };
         for (key, value) in header.fields(source) {
-            let number = || parse_i64(value.as_bytes());
+            let number = || parse_i64(value.as_bytes()).ok_or((key, value));
             match key {
                 "consumerGroup" => fields.group = value,
                 "topic" => fields.topic = value,
@@ -190,7 +191,7 @@ impl<'a> Fields<'a> {
                 _ => {}
             }
         }
-        Some(fields)
+        Ok(fields)
     }
 
     fn into_pull(self, settings: &Settings, header: &Header, encoding: Encoding, filter: Filter) -> Option<Pull> {
@@ -226,7 +227,7 @@ impl Pull {
     /// A pull the tables allow. None: for policy.
     pub fn allowed(tables: &Tables, header: &Header, source: &[u8], encoding: Encoding) -> Option<Pull> {
         let settings = &tables.settings;
-        let fields = Fields::read(header, source)?;
+        let fields = Fields::read(header, source).ok()?;
         let topic = tables.topic(fields.topic)?;
         let group = tables.group_of(fields.group)?;
         if fields.special
@@ -269,17 +270,25 @@ impl Pull {
         Some(pull)
     }
 
-    /// A pull policy has allowed, with the filter policy chose. None: a field is missing or no number.
+    /// A pull policy has allowed, with the filter policy chose.
+    ///
+    /// # Errors
+    /// A sentence that names the field that is no number, or no queue's.
     pub fn granted(
         tables: &Tables,
         header: &Header,
         source: &[u8],
         encoding: Encoding,
         filter: Filter,
-    ) -> Option<Pull> {
-        let fields = Fields::read(header, source)?;
-        let (topic, group) = (fields.topic, fields.group);
-        let mut pull = fields.into_pull(&tables.settings, header, encoding, filter)?;
+    ) -> Result<Pull, String> {
+        let unreadable =
+            |field: &str, why: String| format!("field {field} of the PullMessage request cannot be read: {why}");
+        let fields = Fields::read(header, source)
+            .map_err(|(field, value)| unreadable(field, format!("'{value}' is no whole number")))?;
+        let (topic, group, queue_id) = (fields.topic, fields.group, fields.queue_id);
+        let mut pull = fields
+            .into_pull(&tables.settings, header, encoding, filter)
+            .ok_or_else(|| unreadable("queueId", format!("there can be no queue {queue_id}")))?;
         match tables.topics.get(topic) {
             Some(row) => {
                 pull.topic = row.name.clone();
@@ -294,7 +303,7 @@ impl Pull {
             }
             None => pull.group = group.into(),
         }
-        Some(pull)
+        Ok(pull)
     }
 }
 

@@ -685,7 +685,10 @@ impl Engine {
 
     // ---- pulls -------------------------------------------------------------------------------------------------
 
-    /// A pull policy decided to serve (or to park, with `park`), read with `filter`. None: its header lacks a field.
+    /// A pull policy decided to serve (or to park, with `park`), read with `filter`.
+    ///
+    /// # Errors
+    /// As [`Pull::granted`].
     pub fn pull(
         &mut self,
         session: u64,
@@ -694,17 +697,17 @@ impl Engine {
         encoding: Encoding,
         filter: Filter,
         park: bool,
-    ) -> Option<Turn> {
+    ) -> Result<Turn, String> {
         let pull = Pull::granted(&self.tables, header, source, encoding, filter)?;
         let mut turn = Turn::default();
         if !self.sessions.contains_key(&session) {
             // It ended while policy thought: a pull parked for it would wait for nobody.
-            return Some(turn);
+            return Ok(turn);
         }
         let mut out = Vec::new();
         self.serve_pull(session, pull, park, &mut out, &mut turn);
         turn.reply(session, out);
-        Some(turn)
+        Ok(turn)
     }
 
     fn serve_pull(&mut self, session: u64, pull: Pull, park: bool, out: &mut Vec<u8>, turn: &mut Turn) {
