@@ -31,6 +31,11 @@ const HOLE_BYTES: u32 = i32::MAX as u32;
 /// Entries fetched at a time while looking for matches.
 const LOOK_ENTRIES: usize = 128;
 
+/// Entries that a read looks at because it asks for as many messages, unless a reply may have more: the most that Apache's clients
+/// ask for. The engine does nothing else meanwhile (an SQL filter took 0.18 s for a million that did not match), and who asked goes
+/// on where this ended.
+const ASKED_ENTRIES_MAX: u32 = 1024;
+
 /// So many records ahead of the one being copied the processor is asked for the next: those of a queue lie all over the
 /// log, in memory that nobody has touched for long. Pulls in 32s of 1 kB on an Intel server, by pairs: with 1 ahead (and queue
 /// files read through maps, 2 % of it) they cost 14 % less CPU than with none, with 3 another 4 %, with 6 another 4, with 12
@@ -111,8 +116,13 @@ impl Limits {
             old_count_max: settings.old_pull_count_max.min(count_max),
             old_bytes_max: settings.old_pull_bytes_max.min(bytes_max),
             recent_bytes: settings.recent_bytes,
-            filter_entries_max: settings.filter_entries_max.max(count_max),
+            filter_entries_max: Limits::entries(settings, count_max),
         }
+    }
+
+    /// Entries that a read for so many messages looks at.
+    pub fn entries(settings: &Settings, count_max: u32) -> u32 {
+        settings.filter_entries_max.max(count_max.min(settings.pull_count_max.max(ASKED_ENTRIES_MAX)))
     }
 }
 

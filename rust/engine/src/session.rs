@@ -932,7 +932,7 @@ impl Engine {
             old_count_max: count_max,
             old_bytes_max: bytes_max,
             recent_bytes: u64::MAX,
-            filter_entries_max: self.tables.settings.filter_entries_max.max(count_max),
+            filter_entries_max: Limits::entries(&self.tables.settings, count_max),
         };
         let queue = self.store.find_queue(topic, queue_id);
         self.reader.read(&mut self.store, queue, offset, &limits, filter, offset, out)

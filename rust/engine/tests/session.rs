@@ -1097,6 +1097,18 @@ fn a_pull_looks_at_so_many_entries_and_no_more() {
     assert_eq!((reply.code, reply.number("nextBeginOffset")), (20, 800));
     let reply = one(&bench.pull(&[("subscription", "b"), ("queueOffset", "800")]));
     assert_eq!((reply.bodies(), reply.number("nextBeginOffset")), (vec!["found".to_owned()], 1001));
+    // As many as it asks for, as Apache's broker does, but not the whole queue in one go.
+    let records: Vec<_> = (0..9000).map(|_| record("T", 1, b"x", b"TAGS\x01a\x02")).collect();
+    bench.engine.append(&records).unwrap();
+    let wants = |asked| [("queueId", "1"), ("subscription", "b"), ("maxMsgNums", asked)];
+    for (asked, next) in [("900", 900), ("1024", 1024), ("2147483647", 1024), ("9223372036854775807", 1024)] {
+        let reply = one(&bench.pull(&wants(asked)));
+        assert_eq!((reply.code, reply.number("nextBeginOffset")), (20, next), "{asked}");
+    }
+    let found = bench.engine.read("T", 1, 1024, u32::MAX, 1 << 20, &Filter::tags("b"), &mut Vec::new()).unwrap();
+    assert_eq!((found.count, found.next_offset), (0, 2048));
+    bench.engine.change(|settings| settings.pull_count_max = 4096);
+    assert_eq!(one(&bench.pull(&wants("2147483647"))).number("nextBeginOffset"), 4096, "a reply may have as many");
 }
 
 #[test]
