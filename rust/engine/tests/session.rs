@@ -1132,6 +1132,31 @@ fn sql_filters_look_at_properties() {
 }
 
 #[test]
+fn compiled_filters_are_kept_by_the_size_of_their_texts() {
+    let mut bench = Bench::new();
+    let mut program = |text: &str| match bench.engine.program(text).unwrap() {
+        Filter::Sql(program) => program,
+        other => panic!("{other:?}"),
+    };
+    let small = Arc::downgrade(&program("a = 1"));
+    assert!(small.upgrade().is_some_and(|kept| Arc::ptr_eq(&kept, &program("a = 1"))), "compiled once");
+    let text = |first: usize, bytes: usize| {
+        let mut text = format!("a = {first}");
+        while text.len() < bytes {
+            text.push_str(" OR b = 1");
+        }
+        text
+    };
+    let large = Arc::downgrade(&program(&text(0, 3 << 20)));
+    assert!(large.upgrade().is_none(), "too large to be kept");
+    assert!(small.upgrade().is_some(), "and no reason to forget the others");
+    let kept: Vec<_> = (0..40).map(|first| Arc::downgrade(&program(&text(first, 100_000)))).collect();
+    let bytes = kept.iter().filter(|one| one.upgrade().is_some()).count() * 100_000;
+    assert!((100_000..=1 << 20).contains(&bytes), "{bytes} bytes of texts are kept");
+    assert!(kept[39].upgrade().is_some() && small.upgrade().is_none());
+}
+
+#[test]
 fn a_pull_only_policy_may_grant_comes_out() {
     let mut bench = Bench::new();
     bench.engine.allow_group("slow", true, 0, false);
