@@ -824,12 +824,17 @@ impl Store {
         let dispatched =
             self.light_queues && has_queue_entry(record.sys_flag) && light_queue::may_dispatch(record.topic);
         let names = if dispatched { light_queue::names(record.properties)? } else { Vec::new() };
-        let queues = self.light_queues_of(&names)?;
-        let offsets: Vec<String> = queues.iter().map(|q| self.slots[q.0 as usize].next.to_string()).collect();
+        let next =
+            |name: &&str| self.find_queue(name, light_queue::QUEUE_ID).map_or(0, |q| self.slots[q.0 as usize].next);
+        let offsets: Vec<String> = names.iter().map(|name| next(name).to_string()).collect();
         let offsets = (!offsets.is_empty()).then(|| offsets.join(","));
         let properties = light_queue::with_offsets(record.properties, offsets.as_deref());
         let known = scan(&properties);
-        let staged = self.stage_one(queue, &NewRecord { properties: &properties, known: Some(known), ..*record })?;
+        let record = &NewRecord { properties: &properties, known: Some(known), ..*record };
+        // Queues are for good: none is made for a record that is refused.
+        self.size_of(queue, record)?;
+        let queues = self.light_queues_of(&names)?;
+        let staged = self.stage_one(queue, record)?;
         let tags_code = record.tags_code.unwrap_or_else(|| i64::from(java_hash(known.tags.of(&properties))));
         let unit = Entry { position: staged.position, size: staged.size, tags_code }.encode();
         for (number, light) in queues.iter().enumerate() {
@@ -844,15 +849,20 @@ impl Store {
 
     /// The queues of these names, made when new.
     fn light_queues_of(&mut self, names: &[&str]) -> Result<Vec<QueueRef>, Error> {
-        let is_new = |store: &Store, name: &&str| {
-            let queue = store.find_queue(name, light_queue::QUEUE_ID);
-            !queue.is_some_and(|queue| store.slots[queue.0 as usize].next > 0)
+        let is_new = |name: &&str| {
+            let queue = self.find_queue(name, light_queue::QUEUE_ID);
+            !queue.is_some_and(|queue| self.slots[queue.0 as usize].next > 0)
         };
-        if self.light_queues_max < usize::MAX && names.iter().any(|name| is_new(self, name)) {
-            let there = self.slots.iter().filter(|slot| slot.light && slot.next > 0 && !slot.deleted).count();
-            if there >= self.light_queues_max {
-                let text = format!("there are {there} light queues, {} may be", self.light_queues_max);
-                return Err(Error::TooManyLightQueues(text));
+        if self.light_queues_max < usize::MAX {
+            let new: HashSet<&str> = names.iter().copied().filter(is_new).collect();
+            if !new.is_empty() {
+                let there = self.slots.iter().filter(|slot| slot.light && slot.next > 0 && !slot.deleted).count();
+                if there + new.len() > self.light_queues_max {
+                    let (new, may_be) = (new.len(), self.light_queues_max);
+                    let text =
+                        format!("there are {there} light queues, {may_be} may be, the message names {new} new ones");
+                    return Err(Error::TooManyLightQueues(text));
+                }
             }
         }
         Ok(names.iter().map(|name| self.queue(name, light_queue::QUEUE_ID)).collect())
@@ -879,20 +889,28 @@ impl Store {
         self.light_queues
     }
 
+    /// Bytes of the record, or why it cannot be staged.
     #[inline]
-    fn stage_one(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
+    fn size_of(&self, queue: QueueRef, record: &NewRecord<'_>) -> Result<usize, Error> {
         if self.closed || self.shared.refusing.load(Ordering::Relaxed) {
             return Err(self.refusal());
         }
-        let slot = match self.slots.get_mut(queue.0 as usize) {
-            Some(slot) if !slot.deleted => slot,
-            _ => return Err(Error::BadRecord(format!("the topic {} was deleted", record.topic))),
-        };
+        if self.slots.get(queue.0 as usize).map_or(true, |slot| slot.deleted) {
+            return Err(Error::BadRecord(format!("the topic {} was deleted", record.topic)));
+        }
         let size = record::size_of(record, &self.store_host)?;
         let file_bytes = self.shared.log.file_bytes;
         if size as u64 + BLANK_BYTES > file_bytes {
             return Err(Error::BadRecord(format!("a record of {size} bytes does not fit a log file of {file_bytes}")));
         }
+        Ok(size)
+    }
+
+    #[inline]
+    fn stage_one(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
+        let size = self.size_of(queue, record)?;
+        let file_bytes = self.shared.log.file_bytes;
+        let slot = &mut self.slots[queue.0 as usize];
         if self.runs.is_empty() {
             self.now_ms = self.shared.clock.now_ms();
             self.runs.push(Run { position: self.staged_end, start: 0, end: 0 });

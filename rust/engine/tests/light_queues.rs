@@ -170,6 +170,42 @@ fn no_more_queues_than_there_may_be() {
 }
 
 #[test]
+fn a_refused_record_leaves_no_queue_behind() {
+    let mut bench = bench(FlushMode::Async);
+    bench.options.log_file_bytes = 64 << 10;
+    let mut store = bench.open();
+    send(&mut store, "%LMQ%a", b"x");
+    let queues = store.stats().queues;
+    // With their offsets behind them the names are longer than properties can be.
+    let names: Vec<String> = (0..3000).map(|n| format!("%LMQ%{n:05}")).collect();
+    assert!(names[..2900].join(",").len() < 32_767);
+    for names in [&names[..], &names[..2900]] {
+        let refused = stage(&mut store, "t", &names.join(","), b"y");
+        assert!(matches!(&refused, Err(Error::BadRecord(reason)) if reason.contains("properties")), "{refused:?}");
+    }
+    let large = stage(&mut store, "t", "%LMQ%b", &[0; 65 << 10]);
+    assert!(matches!(&large, Err(Error::BadRecord(reason)) if reason.contains("log file")), "{large:?}");
+    store.set_light_queues_max(3);
+    let refused = stage(&mut store, "t", "%LMQ%a,%LMQ%b,%LMQ%c,%LMQ%d", b"y");
+    assert!(matches!(refused, Err(Error::TooManyLightQueues(_))), "one is there, three are new: {refused:?}");
+    bench.disk.fail_writes(true);
+    stage(&mut store, "t", "", b"z").unwrap();
+    assert!(store.commit().is_err());
+    assert!(stage(&mut store, "t", "%LMQ%b", b"z").is_err(), "nothing is stored any more");
+    assert_eq!(store.stats().queues, queues);
+}
+
+#[test]
+fn new_names_count_once_however_often_they_come() {
+    let bench = bench(FlushMode::Async);
+    let mut store = bench.open();
+    store.set_light_queues_max(2);
+    send(&mut store, "%LMQ%a,%LMQ%b,%LMQ%a", b"x");
+    assert_eq!((bounds(&store, "%LMQ%a", 0), bounds(&store, "%LMQ%b", 0)), ((0, 1), (0, 1)));
+    assert!(matches!(stage(&mut store, "t", "%LMQ%c", b"y"), Err(Error::TooManyLightQueues(_))));
+}
+
+#[test]
 fn cleaning_moves_the_front_and_keeps_the_end() {
     let bench = bench(FlushMode::Async);
     let mut store = bench.open();
