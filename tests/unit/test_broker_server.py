@@ -851,6 +851,15 @@ async def test_a_batch_is_read_by_the_lengths_in_it_and_not_by_the_size_it_says(
     assert [message.body for message in decode_records((await peer.pull("t")).body)] == [b"first", *[b"y", b"x"] * 2]
 
 
+async def test_of_a_batch_with_a_message_that_fits_no_log_file_nothing_is_stored(broker: Broker, peer: Peer) -> None:
+    assert (await peer.send("t", b"first")).code == 0
+    for fast in (True, False):
+        broker.store.allow(fast=fast)
+        refused = await peer.send("t", inner(b"one") + inner(bytes(1_200_000)), m="true")
+        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "log file" in (refused.remark or ""), fast
+        assert broker.store.bounds("t", 0) == (0, 1), fast
+
+
 async def test_batch_queues(tmp_path: Path) -> None:
     broker = Broker(small(tmp_path))
     await broker.start()

@@ -23,6 +23,8 @@ pub const MAGIC_BLANK: u32 = 0xCBD4_3194;
 pub const BLANK_BYTES: u64 = 8;
 /// Bytes of the smallest possible record.
 pub const RECORD_BYTES_MIN: usize = 91;
+/// Bytes of the largest record besides its topic, body and properties: both hosts are IPv6, the topic's length has two bytes.
+pub(crate) const LARGEST_FRAME_BYTES: usize = RECORD_BYTES_MIN + 2 * 12 + 1;
 /// Where in a record its queue offset lies.
 pub const QUEUE_OFFSET_AT: usize = 20;
 /// Where in a record its physical offset lies.
@@ -364,6 +366,7 @@ mod tests {
                     store_host: store.parse().unwrap(),
                 };
                 let size = size_of(&new, &place.store_host).unwrap();
+                assert!(size <= LARGEST_FRAME_BYTES + topic.len() + new.body.len() + new.properties.len());
                 let mut bytes = Vec::new();
                 encode(&mut bytes, &new, size, &place);
                 assert_eq!(bytes.len(), size);

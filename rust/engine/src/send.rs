@@ -329,7 +329,11 @@ impl Sender {
         if topic.name.starts_with("%RETRY%") || !split_batch(body, &mut self.inner) {
             return Ok(None);
         }
-        // All or nothing: what only policy can serve is found before anything is staged.
+        // All or nothing: what only policy can serve is found before anything is staged. So is a message that no log file can hold,
+        // or the batch is as long as one: policy stores all of it in one go, or nothing.
+        if !store.can_hold(&topic.name, body.len()) {
+            return Ok(None);
+        }
         for inner in &mut self.inner {
             inner.known = property::scan(&body[inner.properties.0..inner.properties.1]);
             if inner.known.any(BATCH_POLICY_FLAGS) || !topic.admits(&inner.known) {

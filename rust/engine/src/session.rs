@@ -505,7 +505,7 @@ impl Engine {
                             return;
                         }
                         Served::Refused(error) => {
-                            // Part of a batch may have been staged before the store refused.
+                            // Part of a batch is staged when the disk begins to refuse in the middle of it.
                             self.has_staged(session);
                             self.counters.sends_refused += 1;
                             if !header.is_oneway() {

@@ -889,6 +889,13 @@ impl Store {
         self.light_queues
     }
 
+    /// True if any record of this topic fits a log file whose body and properties have so many bytes together.
+    #[inline]
+    pub fn can_hold(&self, topic: &str, bytes: usize) -> bool {
+        let size = record::LARGEST_FRAME_BYTES + topic.len() + bytes;
+        size as u64 + BLANK_BYTES <= self.shared.log.file_bytes
+    }
+
     /// Bytes of the record, or why it cannot be staged.
     #[inline]
     fn size_of(&self, queue: QueueRef, record: &NewRecord<'_>) -> Result<usize, Error> {

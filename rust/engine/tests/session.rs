@@ -877,6 +877,20 @@ fn a_batch_is_stored_message_by_message() {
     }
 }
 
+// Claim: the sender of a batch that is refused has nothing of it stored.
+#[test]
+fn a_batch_with_a_message_that_fits_no_log_file_is_left_to_policy_before_any_is_staged() {
+    let mut bench = Bench::with_options(FlushMode::Async, |options| options.log_file_bytes = 64 << 10);
+    let large = "x".repeat(64 << 10);
+    for messages in [[("one", ""), (&large, "")], [("one", ""), (&large[1000..], "")]] {
+        let bytes = bench.request(320, 0, &send_fields(320, &[]), &batch_body(&messages));
+        let turn = bench.feed(&bytes);
+        let fits = messages[1].0.len() < large.len();
+        assert_eq!((turn.commands.len(), turn.replies.len()), (usize::from(!fits), usize::from(fits)));
+        assert_eq!(bench.engine.store.stats().records_appended, if fits { 2 } else { 0 });
+    }
+}
+
 #[test]
 fn a_chunk_of_sends_is_one_write() {
     let mut bench = Bench::new();
