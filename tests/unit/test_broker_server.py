@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from aerobee.broker import order
+from aerobee.broker.handlers.send import BATCH_MESSAGES_MAX
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
@@ -858,6 +859,22 @@ async def test_of_a_batch_with_a_message_that_fits_no_log_file_nothing_is_stored
         refused = await peer.send("t", inner(b"one") + inner(bytes(1_200_000)), m="true")
         assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "log file" in (refused.remark or ""), fast
         assert broker.store.bounds("t", 0) == (0, 1), fast
+
+
+async def test_a_batch_whose_reply_nobody_could_read_is_refused(tmp_path: Path) -> None:
+    broker = Broker(small(tmp_path, max_message_size=15 << 20, mapped_file_size_commit_log=32 << 20))
+    await broker.start()
+    peer = Peer(broker.address)
+    assert (await peer.send("t", b"first")).code == 0
+    for fast in (True, False):
+        broker.store.allow(fast=fast)
+        refused = await peer.send("t", inner(b"x") * (BATCH_MESSAGES_MAX + 1), m="true")
+        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and f"{BATCH_MESSAGES_MAX} messages" in (refused.remark or "")
+        refused = await peer.send("t", inner(b"x"), m="true", properties="UNIQ_KEY\x01" + "U" * 32_760)
+        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "32KB" in (refused.remark or ""), fast
+    assert broker.store.bounds("t", 0) == (0, 1)
+    await peer.pool.close()
+    await broker.stop()
 
 
 async def test_batch_queues(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ MULTI_TAGS: Final = 1 << 1
 NEED_UNWRAP: Final = 1 << 6
 INNER_BATCH: Final = 1 << 7
 PROPERTIES_BYTES_MAX: Final = 32767
+BATCH_MESSAGES_MAX: Final = 1 << 18
+"""A batch's reply names each of its messages, and with more it fits no frame; see the engine's `send.rs`."""
 V2_CODES: Final = frozenset(
     {RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE, RequestCode.SEND_REPLY_MESSAGE_V2}
 )
@@ -142,8 +144,15 @@ async def _send_batch(
     check_body(broker, command.body)
     sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
     check_inner_batch(broker, config, sys_flag, {})
-    records = []
+    outer = parse_properties(header.properties)
+    stored_properties(broker, outer)  # they are not stored, but the reply has the key that is among them
+    records: list[Record] = []
     for flag, body, properties in unpack_batch(command.body, any_size=True):
+        if len(records) == BATCH_MESSAGES_MAX:
+            raise ServerError(
+                ResponseCode.MESSAGE_ILLEGAL,
+                f"a batch has at most {BATCH_MESSAGES_MAX} messages: the reply could not name more",
+            )
         if broker.options.enable_topic_message_type_check:
             message_types.check(config, parse_properties(properties.decode("utf-8", "replace")))
         if is_compacted(config):
@@ -168,9 +177,8 @@ async def _send_batch(
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
     receipts = broker.store.append(records)
     await broker.store.flushed(receipts[-1])
-    unique = parse_properties(header.properties).get(UNIQUE_KEY)
     ids = ",".join(receipt.message_id for receipt in receipts)
-    return _accepted(broker, command, ids, queue_id, receipts[0].queue_offset, unique)
+    return _accepted(broker, command, ids, queue_id, receipts[0].queue_offset, outer.get(UNIQUE_KEY))
 
 
 async def _send_whole_batch(

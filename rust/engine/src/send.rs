@@ -20,6 +20,9 @@ pub const SEND_BATCH_MESSAGE: i32 = 320;
 
 /// Properties text longer than this does not fit its length field.
 const PROPERTIES_BYTES_MAX: usize = i16::MAX as usize;
+/// More messages are too many for a batch: its reply names each in 57 bytes at most (IPv6), and a header's length has 24 bits. These take
+/// 14.9 of the 16.7 MB; the unique key, which is said again, is at most as long as properties can be, in JSON 6 times that: 0.2 MB.
+pub const BATCH_MESSAGES_MAX: usize = 1 << 18;
 /// Longer topic names need policy (they are retry or dead letter topics).
 const TOPIC_BYTES_MAX: usize = 127;
 /// Properties that only policy can serve. A single message that names light queues is the store's business, if it has any.
@@ -326,7 +329,11 @@ impl Sender {
         queue_id: u32,
         body: &[u8],
     ) -> Result<Option<(Staged, UniqueKey)>, Error> {
-        if topic.name.starts_with("%RETRY%") || !split_batch(body, &mut self.inner) {
+        if topic.name.starts_with("%RETRY%")
+            || fields.properties.len() > PROPERTIES_BYTES_MAX
+            || !split_batch(body, &mut self.inner)
+            || self.inner.len() > BATCH_MESSAGES_MAX
+        {
             return Ok(None);
         }
         // All or nothing: what only policy can serve is found before anything is staged. So is a message that no log file can hold,

@@ -13,6 +13,7 @@ use aerobee_engine::frame::{Cutter, Flow, FRAME_BYTES_MAX};
 use aerobee_engine::header::{Encoding, Fixed, Header, Writer};
 use aerobee_engine::property;
 use aerobee_engine::record::{NewRecord, RecordView};
+use aerobee_engine::send::BATCH_MESSAGES_MAX;
 use aerobee_engine::session::{Engine, Turn};
 use aerobee_engine::store::{FlushMode, Store, StoreOptions};
 use aerobee_engine::tables::{Filter, Led, Settings};
@@ -888,6 +889,36 @@ fn a_batch_with_a_message_that_fits_no_log_file_is_left_to_policy_before_any_is_
         let fits = messages[1].0.len() < large.len();
         assert_eq!((turn.commands.len(), turn.replies.len()), (usize::from(!fits), usize::from(fits)));
         assert_eq!(bench.engine.store.stats().records_appended, if fits { 2 } else { 0 });
+    }
+}
+
+// Claim: every batch that is stored is answered by a frame that clients can read.
+#[test]
+fn the_reply_to_the_largest_batch_is_a_frame_and_larger_ones_are_for_policy() {
+    let one_of_them = batch_body(&[("x", "")]);
+    let largest = one_of_them.repeat(BATCH_MESSAGES_MAX);
+    // Each of its characters takes six in a reply.
+    let key = "\u{3}".repeat(32_000);
+    for encoding in [Encoding::Json, Encoding::RocketMq] {
+        let mut bench = Bench::new();
+        bench.encoding = encoding;
+        bench.engine.change(|settings| {
+            settings.store_host = "[fe80::1]:10911".parse().unwrap();
+            settings.body_bytes_max = FRAME_BYTES_MAX;
+        });
+        let fields = send_fields(320, &[("properties", &property_text(&[("UNIQ_KEY", &key)]))]);
+        let bytes = bench.request(320, 0, &fields, &[&largest[..], &one_of_them].concat());
+        assert_eq!(bench.feed(&bytes).commands.len(), 1, "one more");
+        let longer = send_fields(320, &[("properties", &property_text(&[("UNIQ_KEY", &key), ("k", &key[..1000])]))]);
+        let bytes = bench.request(320, 0, &longer, &one_of_them);
+        assert_eq!(bench.feed(&bytes).commands.len(), 1, "longer properties");
+        assert_eq!(bench.engine.store.stats().max_position, 0);
+        let bytes = bench.request(320, 0, &fields, &largest);
+        let turn = bench.feed(&bytes);
+        let reply = one(&turn);
+        assert_eq!(reply.field("msgId").split(',').count(), BATCH_MESSAGES_MAX);
+        assert_eq!(reply.field("transactionId"), key);
+        assert!(turn.replies[0].1.len() < FRAME_BYTES_MAX);
     }
 }
 
