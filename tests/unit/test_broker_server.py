@@ -891,6 +891,7 @@ async def test_batch_queues(tmp_path: Path) -> None:
     assert (await peer.send("batches", three, m="true")).ext_fields["queueOffset"] == "4", (
         "without a key it is taken apart"
     )
+    assert broker.store.counters()["puts"]["batches"][0] == 7, "messages, as where they are read"
     [whole, single, *apart] = decode_records((await peer.pull("batches", offset=1)).body)
     assert (whole.body, whole.sys_flag & 0xC0, single.body, len(apart)) == (three, 0xC0, b"single", 3)
     assert (whole.properties["INNER_NUM"], whole.properties["INNER_BASE"]) == ("3", "0")

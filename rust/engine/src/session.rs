@@ -630,7 +630,7 @@ impl Engine {
         let commit = self.store.commit()?;
         for (record, receipt) in records.iter().zip(&receipts) {
             if let Some(topic) = self.tables.topics.get_mut(record.topic) {
-                topic.puts.add(1, receipt.size as u64);
+                topic.puts.add(self.store.messages_in(receipt.queue, record), receipt.size as u64);
             }
         }
         let mut turn = Turn::default();

@@ -730,6 +730,14 @@ impl Store {
         Ok(staged)
     }
 
+    /// How many messages a record is that was staged there.
+    pub fn messages_in(&self, queue: QueueRef, record: &NewRecord<'_>) -> u64 {
+        match self.is_batch(queue) {
+            true => batch_queue::messages_in(record.sys_flag, record.properties).map_or(1, u64::from),
+            false => 1,
+        }
+    }
+
     /// True if the topic's new queues are batch queues.
     pub fn is_batch_topic(&self, topic: &str) -> bool {
         self.batch_topics.contains(topic)
