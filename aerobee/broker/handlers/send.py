@@ -274,7 +274,7 @@ def choose_queue(
 
 
 def check_body(broker: Broker, body: bytes) -> None:
-    """Raises ServerError MESSAGE_ILLEGAL for a body that is too large or empty."""
+    """Raises ServerError MESSAGE_ILLEGAL for a body that is too large. An empty one is stored."""
     if len(body) > broker.options.max_message_size:
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, illegal_remark(broker))
 
