@@ -35,7 +35,8 @@ use crate::error::Error;
 use crate::property::{java_hash, scan};
 use crate::pull::{Found, Limits};
 use crate::record::{
-    encode_blank, looks_like_record_at, read_u32, RecordView, BLANK_BYTES, PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
+    encode_blank, looks_like_record_at, read_u32, RecordView, BLANK_BYTES, MAGIC_BLANK, PHYSICAL_OFFSET_AT,
+    RECORD_BYTES_MIN,
 };
 use crate::store::{lock, Shared};
 use crate::tables::Filter;
@@ -385,6 +386,12 @@ pub(crate) struct Truth<'a> {
     pub say: &'a dyn Fn(&str),
 }
 
+impl Truth<'_> {
+    fn is_doubtful(&self, unit: &BatchEntry) -> bool {
+        unit.store_timestamp > self.synced_ms
+    }
+}
+
 impl Compaction {
     fn view(&self) -> MutexGuard<'_, View> {
         lock(&self.view)
@@ -718,6 +725,8 @@ fn load(files: &mut Files, truth: &mut Truth<'_>) -> io::Result<View> {
     }
     let mut segments: Vec<Segment> = Vec::new();
     let mut damaged = false;
+    // A file ends before its end: those behind it that were not synced are none of its continuation.
+    let mut torn = false;
     for base in bases {
         let fits = if damaged { None } else { read_segment(files, base)? };
         let segment = match fits {
@@ -729,12 +738,19 @@ fn load(files: &mut Files, truth: &mut Truth<'_>) -> io::Result<View> {
             }
         };
         let last = segments.last().map_or(-1, |segment| segment.last);
+        torn |= segment.is_none();
         let Some(segment) = segment.filter(|segment| segment.last > last) else {
             files.remove(base)?;
             continue;
         };
         let queue = files.disk.open(&files.queue(base), Mode::Read)?;
         let mut segment = beyond(queue.as_ref(), &segment, last)?;
+        if torn && units(queue.as_ref(), segment.skip, segment.skip + 1)?.iter().any(|unit| truth.is_doubtful(unit)) {
+            damaged = true;
+            (truth.say)(&format!("{} is removed: what belongs before it is not whole", files.log(base).display()));
+            files.remove(base)?;
+            continue;
+        }
         let whole = whole_units(files, &segment, truth)?;
         if whole < segment.units {
             damaged = true;
@@ -750,6 +766,7 @@ fn load(files: &mut Files, truth: &mut Truth<'_>) -> io::Result<View> {
                 }
             }
         }
+        torn |= truth.synced_ms < i64::MAX && !has_end(files, &segment)?;
         segments.push(segment);
     }
     let mut renewed = false;
@@ -856,7 +873,7 @@ fn whole_units(files: &Files, segment: &Segment, truth: &Truth<'_>) -> io::Resul
     let known =
         first_unit(queue.as_ref(), segment.skip, segment.units, |unit| unit.is_some_and(|u| u.base < truth.next))?;
     let newest = units(queue.as_ref(), known.saturating_sub(1), known)?;
-    if newest.first().map_or(true, |unit| unit.store_timestamp <= truth.synced_ms) {
+    if !newest.first().is_some_and(|unit| truth.is_doubtful(unit)) {
         return Ok(known);
     }
     let mut window = Window::new(log, segment.base)?;
@@ -864,8 +881,7 @@ fn whole_units(files: &Files, segment: &Segment, truth: &Truth<'_>) -> io::Resul
     while at < known {
         let next = units(queue.as_ref(), at, (at + UNITS_AT_ONCE).min(known))?;
         for unit in &next {
-            let doubtful = unit.store_timestamp > truth.synced_ms;
-            if doubtful && !window.record(unit)?.is_some_and(|view| view.is_intact()) {
+            if truth.is_doubtful(unit) && !window.record(unit)?.is_some_and(|view| view.is_intact()) {
                 return Ok(at);
             }
             at += 1;
@@ -875,6 +891,14 @@ fn whole_units(files: &Files, segment: &Segment, truth: &Truth<'_>) -> io::Resul
         }
     }
     Ok(known)
+}
+
+/// True if the blank that ends a full file lies behind the last record.
+fn has_end(files: &Files, segment: &Segment) -> io::Result<bool> {
+    let mut head = [0; BLANK_BYTES as usize];
+    let got = files.disk.open(&files.log(segment.base), Mode::Read)?.read_at(segment.log_end, &mut head)?;
+    let room = read_u32(&head, 0).map(u64::from);
+    Ok(got == head.len() && room == Some(files.log_bytes - segment.log_end) && read_u32(&head, 4) == Some(MAGIC_BLANK))
 }
 
 /// Cuts a file behind its first `count` units; `None`: nothing is left.

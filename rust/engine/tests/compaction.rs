@@ -234,6 +234,30 @@ fn messages_outlive_their_log_files() {
     room.check(&mut store);
 }
 
+/// Many messages, copied by the flusher; the copies are synced with the next checkpoint, which is long to come.
+fn copied_and_not_synced() -> (Room, Store) {
+    let mut room = Room::new(FlushMode::Sync);
+    room.bench.options.queue_flush_forced_ms = 3_600_000;
+    let mut store = room.bench.open();
+    room.send(&mut store, "old", "still here");
+    for n in 0..450 {
+        room.send(&mut store, "k", &format!("{n}{}", "x".repeat(50)));
+    }
+    store.tick().unwrap();
+    store.settle();
+    (room, store)
+}
+
+#[test]
+fn copies_that_a_power_cut_has_torn_are_made_again() {
+    for seed in 0..20 {
+        let (room, store) = copied_and_not_synced();
+        drop(store);
+        room.bench.disk.power_cut(seed);
+        room.check(&mut room.bench.open());
+    }
+}
+
 #[test]
 fn keys_beyond_the_memory_are_compared_the_next_time() {
     let mut room = Room::new(FlushMode::Async);
