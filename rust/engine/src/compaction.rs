@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::batch_queue::{BatchEntry, UNIT_BYTES};
@@ -371,6 +371,8 @@ pub(crate) struct Compaction {
     view: Mutex<View>,
     /// Files that are not synced; who holds it appends.
     unsynced: Mutex<BTreeSet<u64>>,
+    /// What is copied of the messages before this offset is on the device.
+    synced: AtomicI64,
     /// Who holds it replaces files.
     replacing: Mutex<()>,
 }
@@ -415,10 +417,12 @@ impl Compaction {
         };
         let view = load(&mut files, truth).map_err(|e| Error::open("opening", &files.log_dir, &e))?;
         let doubtful = truth.synced_ms < i64::MAX;
+        let synced = if doubtful { 0 } else { view.next };
         Ok(Compaction {
             topic: topic.clone(),
             queue_id,
             unsynced: Mutex::new(view.segments.iter().filter(|_| doubtful).map(|s| s.base).collect()),
+            synced: AtomicI64::new(synced),
             files,
             view: Mutex::new(view),
             replacing: Mutex::new(()),
@@ -430,9 +434,9 @@ impl Compaction {
         self.view().segments.first().map(|segment| segment.first)
     }
 
-    /// Offset of the queue's next message to copy.
-    pub fn next(&self) -> i64 {
-        self.view().next
+    /// Messages before this offset need no log file any more: what is copied of them is on the device.
+    pub fn synced(&self) -> i64 {
+        self.synced.load(Ordering::Acquire)
     }
 
     /// Appends what matches from `from` on and lies before `end` to `out`, as far as the limits allow. True: the read ends here. False:
@@ -575,8 +579,16 @@ impl Compaction {
 
     /// Syncs what [`Compaction::follow`] wrote.
     pub fn sync(&self) -> Result<(), Error> {
-        let bases = std::mem::take(&mut *lock(&self.unsynced));
-        if bases.is_empty() || self.view().deleted {
+        let (bases, next) = {
+            let mut unsynced = lock(&self.unsynced);
+            let view = self.view();
+            if view.deleted {
+                return Ok(());
+            }
+            (std::mem::take(&mut *unsynced), view.next)
+        };
+        if bases.is_empty() {
+            self.synced.store(next, Ordering::Release);
             return Ok(());
         }
         let is_gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
@@ -591,9 +603,11 @@ impl Compaction {
             self.files.sync_all_dirs()
         };
         match synced() {
-            Err(e) if is_gone(&e) && self.view().deleted => Ok(()),
-            other => other.map_err(|e| failed_sync(&self.files.log_dir, &e)),
+            Err(e) if is_gone(&e) && self.view().deleted => return Ok(()),
+            other => other.map_err(|e| failed_sync(&self.files.log_dir, &e))?,
         }
+        self.synced.store(next, Ordering::Release);
+        Ok(())
     }
 
     /// The topic is gone: nothing is written or replaced any more.

@@ -362,7 +362,7 @@ impl Worker {
         self.checkpoint.save(shared.disk.as_ref(), &path).map_err(|e| Error::write("writing", &path, &e))?;
         self.checkpointed = end;
         self.checkpoint_at = now;
-        shared.counters.dispatched.store(end, Ordering::Relaxed);
+        shared.counters.dispatched.store(end, Ordering::Release);
         Ok(())
     }
 

@@ -26,6 +26,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::marker::PhantomData;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::batch_queue::{self, BatchEntry};
@@ -255,7 +256,7 @@ impl Recovery<'_> {
             false => self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS,
         };
         self.store.open_compactions(synced_ms, self.progress.say)?;
-        self.finish(end)
+        self.finish(start, end)
     }
 
     fn log(&self) -> &CommitLog {
@@ -983,9 +984,13 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, end: Position) -> Result<(), Error> {
+    fn finish(&mut self, start: Position, end: Position) -> Result<(), Error> {
         let shared = self.store.shared.clone();
         shared.state().last_end = end;
+        // What lies before the scan's start was vouched for; what it has rebuilt waits for a checkpoint.
+        let rebuilt = self.changed || self.full || !lock(&shared.entries).unsynced.is_empty();
+        let dispatched = if self.clean && !rebuilt { end } else { start };
+        shared.counters.dispatched.store(dispatched, Ordering::Release);
         let mut worker = lock(&shared.worker);
         worker.checkpoint = self.checkpoint;
         let mut written = Ok(());

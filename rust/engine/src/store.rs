@@ -1493,25 +1493,45 @@ impl Store {
             .map_err(|e| Error::DiskFailed(format!("removing the compaction logs of {topic} failed: {e}")))
     }
 
-    /// Position of the oldest message that is still to be copied to a compaction log.
+    /// Position of the oldest message whose copy in a compaction log is not on the device yet.
     fn not_followed(&mut self) -> Position {
         let mut oldest = Position::MAX;
         for number in 0..self.slots.len() {
             let Some(compaction) = self.slots[number].compaction.clone() else { continue };
-            let mut entries = Vec::new();
-            let _ = self.entries(QueueRef(number as u32), compaction.next(), 1, &mut entries);
-            oldest = entries.iter().filter(|entry| !entry.is_hole()).map(|entry| entry.position).fold(oldest, u64::min);
+            let queue = QueueRef(number as u32);
+            let (min, max) = self.bounds(queue);
+            oldest = oldest.min(self.first_position(queue, compaction.synced().max(min), max));
         }
         oldest
     }
 
-    /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file.
+    /// Position of the first message at or behind `offset`; 0, which is before all, where the queue cannot be read.
+    fn first_position(&mut self, queue: QueueRef, offset: i64, end: i64) -> Position {
+        let mut entries = Vec::new();
+        let mut at = offset;
+        while at < end {
+            entries.clear();
+            let read = self.entries(queue, at, 64, &mut entries);
+            if read.is_err() || entries.is_empty() {
+                return 0;
+            }
+            if let Some(entry) = entries.iter().find(|entry| !entry.is_hole()) {
+                return entry.position;
+            }
+            at += entries.len() as i64;
+        }
+        Position::MAX
+    }
+
+    /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file,
+    /// and none from which a start would have to rebuild something: queue entries or copies that are not on the device.
     ///
     /// # Errors
     /// [`Error::DiskFailed`] when a file cannot be removed; those before it are gone then.
     pub fn delete_files(&mut self, policy: DeletePolicy) -> Result<Deleted, Error> {
         let bases: Vec<Position> = self.shared.log.files().bases.iter().copied().collect();
-        let needed = policy.consumed_position.min(self.not_followed());
+        let dispatched = self.shared.counters.dispatched.load(Ordering::Acquire);
+        let needed = policy.consumed_position.min(self.not_followed()).min(dispatched);
         let mut allowed = 0;
         for pair in bases.windows(2).take(policy.files_max) {
             let next = pair[1];

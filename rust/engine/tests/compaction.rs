@@ -259,6 +259,21 @@ fn copies_that_a_power_cut_has_torn_are_made_again() {
 }
 
 #[test]
+fn log_files_stay_until_the_copies_of_their_messages_are_on_the_device() {
+    let policy = DeletePolicy { before_ms: i64::MAX, consumed_position: u64::MAX, files_max: 100 };
+    for seed in 0..10 {
+        let (room, mut store) = copied_and_not_synced();
+        store.delete_files(policy).unwrap();
+        drop(store);
+        room.bench.disk.power_cut(seed);
+        let mut store = room.bench.open();
+        room.check(&mut store);
+        assert!(store.delete_files(policy).unwrap().log_files > 2);
+        room.check(&mut store);
+    }
+}
+
+#[test]
 fn keys_beyond_the_memory_are_compared_the_next_time() {
     let mut room = Room::new(FlushMode::Async);
     room.bench.options.compaction_map_bytes = 0; // a hundred keys

@@ -330,6 +330,46 @@ fn expired_files_go_only_when_asked_and_allowed() {
     assert_eq!(bounds(&store, "t", 1).1, 200);
 }
 
+const EVERYTHING: DeletePolicy = DeletePolicy { before_ms: i64::MAX, consumed_position: u64::MAX, files_max: 100 };
+
+#[test]
+fn log_files_stay_until_their_queue_entries_are_on_the_device() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..10 {
+        append(&mut store, "orders", 0, b"x", &format!("o{n}"));
+    }
+    // So few entries wait in memory for the next checkpoint, which is long to come; the log itself is flushed.
+    for n in 0..20 {
+        append(&mut store, "other", 0, &[0; 3000], &format!("p{n}"));
+        bench.clock.advance(1000);
+        store.tick().unwrap();
+    }
+    assert_eq!(store.stats().flushed_position, store.stats().max_position);
+    store.delete_files(EVERYTHING).unwrap();
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "orders", 0).1, 10);
+    assert_eq!(append(&mut store, "orders", 0, b"y", "q").queue_offset, 10);
+    // The start has written a checkpoint: up to there they may go, whatever happens then.
+    assert!(store.delete_files(EVERYTHING).unwrap().log_files > 2);
+    drop(store);
+    bench.disk.power_cut(1);
+    let mut store = bench.open();
+    assert!(bounds(&store, "orders", 0).1 >= 10);
+    store.close().unwrap();
+    // So has a clean stop.
+    let mut store = bench.open();
+    for n in 0..10 {
+        append(&mut store, "other", 0, &[0; 3000], &format!("r{n}"));
+    }
+    store.close().unwrap();
+    let mut store = bench.open();
+    assert!(store.delete_files(EVERYTHING).unwrap().log_files > 1);
+    assert!(bounds(&store, "orders", 0).1 >= 10);
+}
+
 // -------------------------------------------------------------------------------------------------------- a failing disk
 
 #[test]
