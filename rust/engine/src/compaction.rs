@@ -506,6 +506,9 @@ impl Compaction {
     }
 
     /// Copies what the queue's files have more than is here. `between` is called from time to time.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when something cannot be read: it goes on there the next time.
     pub fn follow(
         &self,
         shared: &Shared,
@@ -534,16 +537,18 @@ impl Compaction {
                 return Ok(());
             }
             let key = QueueKey { number, topic: &self.topic, queue_id: self.queue_id };
-            let count = UNITS_AT_ONCE.min((end - from) as u64) as usize;
             let mut queue_files = lock(&shared.queue_files);
-            let file_units = queue_files.units as i64;
+            let file = from as u64 / queue_files.units;
+            let file_end = end.min(((file + 1) * queue_files.units) as i64);
+            let count = UNITS_AT_ONCE.min((file_end - from) as u64) as usize;
             let read = queue_files.read(key, from as u64, count, &mut entries);
+            let path = queue_files.path(&self.topic, self.queue_id, file);
             drop(queue_files);
             let mut at = from;
             match read {
                 // The file is missing: what comes behind it is there.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => at = end.min((from / file_units + 1) * file_units),
-                other => other.map_err(|e| Error::open("reading a queue of", &shared.options.root, &e))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => at = file_end,
+                other => other.map_err(|e| Error::open("reading", &path, &e))?,
             }
             let mut appender = Appender::new(&self.files, last);
             for unit in entries.chunks_exact(Entry::BYTES) {

@@ -331,6 +331,8 @@ const SECTOR: usize = 512;
 ///   before it in the same write are.
 /// - **EIO** ([`SimDisk::fail_writes`], [`SimDisk::fail_syncs`]): that write changes nothing. A failed sync drops the dirty marks as
 ///   Linux does: those pages are still read back, but no later sync writes them.
+/// - **Paths that fail** ([`SimDisk::fail_reads`], [`SimDisk::fail_opens`], [`SimDisk::fail_removes`]): bad sectors, no
+///   descriptors left, files that must not be removed.
 /// - **A slow device** ([`SimDisk::hold_syncs`]): syncs of files take until they are let go.
 /// - Not modelled: wrong reads that heal themselves, writes that land at another offset.
 #[derive(Clone, Default)]
@@ -347,6 +349,9 @@ struct Sim {
     capacity: Option<u64>,
     fail_writes: bool,
     fail_syncs: bool,
+    fail_reads: Option<String>,
+    fail_opens: Option<String>,
+    fail_removes: Option<String>,
     hold_syncs: bool,
     writes: u64,
     syncs: u64,
@@ -381,6 +386,7 @@ struct Inode {
 struct SimFile {
     sim: Arc<Mutex<Sim>>,
     inode: u64,
+    path: PathBuf,
     writable: bool,
 }
 
@@ -489,6 +495,21 @@ impl SimDisk {
     /// From now on syncs fail with EIO, or no longer.
     pub fn fail_syncs(&self, fail: bool) {
         self.sim().fail_syncs = fail;
+    }
+
+    /// From now on reading files whose path contains this fails with EIO; `None`: no longer.
+    pub fn fail_reads(&self, part: Option<&str>) {
+        self.sim().fail_reads = part.map(str::to_owned);
+    }
+
+    /// From now on opening them for reading fails with EMFILE.
+    pub fn fail_opens(&self, part: Option<&str>) {
+        self.sim().fail_opens = part.map(str::to_owned);
+    }
+
+    /// From now on removing them fails with EPERM.
+    pub fn fail_removes(&self, part: Option<&str>) {
+        self.sim().fail_removes = part.map(str::to_owned);
     }
 
     /// From now on a file's sync does not end, or no longer: a device that is very busy.
@@ -630,6 +651,10 @@ fn cut_pages(pages: &mut BTreeMap<u64, Page>, len: u64) {
     }
 }
 
+fn named(part: &Option<String>, path: &Path) -> bool {
+    part.as_ref().is_some_and(|part| path.to_string_lossy().contains(part.as_str()))
+}
+
 impl SimFile {
     fn with<R>(&self, act: impl FnOnce(&mut Sim) -> R) -> R {
         act(&mut self.sim.lock().unwrap_or_else(|e| e.into_inner()))
@@ -639,6 +664,9 @@ impl SimFile {
 impl DiskFile for SimFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.with(|sim| {
+            if named(&sim.fail_reads, &self.path) {
+                return Err(eio());
+            }
             let inode = &sim.inodes[&self.inode];
             let wanted = inode.len.saturating_sub(offset).min(buffer.len() as u64) as usize;
             let mut done = 0;
@@ -769,6 +797,9 @@ impl Drop for SimLock {
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn DiskFile>> {
         let mut sim = self.sim();
+        if mode == Mode::Read && named(&sim.fail_opens, path) {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         let inode = match sim.names.get(path) {
             Some(Node::File(id)) => *id,
             Some(Node::Dir) => return Err(rustix::io::Errno::ISDIR.into()),
@@ -784,7 +815,7 @@ impl Disk for SimDisk {
             }
             None => return Err(io::ErrorKind::NotFound.into()),
         };
-        Ok(Arc::new(SimFile { sim: self.0.clone(), inode, writable: mode != Mode::Read }))
+        Ok(Arc::new(SimFile { sim: self.0.clone(), inode, path: path.into(), writable: mode != Mode::Read }))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
@@ -818,6 +849,9 @@ impl Disk for SimDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut sim = self.sim();
+        if named(&sim.fail_removes, path) {
+            return Err(rustix::io::Errno::PERM.into());
+        }
         if !matches!(sim.names.get(path), Some(Node::File(_))) {
             return Err(io::ErrorKind::NotFound.into());
         }

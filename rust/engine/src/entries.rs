@@ -24,12 +24,14 @@ pub(crate) struct Entries {
     written_at: i64,
     /// Queue files written since they were last synced.
     pub unsynced: HashSet<(u32, u64)>,
+    /// Queues of compaction topics that could not be read, which was said.
+    unread: HashSet<u32>,
     copy: Vec<u8>,
 }
 
 impl Entries {
     pub fn new(now_ms: i64) -> Entries {
-        Entries { written_at: now_ms, unsynced: HashSet::new(), copy: Vec::new() }
+        Entries { written_at: now_ms, unsynced: HashSet::new(), unread: HashSet::new(), copy: Vec::new() }
     }
 
     /// Writes what is due: by the clock, or because memory fills up. False if nothing was.
@@ -48,8 +50,9 @@ impl Entries {
     /// Writes the tails that have at least `units_min` units, and all of the index.
     pub fn write(&mut self, shared: &Shared, units_min: usize, between: Between<'_>) -> Result<(), Error> {
         self.write_queues(shared, units_min, between)?;
-        self.follow_compactions(shared, between)?;
-        self.write_index(shared, between)
+        let followed = self.follow_compactions(shared, between);
+        self.write_index(shared, between)?;
+        followed
     }
 
     /// Writes the tails that have at least `units_min` units.
@@ -130,12 +133,26 @@ impl Entries {
         }
     }
 
-    /// Copies what the queues of compaction topics have in their files to their compaction logs.
+    /// Copies what the queues of compaction topics have in their files to their compaction logs. One that cannot be read is
+    /// said and left to the next time; its messages keep their log files until then.
     fn follow_compactions(&mut self, shared: &Shared, between: Between<'_>) -> Result<(), Error> {
         let all: Vec<_> = lock(&shared.compactions).iter().map(|(number, c)| (*number, c.clone())).collect();
         let mut reader = LogReader::default();
         for (number, compaction) in all {
-            compaction.follow(shared, number, &mut reader, between)?;
+            match compaction.follow(shared, number, &mut reader, between) {
+                Ok(()) => {
+                    self.unread.remove(&number);
+                }
+                Err(Error::Unusable(why)) => {
+                    if self.unread.insert(number) {
+                        let (topic, queue_id) = (&compaction.topic, compaction.queue_id);
+                        shared.notice(format!(
+                            "messages of {topic}/{queue_id} cannot be copied to its compaction log: {why}"
+                        ));
+                    }
+                }
+                other => other?,
+            }
         }
         Ok(())
     }

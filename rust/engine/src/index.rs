@@ -690,7 +690,7 @@ impl Index {
 
     /// Bytes of entries waiting to be written.
     pub fn pending_bytes(&self) -> usize {
-        self.current.as_ref().map_or(0, |c| c.pending.len() * ENTRY_BYTES as usize)
+        self.full.iter().chain(&self.current).map(|file| file.pending.len() * ENTRY_BYTES as usize).sum()
     }
 
     /// Takes away the entries to write now, oldest file first. After writing call [`Index::written`].
@@ -776,7 +776,7 @@ impl Index {
 
     /// Handles of all files that may have entries no sync has covered.
     pub fn unsynced_files(&self) -> Vec<Arc<dyn DiskFile>> {
-        self.full.iter().chain(&self.current).map(|c| c.file.clone()).collect()
+        self.current.iter().map(|c| c.file.clone()).collect()
     }
 
     /// Store time of the newest indexed record.
@@ -919,6 +919,17 @@ mod tests {
         assert_eq!(time_name(1_709_164_800_000), "20240229000000000");
         assert_eq!(positive_hash(i32::MIN), 0);
         assert_eq!(positive_hash(-5), 5);
+    }
+
+    #[test]
+    fn what_waits_in_full_files_counts_too() {
+        let mut index = index(&SimDisk::new());
+        for position in 0..120 {
+            index.put(&KeyHash { hash: 1, position, store_timestamp: 1000 });
+        }
+        assert_eq!(index.pending_bytes(), 120 * ENTRY_BYTES as usize);
+        write_all(&mut index);
+        assert_eq!(index.pending_bytes(), 0);
     }
 
     #[test]

@@ -231,6 +231,8 @@ pub(crate) struct Health {
     pub full: Option<Error>,
     /// The configured share of the disk is used; goes when it is not.
     pub ratio: Option<Error>,
+    /// What else kept a thread from its work, as it was said last; writes are not refused for it.
+    pub unexpected: Option<Error>,
 }
 
 /// Written, but not to be seen before the log is flushed to `end`.
@@ -341,15 +343,20 @@ impl Shared {
         f64::from_bits(self.disk_used_ratio_max.load(Ordering::Relaxed))
     }
 
-    /// A write or flush failed: remembers why, so that further writes are refused.
+    /// A write or flush failed: remembers why, so that further writes are refused. Of another failure there is a notice.
     pub fn report(&self, error: &Error) {
-        self.change_health(|health| match error {
-            Error::DiskFull(_) => health.full = Some(error.clone()),
-            Error::DiskFailed(_) => {
+        match error {
+            Error::DiskFull(_) => self.change_health(|health| health.full = Some(error.clone())),
+            Error::DiskFailed(_) => self.change_health(|health| {
                 health.failed.get_or_insert_with(|| error.clone());
+            }),
+            _ => {
+                let before = lock(&self.health).unexpected.replace(error.clone());
+                if before.as_ref() != Some(error) {
+                    self.notice(format!("the store's threads could not go on, they will try again: {error}"));
+                }
             }
-            _ => {}
-        });
+        }
     }
 
     /// Why writes are refused.

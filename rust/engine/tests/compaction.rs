@@ -274,6 +274,41 @@ fn log_files_stay_until_the_copies_of_their_messages_are_on_the_device() {
 }
 
 #[test]
+fn a_queue_file_that_cannot_be_read_stops_nobody_else_and_is_said_once() {
+    let mut room = Room::new(FlushMode::Async);
+    room.bench.options.compaction_topics.push("d".into());
+    room.bench.options.index_entries = 50;
+    let mut store = room.bench.open();
+    room.send(&mut store, "k", "copied");
+    store.flush().unwrap();
+    room.bench.disk.fail_reads(Some("consumequeue/c/"));
+    room.send(&mut store, "k", "not copied");
+    append(&mut store, "d", 0, b"of another compaction topic", "d");
+    for n in 0..300 {
+        append(&mut store, "other", 0, &[0; 500], &format!("o{n}"));
+        room.bench.clock.advance(1000);
+        store.tick().unwrap();
+    }
+    let notices = store.notices();
+    let said: Vec<&String> = notices.iter().filter(|n| n.contains("cannot be copied")).collect();
+    let path = room.bench.queue_file("c", 0, 0);
+    assert!(said.len() == 1 && said[0].contains(path.to_str().unwrap()), "{notices:?}");
+    assert_eq!(store.health(), None);
+    // Checkpoints are written and the index goes on; what is not copied keeps its log file.
+    assert!(store.stats().dispatched_position > 5 * room.bench.options.log_file_bytes);
+    assert!(room.bench.disk.list("/store/index".as_ref()).unwrap().len() > 5);
+    let copy = room.bench.disk.read_file("/store/compaction/compactionLog/d/0/00000000000000000000".as_ref()).unwrap();
+    assert!(copy.windows(10).any(|bytes| bytes == b"of another"));
+    let policy = DeletePolicy { before_ms: i64::MAX, consumed_position: u64::MAX, files_max: 100 };
+    assert_eq!(store.delete_files(policy).unwrap().log_files, 0);
+    // It can be read again.
+    room.bench.disk.fail_reads(None);
+    store.flush().unwrap();
+    assert!(store.delete_files(policy).unwrap().log_files > 5);
+    room.check(&mut store);
+}
+
+#[test]
 fn keys_beyond_the_memory_are_compared_the_next_time() {
     let mut room = Room::new(FlushMode::Async);
     room.bench.options.compaction_map_bytes = 0; // a hundred keys
