@@ -438,7 +438,7 @@ impl LogReader {
         if end > log.written() || within + size as u64 > log.file_bytes || position < log.min() {
             return None;
         }
-        let slot = self.find(log, base)?;
+        let slot = self.find(log, base).ok()?;
         let mapped = &self.maps[slot];
         match &mapped.map {
             Some(map) => map.get(within as usize..within as usize + size),
@@ -461,26 +461,27 @@ impl LogReader {
     }
 
     #[inline]
-    fn find(&mut self, log: &CommitLog, base: u64) -> Option<usize> {
+    fn find(&mut self, log: &CommitLog, base: u64) -> io::Result<usize> {
         if self.maps.get(self.last).is_some_and(|m| m.base == base) {
-            return Some(self.last);
+            return Ok(self.last);
         }
         self.clock += 1;
         if let Some(slot) = self.maps.iter().position(|m| m.base == base) {
             self.maps[slot].used = self.clock;
             self.last = slot;
-            return Some(slot);
+            return Ok(slot);
         }
         if self.maps.len() >= MAPS_MAX {
-            let oldest = (0..self.maps.len()).min_by_key(|i| self.maps[*i].used)?;
-            self.maps.swap_remove(oldest);
+            if let Some(oldest) = (0..self.maps.len()).min_by_key(|i| self.maps[*i].used) {
+                self.maps.swap_remove(oldest);
+            }
         }
-        let file = log.open(base, Mode::Read).ok()?.file;
+        let file = log.open(base, Mode::Read)?.file;
         // A file that is too short must not be mapped beyond its end.
-        let map = if file.len().ok()? >= log.file_bytes { file.map() } else { None };
+        let map = if file.len()? >= log.file_bytes { file.map() } else { None };
         self.maps.push(Mapped { base, map, file, used: self.clock });
         self.last = self.maps.len() - 1;
-        Some(self.last)
+        Ok(self.last)
     }
 
     /// The record at `position`, if one of that size is there.
@@ -488,6 +489,17 @@ impl LogReader {
     pub fn record(&mut self, log: &CommitLog, position: u64, size: u32) -> Option<&[u8]> {
         let bytes = self.bytes(log, position, size as usize)?;
         (read_u32(bytes, 0) == Some(size) && looks_like_record_at(bytes, position)).then_some(bytes)
+    }
+
+    /// The same for who will not ask again: that the record's file cannot be opened now does not mean that it is not there.
+    pub fn record_for_good(&mut self, log: &CommitLog, position: u64, size: u32) -> io::Result<Option<&[u8]>> {
+        if (log.min()..log.written()).contains(&position) {
+            match self.find(log, log.base_of(position)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(self.record(log, position, size))
     }
 
     /// The size the record at `position` says it has.

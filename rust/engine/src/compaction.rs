@@ -551,11 +551,21 @@ impl Compaction {
                 other => other.map_err(|e| Error::open("reading", &path, &e))?,
             }
             let mut appender = Appender::new(&self.files, last);
+            let mut unreadable = None;
             for unit in entries.chunks_exact(Entry::BYTES) {
                 let offset = at;
                 at += 1;
                 let Some(entry) = Entry::read(unit).filter(|entry| !entry.is_hole()) else { continue };
-                let Some(record) = reader.record(&shared.log, entry.position, entry.size) else { continue };
+                let record = match reader.record_for_good(&shared.log, entry.position, entry.size) {
+                    Ok(Some(record)) => record,
+                    Ok(None) => continue,
+                    Err(e) => {
+                        at = offset;
+                        let path = shared.log.path(shared.log.base_of(entry.position));
+                        unreadable = Some(Error::open("opening", &path, &e));
+                        break;
+                    }
+                };
                 let Some(view) = RecordView::parse(record).filter(|view| key_of(view).is_some()) else { continue };
                 if !appender.put(record, offset, entry.tags_code, view.store_timestamp).map_err(failed)? {
                     shared.notice(format!(
@@ -565,7 +575,7 @@ impl Compaction {
                 }
             }
             if at == from {
-                return Ok(());
+                return unreadable.map_or(Ok(()), Err);
             }
             appender.write().map_err(failed)?;
             unsynced.extend(appender.written.iter().map(|segment| segment.base));
@@ -578,6 +588,9 @@ impl Compaction {
             }
             view.next = at;
             drop((view, unsynced));
+            if let Some(error) = unreadable {
+                return Err(error);
+            }
             between()?;
         }
     }

@@ -309,6 +309,26 @@ fn a_queue_file_that_cannot_be_read_stops_nobody_else_and_is_said_once() {
 }
 
 #[test]
+fn messages_whose_log_file_cannot_be_opened_for_a_while_are_copied_later() {
+    let mut room = Room::new(FlushMode::Async);
+    let mut store = room.bench.open();
+    for n in 0..12 {
+        room.send(&mut store, &format!("k{n}"), &"x".repeat(3000));
+    }
+    let path = room.bench.log_file(1);
+    room.bench.disk.fail_opens(path.to_str());
+    store.flush().unwrap();
+    let notices = store.notices();
+    let said = |text: &str| notices.len() == 1 && notices[0].contains(text);
+    assert!(said("cannot be copied") && said(path.to_str().unwrap()), "{notices:?}");
+    room.bench.disk.fail_opens(None);
+    room.send(&mut store, "last", "last");
+    store.flush().unwrap();
+    assert!(store.notices().is_empty());
+    room.check(&mut store);
+}
+
+#[test]
 fn keys_beyond_the_memory_are_compared_the_next_time() {
     let mut room = Room::new(FlushMode::Async);
     room.bench.options.compaction_map_bytes = 0; // a hundred keys
