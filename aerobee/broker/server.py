@@ -412,8 +412,10 @@ class Broker:
         self.order.expire()
 
     async def _clean(self) -> None:
-        await retention.clean(self)
-        self.timer.clean()
+        try:
+            await retention.clean(self)
+        finally:
+            self.timer.clean()
 
     async def _forget_stretches(self) -> None:
         await forget_empty_stretches(self)
@@ -429,7 +431,7 @@ class Broker:
             await self.clock.sleep(period_s() if callable(period_s) else period_s)
             try:
                 await work()
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 _log.error("could not %s: %s", name, error)
             except Exception:
                 _log.exception("could not %s", name)

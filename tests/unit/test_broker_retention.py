@@ -17,9 +17,12 @@ from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.broker.store import Record
 from aerobee.clock import ManualClock
+from aerobee.errors import DiskFailed
+from aerobee.testing.eventually import eventually
 
 FILE_BYTES = 1 << 16
 LATER_MS = 4 * 24 * 3_600_000
+ALL_DAY = ";".join(f"{hour:02d}" for hour in range(24))
 
 
 async def start(tmp_path: Path, **values: Any) -> Broker:
@@ -185,3 +188,23 @@ async def test_delayed_messages_and_open_transactions_hold_their_files(
     low = broker.store.stats()["min_position"]
     broker.offsets.commit("CID_RMQ_SYS_TRANS", "RMQ_SYS_TRANS_HALF_TOPIC", 0, 1)
     assert (await days_later(broker))["log_files"] and broker.store.stats()["min_position"] > low
+
+
+async def test_what_stops_the_log_files_from_going_is_one_line_and_does_not_keep_the_timers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned: list[int] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise DiskFailed("removing commitlog/00000000000000000000 failed")
+
+    broker = await start(tmp_path, clean_resource_interval=100, delete_when=ALL_DAY, file_reserved_time=0)
+    fill(broker)
+    monkeypatch.setattr(broker.store, "clean", fail)
+    monkeypatch.setattr(broker.timer, "clean", lambda: cleaned.append(1))
+    with caplog.at_level(logging.WARNING):
+        await eventually(lambda: len(cleaned) > 2)
+    await broker.stop()
+    lines = [record for record in caplog.records if "could not clean the store" in record.getMessage()]
+    assert lines and "removing commitlog/00000000000000000000 failed" in lines[0].getMessage()
+    assert all(record.exc_info is None for record in lines), "a sentence for an operator, no traceback"
