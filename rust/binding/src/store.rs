@@ -729,7 +729,8 @@ impl Engine {
         files_max: usize,
     ) -> PyResult<Bound<'py, PyDict>> {
         let policy = DeletePolicy { before_ms, consumed_position: consumed_position.unwrap_or(u64::MAX), files_max };
-        let deleted = self.enter_store(py, |engine| engine.store.delete_files(policy))?;
+        let expired = self.enter(py, |engine| engine.store.take_expired(policy))?;
+        let deleted = enter(py, || expired.remove())?.map_err(|error| store_error(py, &error))?;
         self.log_notices(py)?;
         let out = PyDict::new(py);
         out.set_item("log_files", deleted.log_files)?;

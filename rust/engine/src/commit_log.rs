@@ -64,6 +64,8 @@ pub(crate) struct LogFiles {
     pub bases: VecDeque<u64>,
     /// Files that may hold bytes no sync has covered, ascending; the last is the one written to.
     pub unsynced: Vec<LogFile>,
+    /// First positions of those that are none of the log's any more and still to be removed, ascending.
+    pub expired: VecDeque<u64>,
     /// The next file, made ahead of time.
     pub spare: Option<LogFile>,
     /// A name was made since the directory's last sync.
@@ -289,31 +291,39 @@ impl CommitLog {
         Ok(true)
     }
 
-    /// Removes files, oldest first, while `may_go(base, next_base)` agrees; never the last. Returns their first positions.
-    pub fn remove_oldest(&self, files_max: usize, may_go: impl Fn(u64, u64) -> bool) -> Result<Vec<u64>, Error> {
-        let mut gone = Vec::new();
-        while gone.len() < files_max {
-            let (base, next) = {
-                let files = self.files();
-                match (files.bases.front(), files.bases.get(1)) {
-                    (Some(base), Some(next)) => (*base, *next),
-                    _ => break,
-                }
-            };
+    /// Takes so many of the oldest files out of the log; never the last. They are there until [`CommitLog::remove_expired`], and no
+    /// others are taken out before that: what a start finds has no gaps.
+    pub fn expire_oldest(&self, count: usize) {
+        let mut files = self.files();
+        if !files.expired.is_empty() {
+            return;
+        }
+        for _ in 0..count {
             // What is not flushed yet is not deleted either: its sync would have to find the file.
-            if next > self.flushed() || !may_go(base, next) {
-                break;
-            }
+            let next = files.bases.get(1).copied().filter(|next| *next <= self.flushed());
+            let Some(next) = next else { break };
+            let base = files.bases.pop_front();
+            files.expired.extend(base);
+            self.set_min(next);
+        }
+    }
+
+    /// Removes the files that were taken out, oldest first. Slow: a file of 1 GiB takes a quarter of a second. Returns how many.
+    pub fn remove_expired(&self) -> Result<usize, Error> {
+        let mut removed = 0;
+        loop {
+            let Some(base) = self.files().expired.front().copied() else { return Ok(removed) };
             let path = self.path(base);
             match self.disk.remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::write("removing", &path, &e)),
                 _ => {}
             }
-            self.files().bases.pop_front();
-            self.set_min(next);
-            gone.push(base);
+            let mut files = self.files();
+            if files.expired.front() == Some(&base) {
+                files.expired.pop_front();
+                removed += 1;
+            }
         }
-        Ok(gone)
     }
 
     /// Removes the spare, so that a closed store has no file without records.
@@ -412,7 +422,8 @@ impl LogWriter {
     }
 }
 
-struct Mapped {
+/// A file that is read.
+pub(crate) struct Mapped {
     base: u64,
     map: Option<memmap2::Mmap>,
     file: Arc<dyn DiskFile>,
@@ -508,9 +519,11 @@ impl LogReader {
         looks_like_record_at(head, position).then(|| read_u32(head, 0)).flatten()
     }
 
-    /// Drops what was opened of files below `min`.
-    pub fn forget_below(&mut self, min: u64) {
-        self.maps.retain(|m| m.base >= min);
+    /// Takes out what was opened of files below `min`.
+    pub fn take_below(&mut self, min: u64) -> Vec<Mapped> {
+        let (below, rest) = std::mem::take(&mut self.maps).into_iter().partition(|m| m.base < min);
+        self.maps = rest;
+        below
     }
 
     /// Maps held.

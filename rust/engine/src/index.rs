@@ -331,6 +331,8 @@ pub(crate) struct Index {
     pub geometry: Geometry,
     disk: Arc<dyn Disk>,
     older: VecDeque<Older>,
+    /// Those that are none of the index's any more and still to be removed. New files have later names than all before.
+    pub expired: VecDeque<PathBuf>,
     /// Full, not written out yet.
     full: VecDeque<Current>,
     current: Option<Current>,
@@ -348,6 +350,7 @@ impl Index {
             geometry,
             disk,
             older: VecDeque::new(),
+            expired: VecDeque::new(),
             full: VecDeque::new(),
             current: None,
             spare: Vec::new(),
@@ -804,21 +807,18 @@ impl Index {
         self.spare = Vec::new();
     }
 
-    /// Removes files whose records are all below `min`; never the newest. Returns how many.
-    pub fn remove_below(&mut self, min: u64) -> io::Result<usize> {
-        let mut removed = 0;
+    /// Forgets the files whose records are all below `min`, never the newest; [`Index::expired`] has them then.
+    pub fn expire_below(&mut self, min: u64) {
         let has_newer = self.current.is_some() || !self.full.is_empty();
         while self.older.len() > usize::from(!has_newer) {
             match self.older.front() {
                 Some(oldest) if oldest.header.end_position < min => {
-                    self.disk.remove_file(&self.dir.join(&oldest.name))?;
+                    self.expired.push_back(self.dir.join(&oldest.name));
                     self.older.pop_front();
-                    removed += 1;
                 }
                 _ => break,
             }
         }
-        Ok(removed)
     }
 
     /// Number of files.

@@ -567,7 +567,7 @@ impl Recovery<'_> {
     /// Reads the log from `start` and puts each record's entries where they belong; returns the log's end.
     fn scan(&mut self, bases: &[Position], start: Position, reached: Option<Position>) -> Result<Position, Error> {
         // Maps would see files that are about to be cut.
-        self.store.reader.forget_below(Position::MAX);
+        drop(self.store.reader.take_below(Position::MAX));
         let file_bytes = self.log().file_bytes;
         let Some(mut at_file) = bases.iter().rposition(|b| *b <= start) else { return Ok(start) };
         let total = bases.last().map_or(0, |b| b + file_bytes);

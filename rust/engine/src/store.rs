@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use crate::batch_queue::{self, BatchEntry, BatchUnits, Units};
 use crate::clock::Clock;
-use crate::commit_log::{CommitLog, LogReader, LogWriter, Run};
+use crate::commit_log::{CommitLog, LogReader, LogWriter, Mapped, Run};
 use crate::compaction::{self, Compaction, Compactor, Truth};
 use crate::consume_queue::{can_be, Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
 use crate::disk::Disk;
@@ -185,7 +185,7 @@ pub struct DeletePolicy {
     pub files_max: usize,
 }
 
-/// What [`Store::delete_files`] removed.
+/// What [`Expired::remove`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Deleted {
     pub log_files: usize,
@@ -1530,12 +1530,10 @@ impl Store {
         Position::MAX
     }
 
-    /// Removes the oldest commit log files the policy allows, then queue and index files below them. Never the last file,
-    /// and none from which a start would have to rebuild something: queue entries or copies that are not on the device.
-    ///
-    /// # Errors
-    /// [`Error::DiskFailed`] when a file cannot be removed; those before it are gone then.
-    pub fn delete_files(&mut self, policy: DeletePolicy) -> Result<Deleted, Error> {
+    /// Takes the oldest commit log files the policy allows out of the store, with queue and index files below them. Never the
+    /// last file, and none from which a start would have to rebuild something: queue entries or copies that are not on the
+    /// device. What takes long is left to [`Expired::remove`], which needs no store.
+    pub fn take_expired(&mut self, policy: DeletePolicy) -> Expired {
         let bases: Vec<Position> = self.shared.log.files().bases.iter().copied().collect();
         let dispatched = self.shared.counters.dispatched.load(Ordering::Acquire);
         let needed = policy.consumed_position.min(self.not_followed()).min(dispatched);
@@ -1552,16 +1550,23 @@ impl Store {
             }
             allowed += 1;
         }
-        let gone = self.shared.log.remove_oldest(allowed, |_, _| true)?;
-        let mut deleted = Deleted { log_files: gone.len(), min_position: self.shared.log.min(), ..Deleted::default() };
-        self.reader.forget_below(deleted.min_position);
-        deleted.queue_files = self.delete_queue_files(deleted.min_position)?;
+        self.shared.log.expire_oldest(allowed);
+        let min_position = self.shared.log.min();
+        // Queues may come back under the same names, so theirs go here.
+        let queue_files = self.delete_queue_files(min_position);
         if let Some(index) = self.shared.state().index.as_mut() {
-            deleted.index_files = index
-                .remove_below(deleted.min_position)
-                .map_err(|e| Error::DiskFailed(format!("removing a file below {} failed: {e}", index.dir.display())))?;
+            index.expire_below(min_position);
         }
-        Ok(deleted)
+        let maps = self.reader.take_below(min_position);
+        Expired { shared: self.shared.clone(), maps, queue_files, min_position }
+    }
+
+    /// [`Store::take_expired`] and [`Expired::remove`].
+    ///
+    /// # Errors
+    /// As [`Expired::remove`].
+    pub fn delete_files(&mut self, policy: DeletePolicy) -> Result<Deleted, Error> {
+        self.take_expired(policy).remove()
     }
 
     fn delete_queue_files(&mut self, min_position: Position) -> Result<usize, Error> {
@@ -1748,6 +1753,51 @@ impl Store {
     /// Readable when the flushed end has moved with synchronous flush, or when it failed; [`Store::settle`] empties it.
     pub fn notify_fd(&self) -> RawFd {
         self.shared.event.as_raw_fd()
+    }
+}
+
+/// What [`Store::take_expired`] has taken out. Dropped instead of removed it is removed with the next; after a restart
+/// the files are the store's again.
+#[must_use]
+pub struct Expired {
+    shared: Arc<Shared>,
+    maps: Vec<Mapped>,
+    queue_files: Result<usize, Error>,
+    min_position: Position,
+}
+
+impl Expired {
+    /// Removes the files, and those that could not be removed earlier: the log's oldest first.
+    ///
+    /// # Errors
+    /// [`Error::DiskFailed`] when a file cannot be removed. Newer ones of its kind stay too, the others are gone.
+    pub fn remove(self) -> Result<Deleted, Error> {
+        // Taking a map of 1 GiB down is slow as well.
+        drop(self.maps);
+        let log_files = self.shared.log.remove_expired();
+        let index_files = remove_index_files(&self.shared);
+        Ok(Deleted {
+            log_files: log_files?,
+            queue_files: self.queue_files?,
+            index_files: index_files?,
+            min_position: self.min_position,
+        })
+    }
+}
+
+fn remove_index_files(shared: &Shared) -> Result<usize, Error> {
+    let mut removed = 0;
+    loop {
+        let path = shared.state().index.as_ref().and_then(|index| index.expired.front().cloned());
+        let Some(path) = path else { return Ok(removed) };
+        match shared.disk.remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::write("removing", &path, &e)),
+            _ => {}
+        }
+        let mut state = shared.state();
+        let Some(index) = state.index.as_mut().filter(|index| index.expired.front() == Some(&path)) else { continue };
+        index.expired.pop_front();
+        removed += 1;
     }
 }
 

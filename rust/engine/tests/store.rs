@@ -370,6 +370,59 @@ fn log_files_stay_until_their_queue_entries_are_on_the_device() {
     assert!(bounds(&store, "orders", 0).1 >= 10);
 }
 
+#[test]
+fn expired_files_are_removed_while_the_store_is_used() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let first = append(&mut store, "t", 0, &[7; 600], "first");
+    for n in 0..100 {
+        append(&mut store, "t", 0, &[7; 600], &format!("k{n}"));
+    }
+    store.flush().unwrap();
+    let expired = store.take_expired(EVERYTHING);
+    // They are none of the store's any more, and still there: the slow part is to come.
+    assert!(!store.copy_record(first.position, first.size, &mut Vec::new()));
+    let (low, high) = bounds(&store, "t", 0);
+    assert!(low > 50 && high == 101 && store.stats().log_files == 1);
+    assert!(bench.disk.exists(&bench.log_file(0)) && bench.disk.exists(&bench.log_file(1)));
+    // Somebody else asks meanwhile.
+    assert_eq!(append(&mut store, "t", 0, b"meanwhile", "m").queue_offset, 101);
+    let deleted = expired.remove().unwrap();
+    assert!(deleted.log_files > 2 && deleted.index_files > 0, "{deleted:?}");
+    assert!(!bench.disk.exists(&bench.log_file(0)) && !bench.disk.exists(&bench.log_file(1)));
+    assert_eq!(body(&mut store, "t", 0, 101).unwrap(), b"meanwhile");
+}
+
+#[test]
+fn a_log_file_that_cannot_be_removed_is_tried_again_and_no_newer_one_goes_before_it() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..100 {
+        append(&mut store, "t", 0, &[7; 600], &format!("k{n}"));
+    }
+    store.flush().unwrap();
+    let path = bench.log_file(1);
+    bench.disk.fail_removes(path.to_str());
+    for _ in 0..2 {
+        let error = store.delete_files(EVERYTHING).unwrap_err();
+        assert!(matches!(&error, Error::DiskFailed(text) if text.contains(path.to_str().unwrap())), "{error}");
+        assert!(!bench.disk.exists(&bench.log_file(0)) && bench.disk.exists(&bench.log_file(2)));
+    }
+    assert_eq!(store.health(), None);
+    assert!(bounds(&store, "t", 0).0 > 50);
+    // A start in between finds a log without a gap.
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert!(bench.silent(), "{:?}", bench.lines);
+    assert_eq!(bounds(&store, "t", 0).1, 100);
+    assert!(store.delete_files(EVERYTHING).is_err());
+    bench.disk.fail_removes(None);
+    assert!(store.delete_files(EVERYTHING).unwrap().log_files > 2);
+    assert!(!bench.disk.exists(&path));
+    assert_eq!(store.stats().log_files, 1);
+}
+
 // -------------------------------------------------------------------------------------------------------- a failing disk
 
 #[test]
