@@ -1538,13 +1538,10 @@ impl Store {
         let dispatched = self.shared.counters.dispatched.load(Ordering::Acquire);
         let needed = policy.consumed_position.min(self.not_followed()).min(dispatched);
         let mut allowed = 0;
-        for pair in bases.windows(2).take(policy.files_max) {
-            let next = pair[1];
-            // The next file's first record is newer than all in this one.
-            let newest = match self.reader.bytes(&self.shared.log, next, record::RECORD_BYTES_MIN) {
-                Some(head) => record::store_timestamp_of(head).unwrap_or(i64::MAX - 1),
-                None => self.shared.state().last_timestamp,
-            };
+        for (number, next) in bases.iter().copied().enumerate().skip(1).take(policy.files_max) {
+            // The next file's first record is newer than all in this one; where it is damaged, that of the one behind it.
+            let later = bases[number..].iter().find_map(|base| self.first_time(*base));
+            let newest = later.unwrap_or_else(|| self.shared.state().last_timestamp);
             if next > needed || (policy.before_ms != i64::MAX && newest >= policy.before_ms) {
                 break;
             }
@@ -1559,6 +1556,12 @@ impl Store {
         }
         let maps = self.reader.take_below(min_position);
         Expired { shared: self.shared.clone(), maps, queue_files, min_position }
+    }
+
+    /// Store time of a log file's first record, if it is one.
+    fn first_time(&mut self, base: Position) -> Option<i64> {
+        self.reader.size_at(&self.shared.log, base)?;
+        self.reader.bytes(&self.shared.log, base, record::RECORD_BYTES_MIN).and_then(record::store_timestamp_of)
     }
 
     /// [`Store::take_expired`] and [`Expired::remove`].

@@ -371,6 +371,22 @@ fn log_files_stay_until_their_queue_entries_are_on_the_device() {
 }
 
 #[test]
+fn a_damaged_first_record_makes_the_file_before_it_neither_older_nor_immortal() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..100 {
+        bench.clock.advance(1000);
+        append(&mut store, "t", 0, &[7; 600], &format!("k{n}"));
+    }
+    store.flush().unwrap();
+    bench.write(&bench.log_file(1), 0, &[0; 700]);
+    let policy = DeletePolicy { before_ms: START_MS, ..EVERYTHING };
+    assert_eq!(store.delete_files(policy).unwrap().log_files, 0);
+    let policy = DeletePolicy { before_ms: START_MS + 70_000, ..EVERYTHING };
+    assert!(store.delete_files(policy).unwrap().log_files > 1);
+}
+
+#[test]
 fn expired_files_are_removed_while_the_store_is_used() {
     let bench = Bench::new(FlushMode::Async);
     let mut store = bench.open();
