@@ -1,6 +1,8 @@
 """The engine through Python: what crosses, how errors arrive, and that nothing blocks the loop."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -247,3 +249,25 @@ def test_a_watched_queue_tells_once(engine: Engine) -> None:
     engine.watch("T", 1)
     engine.delete_topic("T")
     assert engine.append([Record("T", 1, b"x", b"")])[1].arrivals == []
+
+
+CUT = """
+import os, sys
+from aerobee._engine import Engine, Record
+engine = Engine.open({"root": sys.argv[1], "log_file_bytes": 1 << 22, "index_slots": 1000, "index_entries": 4000})
+first, last = [engine.append([Record("T", 0, b"x" * 50_000, b"")])[0][0] for _ in range(2)]
+assert engine.record(last.position)
+os.truncate(sys.argv[1] + "/commitlog/" + "0" * 20, 49_152)
+assert engine.record(last.position) is None and engine.record(first.position) is None
+assert engine.read("T", 0, 0, 32, 1 << 20, None).count == 0
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("faulthandler", [[], ["-X", "faulthandler"]])
+def test_a_log_file_that_cannot_be_read_costs_its_messages_and_not_the_process(
+    tmp_path: Path, faulthandler: list[str]
+) -> None:
+    command = [sys.executable, *faulthandler, "-c", CUT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")

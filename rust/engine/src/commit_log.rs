@@ -1,8 +1,9 @@
 //! The commit log: files of equal size, named by the position of their first byte, written at one end.
 //!
-//! Writes are positioned (`pwrite`), so a full or failing disk is an error and never a signal; reads go through maps,
-//! of which the least used are dropped. [`CommitLog`] is shared by the store's owner and the flusher; [`LogWriter`] and [`LogReader`]
-//! belong to the owner alone. Which bytes are valid is the business of recovery and of the two marks `written` and `flushed`.
+//! Writes are positioned (`pwrite`), so a full or failing disk is an error and never a signal; reads go through maps
+//! ([`crate::guard`]: what becomes of unreadable places), of which the least used are dropped. [`CommitLog`] is shared by the
+//! store's owner and the flusher; [`LogWriter`] and [`LogReader`] belong to the owner alone. Which bytes are valid is the business
+//! of recovery and of the two marks `written` and `flushed`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk::{Disk, DiskFile, Mode};
 use crate::error::Error;
+use crate::guard::{was_hit, Map};
 use crate::memory::prefetch;
 use crate::record::{looks_like_record_at, read_u32};
 
@@ -425,7 +427,7 @@ impl LogWriter {
 /// A file that is read.
 pub(crate) struct Mapped {
     base: u64,
-    map: Option<memmap2::Mmap>,
+    map: Option<Map>,
     file: Arc<dyn DiskFile>,
     used: u64,
 }
@@ -502,7 +504,20 @@ impl LogReader {
         (read_u32(bytes, 0) == Some(size) && looks_like_record_at(bytes, position)).then_some(bytes)
     }
 
-    /// The same for who will not ask again: that the record's file cannot be opened now does not mean that it is not there.
+    /// True if what was read there, just before, lies in part where the file turned out to be unreadable: it began well.
+    #[inline]
+    pub fn is_damaged(&self, log: &CommitLog, position: u64, size: u32) -> bool {
+        was_hit() && self.was_read_damaged(log, position, size)
+    }
+
+    #[cold]
+    fn was_read_damaged(&self, log: &CommitLog, position: u64, size: u32) -> bool {
+        let base = log.base_of(position);
+        let map = self.maps.iter().find(|m| m.base == base).and_then(|m| m.map.as_ref());
+        map.is_some_and(|map| map.is_damaged((position - base) as usize, size as usize))
+    }
+
+    /// [`LogReader::record`] for who will not ask again: that the record's file cannot be opened now does not mean that it is not there.
     pub fn record_for_good(&mut self, log: &CommitLog, position: u64, size: u32) -> io::Result<Option<&[u8]>> {
         if (log.min()..log.written()).contains(&position) {
             match self.find(log, log.base_of(position)) {

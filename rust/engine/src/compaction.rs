@@ -552,6 +552,7 @@ impl Compaction {
             }
             let mut appender = Appender::new(&self.files, last);
             let mut unreadable = None;
+            let mut copy = Vec::new();
             for unit in entries.chunks_exact(Entry::BYTES) {
                 let offset = at;
                 at += 1;
@@ -566,8 +567,13 @@ impl Compaction {
                         break;
                     }
                 };
-                let Some(view) = RecordView::parse(record).filter(|view| key_of(view).is_some()) else { continue };
-                if !appender.put(record, offset, entry.tags_code, view.store_timestamp).map_err(failed)? {
+                copy.clear();
+                copy.extend_from_slice(record);
+                if reader.is_damaged(&shared.log, entry.position, entry.size) {
+                    continue;
+                }
+                let Some(view) = RecordView::parse(&copy).filter(|view| key_of(view).is_some()) else { continue };
+                if !appender.put(&copy, offset, entry.tags_code, view.store_timestamp).map_err(failed)? {
                     shared.notice(format!(
                         "message {offset} of {}/{} is larger than a compaction log file: it is not kept",
                         self.topic, self.queue_id

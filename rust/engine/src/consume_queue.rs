@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::batch_queue::BatchUnits;
 use crate::commit_log::file_name;
 use crate::disk::{Disk, DiskFile, Mode};
+use crate::guard::Map;
 
 /// Bytes of a unit.
 pub const UNIT_BYTES: usize = 20;
@@ -183,7 +184,7 @@ pub(crate) struct QueueFiles {
 
 struct Open {
     file: Arc<dyn DiskFile>,
-    map: Option<memmap2::Mmap>,
+    map: Option<Map>,
     used: u64,
 }
 
@@ -227,7 +228,7 @@ impl QueueFiles {
         })
     }
 
-    fn keep(&mut self, key: (u32, u64), file: Arc<dyn DiskFile>, map: Option<memmap2::Mmap>) {
+    fn keep(&mut self, key: (u32, u64), file: Arc<dyn DiskFile>, map: Option<Map>) {
         if self.open.len() >= self.open_max {
             if let Some(oldest) = self.open.iter().min_by_key(|(_, open)| open.used).map(|(k, _)| *k) {
                 self.open.remove(&oldest);

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom};
 
+use crate::guard::Map;
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -77,7 +79,7 @@ pub trait DiskFile: Send + Sync {
     /// Tells the system that this range will be read soon.
     fn will_need(&self, _offset: u64, _bytes: u64) {}
     /// A read-only map of the whole file, where the disk can; otherwise callers use `read_at`.
-    fn map(&self) -> Option<memmap2::Mmap> {
+    fn map(&self) -> Option<Map> {
         None
     }
 }
@@ -192,10 +194,8 @@ impl DiskFile for RealFile {
         let _ = rustix::fs::fadvise(&self.0, offset, std::num::NonZeroU64::new(bytes), rustix::fs::Advice::WillNeed);
     }
 
-    fn map(&self) -> Option<memmap2::Mmap> {
-        // SAFETY: the store's files are cut only while recovering, before anything is mapped; the lock file keeps
-        // other brokers out. Bytes change under the map only beyond the end that readers are given.
-        unsafe { memmap2::Mmap::map(&self.0) }.ok()
+    fn map(&self) -> Option<Map> {
+        Map::of(&self.0)
     }
 }
 

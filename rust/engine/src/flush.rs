@@ -22,6 +22,7 @@ use crate::commit_log::failed_sync;
 use crate::consume_queue::QueueKey;
 use crate::disk::DiskFile;
 use crate::error::{is_full, Error};
+use crate::guard;
 use crate::store::{lock, FlushMode, Shared};
 
 /// More files than this are synced with one call for the whole file system.
@@ -182,6 +183,7 @@ impl Worker {
 
     /// Does what is due by the clock.
     pub fn round(&mut self, shared: &Shared) -> Result<(), Error> {
+        guard::take_lines(&shared.options.root).into_iter().for_each(|line| shared.notice(line));
         let result = self.round_parts(shared);
         if let Err(error) = &result {
             shared.report(error);

@@ -10,6 +10,7 @@ pub mod entries;
 pub mod error;
 pub mod flush;
 pub mod frame;
+pub mod guard;
 pub mod header;
 mod home;
 pub mod index;

@@ -1324,13 +1324,13 @@ impl Store {
     /// Appends the record's bytes to `out`; false (and nothing appended) when it is damaged, deleted or a hole.
     #[inline]
     pub fn copy_record(&mut self, position: Position, size: u32, out: &mut Vec<u8>) -> bool {
-        match self.reader.record(&self.shared.log, position, size) {
-            Some(bytes) => {
-                out.extend_from_slice(bytes);
-                true
-            }
-            None => false,
+        let Some(bytes) = self.reader.record(&self.shared.log, position, size) else { return false };
+        out.extend_from_slice(bytes);
+        if self.reader.is_damaged(&self.shared.log, position, size) {
+            out.truncate(out.len() - size as usize);
+            return false;
         }
+        true
     }
 
     /// The record at `position` will be copied soon.
@@ -1342,7 +1342,8 @@ impl Store {
     /// Shows the record's bytes to `look` without copying; `None` as `copy_record` says false.
     #[inline]
     pub fn with_record<R>(&mut self, position: Position, size: u32, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        self.reader.record(&self.shared.log, position, size).map(look)
+        let seen = self.reader.record(&self.shared.log, position, size).map(look)?;
+        (!self.reader.is_damaged(&self.shared.log, position, size)).then_some(seen)
     }
 
     /// The record at `position`, its size read from the log; checked by its CRC. `None` when there is none or it is not acknowledged.
@@ -1353,7 +1354,8 @@ impl Store {
         let size = self.reader.size_at(&self.shared.log, position)?;
         let bytes = self.reader.record(&self.shared.log, position, size)?;
         RecordView::parse(bytes).filter(RecordView::is_intact)?;
-        Some(bytes.to_vec())
+        let copy = bytes.to_vec();
+        (!self.reader.is_damaged(&self.shared.log, position, size)).then_some(copy)
     }
 
     /// Store time of the first record at or behind `offset` that can be read, with its offset.

@@ -210,3 +210,35 @@ fn zeros_that_fill_up_a_block_stay_in_their_file_and_under_what_comes_next() {
     let mut store = open(&options).unwrap();
     assert_eq!(store.stats().max_position, end, "zeros are no messages");
 }
+
+#[test]
+fn a_log_file_that_was_cut_costs_what_was_in_it_and_not_the_process() {
+    const CUT_AT: u64 = 64 * 1024; // in the middle of a record
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        StoreOptions { log_file_bytes: 1 << 20, compaction_topics: vec!["t".into()], ..StoreOptions::new(dir.path()) };
+    let mut store = open(&options).unwrap();
+    let staged: Vec<Staged> = (0..30).map(|_| stage(&mut store, "t", 0, &[7; 5000])).collect();
+    store.commit().unwrap();
+    let mut out = Vec::new();
+    assert!(store.copy_record(staged[29].position, staged[29].size, &mut out));
+    let path = dir.path().join("commitlog").join(format!("{:020}", 0));
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(CUT_AT).unwrap();
+    out.clear();
+    for one in &staged {
+        let whole = one.position + u64::from(one.size) <= CUT_AT;
+        assert_eq!(store.copy_record(one.position, one.size, &mut out), whole, "{one:?}");
+        assert_eq!(store.record(one.position).is_some(), whole, "{one:?}");
+        assert_eq!(store.with_record(one.position, one.size, |bytes| bytes[bytes.len() - 1]).is_some(), whole);
+    }
+    assert!(staged[12].position < CUT_AT && staged[13].position > CUT_AT && out.len() == 12 * staged[0].size as usize);
+    let mut said = Vec::new();
+    eventually("the file is named", || {
+        said.extend(store.notices());
+        said.iter().any(|line| line.contains(path.to_str().unwrap()) && line.contains("cannot be read in places"))
+    });
+    drop(store);
+    let mut store = open(&options).unwrap();
+    assert!(store.copy_record(staged[11].position, staged[11].size, &mut out));
+    assert!(!store.copy_record(staged[12].position, staged[12].size, &mut out));
+}
