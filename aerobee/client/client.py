@@ -64,7 +64,7 @@ def static_hosts(topic: str, data: TopicRouteData) -> dict[MessageQueue, str]:
 class TopicRoute:
     """Where a topic lives: its queues for sending and for reading, in the order all clients agree on."""
 
-    __slots__ = ("brokers", "guessed", "hosts", "read_queues", "topic", "write_queues")
+    __slots__ = ("brokers", "guessed", "has_others", "hosts", "read_queues", "topic", "write_queues")
 
     def __init__(self, topic: str, data: TopicRouteData, *, guessed: bool = False) -> None:
         self.topic = topic
@@ -87,6 +87,8 @@ class TopicRoute:
                 self.write_queues += [MessageQueue(topic, name, i) for i in range(writable)]
         self.write_queues.sort(key=queue_order)
         self.read_queues.sort(key=queue_order)
+        self.has_others = len({self.host(queue) for queue in self.write_queues}) > 1
+        """When one broker does not take a message, another one may."""
 
     def host(self, queue: MessageQueue) -> str:
         """Name of the broker that has the queue: its own, but for the queues of static topics, which move."""

@@ -155,7 +155,8 @@ class Producer:
         ValueError.
         """
         self._check(message)
-        return await self._send(message, self._chooser(message, queue, sharding_key, selector), timeout_ms)
+        deadline = self._deadline(timeout_ms)
+        return await self._send(message, self._chooser(message, queue, sharding_key, selector), deadline)
 
     async def post(
         self,
@@ -183,6 +184,7 @@ class Producer:
         out: asyncio.Future[SendResult] = loop.create_future()
         out.add_done_callback(self._landed)
         timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+        deadline = loop.time() + timeout_s
         try:
             choose = self._chooser(message, queue, sharding_key, selector)
             if len(message.body) <= self._compress_above_bytes:
@@ -197,18 +199,20 @@ class Producer:
                             connection = await self._connection(chosen.broker_name, timeout_s / 2)
                         except TimeoutError:
                             self._avoid[chosen.broker_name] = loop.time() + AVOID_S
-                            timeout_ms = int(timeout_s * 500)  # the other half is for another broker
                     if connection is not None:
                         command = self._command(message, chosen)
-                        reply = connection.request(command, timeout_s)
+                        remaining_s = deadline - loop.time()
+                        if route.has_others and choose.may_retry and self._attempts > 1:
+                            remaining_s /= 2  # the other half is for another broker
+                        reply = connection.request(command, remaining_s)
                         reply.add_done_callback(
-                            lambda reply: self._answered(reply, out, message, chosen, choose, timeout_ms)
+                            lambda reply: self._answered(reply, out, message, chosen, choose, deadline)
                         )
                         return out
         except BaseException:
             out.cancel()  # nobody waits for it, and `flush` should not
             raise
-        task = loop.create_task(self._send(message, choose, timeout_ms))
+        task = loop.create_task(self._send(message, choose, deadline))
         task.add_done_callback(lambda task: _copy(task, out))
         return out
 
@@ -254,7 +258,8 @@ class Producer:
             raise ValueError(
                 f"the batch has {len(batch.body)} bytes, the limit is {self._body_bytes_max}; send it in parts"
             )
-        return await self._send(batch, self._chooser(messages[0], queue, sharding_key, None), timeout_ms)
+        deadline = self._deadline(timeout_ms)
+        return await self._send(batch, self._chooser(messages[0], queue, sharding_key, None), deadline)
 
     async def flush(self) -> None:
         """Returns when every `post` has its answer."""
@@ -267,11 +272,13 @@ class Producer:
 
     # How.
 
-    async def _send(
-        self, message: Message, choose: _Chooser, timeout_ms: int | None, failed_at: str = ""
-    ) -> SendResult:
+    def _deadline(self, timeout_ms: int | None) -> float:
+        """In loop time."""
+        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+        return asyncio.get_running_loop().time() + timeout_s
+
+    async def _send(self, message: Message, choose: _Chooser, deadline: float, failed_at: str = "") -> SendResult:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self._timeout_s if timeout_ms is None else timeout_ms / 1000)
         attempts = self._attempts if choose.may_retry else 1
         failures: list[str] = []
         body = await self._body(message)
@@ -282,7 +289,7 @@ class Producer:
             host = route.host(chosen)
             remaining_s = deadline - loop.time()
             # A silent broker must not eat the time in which another one could take the message.
-            others = attempt < attempts and len({route.host(q) for q in route.write_queues}) > 1
+            others = attempt < attempts and route.has_others
             try:
                 if remaining_s <= 0:
                     raise RequestTimeout("no time left")
@@ -295,7 +302,7 @@ class Producer:
             except ServerError as refused:
                 error = refused
                 if self._guessed_wrong(route, refused) and await self._exists(message.topic, deadline):
-                    return await self._send(message, choose, int((deadline - loop.time()) * 1000), failed_at)
+                    return await self._send(message, choose, deadline, failed_at)
                 if refused.code not in RETRYABLE:
                     raise
             except (ConnectError, RequestTimeout) as broken:
@@ -311,7 +318,7 @@ class Producer:
 
     def _answered(
         self, reply: asyncio.Future[RemotingCommand], out: asyncio.Future[SendResult], message: Message, queue:
-        MessageQueue, choose: _Chooser, timeout_ms: int | None,
+        MessageQueue, choose: _Chooser, deadline: float,
     ) -> None:  # fmt: skip
         """A posted message has its answer: hand it on, or try elsewhere."""
         if out.done():
@@ -326,18 +333,19 @@ class Producer:
                 return
             except ServerError as refused:
                 error = refused
+        now = asyncio.get_running_loop().time()
         retry = choose.may_retry and self._attempts > 1
         failed_at = queue.broker_name
         if not isinstance(error, ServerError):
-            self._avoid[queue.broker_name] = asyncio.get_running_loop().time() + AVOID_S
+            self._avoid[queue.broker_name] = now + AVOID_S
         elif self._guessed_wrong(self.client.routes.get(message.topic), error):
             retry, failed_at = True, ""  # asked again the same way, and then it finds out
         else:
             retry = retry and error.code in RETRYABLE
-        if not retry or not self._started:
+        if not retry or now >= deadline or not self._started:
             out.set_exception(error)
             return
-        task = asyncio.get_running_loop().create_task(self._send(message, choose, timeout_ms, failed_at))
+        task = asyncio.get_running_loop().create_task(self._send(message, choose, deadline, failed_at))
         task.add_done_callback(lambda task: _copy(task, out))
 
     def _guessed_wrong(self, route: TopicRoute | None, refused: ServerError) -> bool:

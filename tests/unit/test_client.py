@@ -303,6 +303,35 @@ async def test_a_broker_that_does_not_read_holds_no_post_up_for_longer_than_its_
         await server.stop()
 
 
+async def test_a_post_keeps_its_time_over_its_attempts(tmp_path: Path) -> None:
+    # Claim: a broker that does not answer has half of the time when another one is there; with nobody who answers the
+    # future has its error when the time is over.
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    address = f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+    async with one_broker(tmp_path) as (names, broker), Producer(names, timeout_ms=1000) as producer:
+        await producer.send(Message("t", b"x"))
+        await producer.client.pool.remote(address)._connected_within(1)
+        data = TopicRouteData(
+            queue_datas=[QueueData(broker_name=name, read_queue_nums=1, write_queue_nums=1, perm=6) for name in "ab"]
+        )
+        for other in (broker.address, address):
+            addresses = {"a": address, "b": other}
+            data.broker_datas = [BrokerData(broker_name=b, broker_addrs={0: a}) for b, a in addresses.items()]
+            producer._avoid.clear()
+            producer.client.routes["t"] = known = TopicRoute("t", data)
+            producer.client.brokers |= known.brokers
+            producer._turn["t"] = 0
+            began = time.monotonic()
+            posted = await producer.post(Message("t", b"x"))
+            if other != address:
+                assert (await posted).queue.broker_name == "b"
+            else:
+                with pytest.raises(RequestTimeout):
+                    await posted
+            assert time.monotonic() - began < 1.3
+    silent.close()
+
+
 async def test_a_silent_name_server_holds_no_send_up_for_longer_than_its_time_out() -> None:
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
