@@ -19,8 +19,8 @@ import functools
 import logging
 import random
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol, Self
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, Protocol, Self
 
 from aerobee.client.calls import sending_request, sent, unregister
 from aerobee.client.client import STATIC_BROKER, Client, TopicRoute, unique_instance_name
@@ -63,6 +63,13 @@ COMPRESS_IN_THREAD_BYTES: Final = 64 * 1024
 """Bodies above this are compressed outside of the event loop's thread: 64 KiB take about a millisecond."""
 ZLIB_LEVEL: Final = 5
 SYS_FLAG_COMPRESSED_ZLIB: Final = 0x1 | 0x300
+ROOM: Final = ""
+"""The line of those that `in_flight_max` holds up; no topic is called so."""
+
+_Body = tuple[bytes, int]
+"""As it travels, with its system flag."""
+_Turns = dict[str | MessageQueue, asyncio.Future[None]]
+"""Who came last, in each line that there is: of a topic, of a queue, for room."""
 
 
 class Producer:
@@ -99,6 +106,7 @@ class Producer:
         self._in_flight = 0
         self._posts = 0
         self._room: asyncio.Event | None = None
+        self._turns: _Turns = {}
         self._turn: dict[str, int] = {}
         self._avoid: dict[str, float] = {}
         self._started = False
@@ -112,7 +120,7 @@ class Producer:
         if not self._started:
             await self.client.start()
             self.client.join(self)
-            self._started, self._in_flight, self._room = True, 0, None
+            self._started, self._in_flight, self._room, self._turns = True, 0, None, {}
             self._seen.clear()
         return self
 
@@ -169,16 +177,15 @@ class Producer:
     ) -> asyncio.Future[SendResult]:
         """Sends without waiting for the answer: the future has it, or the error, later.
 
-        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered,
-        and up to half of `timeout_ms` while its broker does not read.
+        Returns when the message is on its way, which takes a moment only while `in_flight_max` others are unanswered or
+        longer messages in front of it are compressed, and up to half of `timeout_ms` while its broker does not read.
         Messages to the same queue arrive in the order of the calls unless one has to be retried.
         """
         self._check(message)
-        self._posts += 1
-        if self._posts % POSTS_A_TURN == 0:
-            await asyncio.sleep(0)
-        while self._in_flight >= self._in_flight_max:
-            await self._less_in_flight()
+        if self._in_flight >= self._in_flight_max or ROOM in self._turns:
+            async with _Turn(self._turns, ROOM):
+                while self._in_flight >= self._in_flight_max:
+                    await self._less_in_flight()
         self._in_flight += 1
         loop = asyncio.get_running_loop()
         out: asyncio.Future[SendResult] = loop.create_future()
@@ -187,33 +194,40 @@ class Producer:
         deadline = loop.time() + timeout_s
         try:
             choose = self._chooser(message, queue, sharding_key, selector)
-            if len(message.body) <= self._compress_above_bytes:
-                route = self.client.routes.get(message.topic)
-                if route is None or not route.write_queues:
-                    route = await self._route_or_none(message.topic, timeout_s)
-                if route is not None and not route.hosts:  # queues that move may be somewhere else: `_send` looks there
-                    chosen = choose(route, message, "")
-                    connection = None
-                    if not chosen.broker_name.startswith(STATIC_BROKER):  # nobody leads it at the moment
-                        try:
-                            connection = await self._connection(chosen.broker_name, timeout_s / 2)
-                        except TimeoutError:
-                            self._avoid[chosen.broker_name] = loop.time() + AVOID_S
-                    if connection is not None:
-                        command = self._command(message, chosen)
-                        remaining_s = deadline - loop.time()
-                        if route.has_others and choose.may_retry and self._attempts > 1:
-                            remaining_s /= 2  # the other half is for another broker
-                        reply = connection.request(command, remaining_s)
-                        reply.add_done_callback(
-                            lambda reply: self._answered(reply, out, message, chosen, choose, deadline)
-                        )
-                        return out
+            body = None
+            packing: asyncio.Future[_Body] | None = None
+            if len(message.body) > self._compress_above_bytes:
+                if len(message.body) > COMPRESS_IN_THREAD_BYTES:
+                    packing = loop.run_in_executor(None, _packed, message.body)
+                else:
+                    body = _packed(message.body)
+            turns, turn, work = self._turns, None, None
+            route = self.client.routes.get(message.topic)
+            if route is None or route.hosts or not route.write_queues or (turns and message.topic in turns):
+                turn = _Turn(turns, message.topic)
+                work = self._post_to_topic(_Posted(message, choose, deadline, out, body, packing), turn)
+            else:
+                chosen = choose(route, message, "")
+                waits = packing is not None or (turns and chosen in turns)
+                connection = None if waits else self._open_connection(chosen)
+                if connection is not None:
+                    self._request(connection, route, chosen, message, choose, timeout_s, deadline, out, body)
+                else:
+                    turn = _Turn(turns, chosen)
+                    work = self._post_to_queue(
+                        _Posted(message, choose, deadline, out, body, packing), route, chosen, turn
+                    )
+            if work is not None:
+                if packing is None:
+                    await work
+                else:
+                    self._beside(work, out, turn)
+            self._posts += 1
+            if self._posts % POSTS_A_TURN == 0:
+                await asyncio.sleep(0)  # behind this message: none comes in between
         except BaseException:
             out.cancel()  # nobody waits for it, and `flush` should not
             raise
-        task = loop.create_task(self._send(message, choose, deadline))
-        task.add_done_callback(lambda task: _copy(task, out))
         return out
 
     async def send_oneway(
@@ -263,8 +277,11 @@ class Producer:
 
     async def flush(self) -> None:
         """Returns when every `post` has its answer."""
-        while self._in_flight:
-            await self._less_in_flight()
+        while self._in_flight or ROOM in self._turns:
+            if self._in_flight:
+                await self._less_in_flight()
+            else:
+                await asyncio.sleep(0)  # those in line take the room now
 
     async def queues(self, topic: str) -> list[MessageQueue]:
         """The queues of a topic that can be sent to. Raises TopicNotExist."""
@@ -277,11 +294,72 @@ class Producer:
         timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
         return asyncio.get_running_loop().time() + timeout_s
 
-    async def _send(self, message: Message, choose: _Chooser, deadline: float, failed_at: str = "") -> SendResult:
+    async def _post_to_topic(self, posted: _Posted, turn: _Turn) -> None:
+        """A message whose queue cannot be chosen yet, and those to its topic behind it."""
+        now = asyncio.get_running_loop().time
+        async with turn:
+            route = await self._route_or_none(posted.message.topic, posted.deadline - now())
+            if route is None or route.hosts:  # queues that move may be somewhere else: `_send` looks there
+                await posted.pack()
+                self._send_beside(posted)
+                return
+            chosen = posted.choose(route, posted.message, "")
+            turn_at_queue = _Turn(self._turns, chosen)
+        await self._post_to_queue(posted, route, chosen, turn_at_queue)
+
+    async def _post_to_queue(self, posted: _Posted, route: TopicRoute, chosen: MessageQueue, turn: _Turn) -> None:
+        """A message whose body or connection has to be waited for, and those to its queue behind it."""
+        now = asyncio.get_running_loop().time
+        connection = None
+        async with turn:
+            await posted.pack()
+            if posted.out.done():
+                return  # cancelled by its owner
+            if not chosen.broker_name.startswith(STATIC_BROKER):  # nobody leads it at the moment
+                try:
+                    connection = await self._connection(chosen.broker_name, (posted.deadline - now()) / 2)
+                except TimeoutError:
+                    self._avoid[chosen.broker_name] = now() + AVOID_S
+            if connection is None:
+                self._send_beside(posted)
+            else:
+                self._request(
+                    connection, route, chosen, posted.message, posted.choose, posted.deadline - now(), posted.deadline,
+                    posted.out, posted.body,
+                )  # fmt: skip
+
+    def _request(
+        self, connection: Connection, route: TopicRoute, queue: MessageQueue, message: Message, choose: _Chooser,
+        remaining_s: float, deadline: float, out: asyncio.Future[SendResult], body: _Body | None,
+    ) -> None:  # fmt: skip
+        """Writes a posted message."""
+        command = self._command(message, queue) if body is None else self._command(message, queue, *body)
+        if route.has_others and choose.may_retry and self._attempts > 1:
+            remaining_s /= 2  # the other half is for another broker
+        reply = connection.request(command, remaining_s)
+        reply.add_done_callback(lambda reply: self._answered(reply, out, message, queue, choose, deadline, body))
+
+    def _send_beside(self, posted: _Posted) -> None:
+        if not posted.out.done():
+            work = self._send(posted.message, posted.choose, posted.deadline, body=posted.body)
+            self._beside(work, posted.out)
+
+    def _beside(
+        self, work: Coroutine[Any, Any, SendResult | None], out: asyncio.Future[SendResult], turn: _Turn | None = None
+    ) -> None:
+        """Does a posted message's work, or what is left of it, in a task."""
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda task: _copy(task, out))
+        if turn is not None:
+            task.add_done_callback(turn.leave)  # also when it has not begun
+
+    async def _send(
+        self, message: Message, choose: _Chooser, deadline: float, failed_at: str = "", body: _Body | None = None
+    ) -> SendResult:
         loop = asyncio.get_running_loop()
         attempts = self._attempts if choose.may_retry else 1
         failures: list[str] = []
-        body = await self._body(message)
+        body = body or await self._body(message)
         error: AerobeeError
         for attempt in range(1, attempts + 1):
             route = await self._route(message.topic, deadline - loop.time())
@@ -302,7 +380,7 @@ class Producer:
             except ServerError as refused:
                 error = refused
                 if self._guessed_wrong(route, refused) and await self._exists(message.topic, deadline):
-                    return await self._send(message, choose, deadline, failed_at)
+                    return await self._send(message, choose, deadline, failed_at, body)
                 if refused.code not in RETRYABLE:
                     raise
             except (ConnectError, RequestTimeout) as broken:
@@ -318,7 +396,7 @@ class Producer:
 
     def _answered(
         self, reply: asyncio.Future[RemotingCommand], out: asyncio.Future[SendResult], message: Message, queue:
-        MessageQueue, choose: _Chooser, deadline: float,
+        MessageQueue, choose: _Chooser, deadline: float, body: _Body | None,
     ) -> None:  # fmt: skip
         """A posted message has its answer: hand it on, or try elsewhere."""
         if out.done():
@@ -345,8 +423,7 @@ class Producer:
         if not retry or now >= deadline or not self._started:
             out.set_exception(error)
             return
-        task = asyncio.get_running_loop().create_task(self._send(message, choose, deadline, failed_at))
-        task.add_done_callback(lambda task: _copy(task, out))
+        self._beside(self._send(message, choose, deadline, failed_at, body), out)
 
     def _guessed_wrong(self, route: TopicRoute | None, refused: ServerError) -> bool:
         """Whether the topic has been made since its queues were guessed, with fewer of them."""
@@ -384,16 +461,19 @@ class Producer:
             host=host,
         )  # fmt: skip
 
-    async def _body(self, message: Message) -> tuple[bytes, int]:
-        """The body as it travels, and its system flag."""
-        body = message.body
-        if len(body) <= self._compress_above_bytes or message.batch_ids:
-            return body, 0
-        if len(body) > COMPRESS_IN_THREAD_BYTES:
-            packed = await asyncio.to_thread(zlib.compress, body, ZLIB_LEVEL)
-        else:
-            packed = zlib.compress(body, ZLIB_LEVEL)
-        return (packed, SYS_FLAG_COMPRESSED_ZLIB) if len(packed) < len(body) else (body, 0)
+    async def _body(self, message: Message) -> _Body:
+        if len(message.body) <= self._compress_above_bytes or message.batch_ids:
+            return message.body, 0
+        if len(message.body) > COMPRESS_IN_THREAD_BYTES:
+            return await asyncio.to_thread(_packed, message.body)
+        return _packed(message.body)
+
+    def _open_connection(self, queue: MessageQueue) -> Connection | None:
+        """One that can be written to at once. Raises ConnectError for a broker that nobody knows."""
+        if queue.broker_name.startswith(STATIC_BROKER):
+            return None
+        connection = self.client.pool.remote(self.client.master(queue.broker_name)).connection
+        return None if connection is None or connection.blocked or connection.closed else connection
 
     async def _connection(self, broker_name: str, timeout_s: float) -> Connection | None:
         """A connection to the broker that can be written to now; None when there is none to be had. Raises TimeoutError
@@ -503,6 +583,64 @@ class Producer:
         return None
 
 
+class _Turn:
+    """`async with _Turn(turns, key):` goes through one after the other, in the order in which the turns were made."""
+
+    __slots__ = ("_before", "_key", "_mine", "_turns")
+
+    def __init__(self, turns: _Turns, key: str | MessageQueue) -> None:
+        self._turns = turns
+        self._key = key
+        self._before = turns.get(key)
+        self._mine = turns[key] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> None:
+        if self._before is not None:
+            try:
+                await asyncio.wait((self._before,))
+            except BaseException:
+                self.leave()
+                raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self, _: object = None) -> None:
+        """Ends it; who gives up while waiting leaves those behind to wait for those in front."""
+        if self._before is not None and not self._before.done():
+            self._before.add_done_callback(self._end)
+        else:
+            self._end()
+
+    def _end(self, _: object = None) -> None:
+        if not self._mine.done():
+            if self._turns.get(self._key) is self._mine:
+                del self._turns[self._key]
+            self._mine.set_result(None)
+
+
+class _Posted:
+    """A posted message that waits for something."""
+
+    __slots__ = ("_packing", "body", "choose", "deadline", "message", "out")
+
+    def __init__(
+        self, message: Message, choose: _Chooser, deadline: float, out: asyncio.Future[SendResult], body: _Body | None,
+        packing: asyncio.Future[_Body] | None,
+    ) -> None:  # fmt: skip
+        self.message = message
+        self.choose = choose
+        self.deadline = deadline
+        self.out = out
+        self.body = body
+        self._packing = packing
+
+    async def pack(self) -> None:
+        """Returns when `body` is as it travels."""
+        if self._packing is not None:
+            self.body = await self._packing
+
+
 class _Chooser(Protocol):
     may_retry: bool
 
@@ -540,13 +678,18 @@ class _Fixed:
         return self._selector(route.write_queues, message)
 
 
-def _copy(task: asyncio.Task[SendResult], out: asyncio.Future[SendResult]) -> None:
-    """The task's end becomes the future's."""
+def _packed(body: bytes) -> _Body:
+    packed = zlib.compress(body, ZLIB_LEVEL)
+    return (packed, SYS_FLAG_COMPRESSED_ZLIB) if len(packed) < len(body) else (body, 0)
+
+
+def _copy(task: asyncio.Task[SendResult | None], out: asyncio.Future[SendResult]) -> None:
+    """The task's end becomes the future's; None: somebody else has been given the future."""
     if out.done():
         return
     if task.cancelled():
         out.cancel()
     elif (error := task.exception()) is not None:
         out.set_exception(error)
-    else:
-        out.set_result(task.result())
+    elif (result := task.result()) is not None:
+        out.set_result(result)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from in_process import one_broker
 
-from aerobee import ConnectError, Consumer, Message, Producer, RequestTimeout, ServerError, sync
+from aerobee import ConnectError, Consumer, Message, Producer, RequestTimeout, SendResult, ServerError, sync
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.client.client import Client, TopicRoute, parse_name_servers
@@ -181,6 +181,55 @@ async def test_many_posts_in_a_row_leave_the_loop_to_others(tmp_path: Path) -> N
             assert turns >= 10
             task.cancel()
             await producer.flush()
+
+
+@pytest.mark.parametrize("how", ["in a row", "side by side", "plain"])
+async def test_posts_to_a_queue_arrive_in_the_order_of_the_calls(tmp_path: Path, how: str) -> None:
+    # Claim: also bodies that are compressed on the way, in this thread or another one, with small ones between them;
+    # and calls that wait side by side for the route, the connection or their turn.
+    bodies = [bytes(size) for size in (200_000, 5000, 10, 100_000, 10, 5000, 10, 10)] * 20
+    async with one_broker(tmp_path) as (names, _):
+        async with Producer(names) as producer:
+            await producer.send(Message("t", b"x"))
+            queue = (await producer.client.publish_route("t")).write_queues[0]
+        if how == "plain":
+
+            def run() -> list[SendResult]:
+                with sync.Producer(names, in_flight_max=40) as producer:
+                    posted = [producer.post(Message("t", body), queue=queue) for body in bodies]
+                    return [future.result(10) for future in posted]
+
+            results = await asyncio.to_thread(run)
+        else:
+            async with Producer(names, in_flight_max=40 if how == "side by side" else 4096) as producer:
+
+                async def one(body: bytes) -> SendResult:
+                    return await (await producer.post(Message("t", body), queue=queue))
+
+                if how == "side by side":
+                    results = await asyncio.gather(*map(one, bodies))
+                else:
+                    posted = [await producer.post(Message("t", body), queue=queue) for body in bodies]
+                    results = await asyncio.gather(*posted)
+                assert not producer._turns
+        offsets = [result.queue_offset for result in results]
+        assert offsets == sorted(offsets)
+
+
+async def test_a_post_given_up_in_the_line_lets_the_others_through_in_their_order(tmp_path: Path) -> None:
+    async with one_broker(tmp_path) as (names, _), Producer(names) as producer:
+        await producer.send(Message("t", b"x"))
+        queue = (await producer.client.publish_route("t")).write_queues[0]
+        first = await producer.post(Message("t", bytes(200_000)), queue=queue)
+        dropped = await producer.post(Message("t", bytes(100_000)), queue=queue)
+        dropped.cancel()
+        waiting = [asyncio.create_task(producer.post(Message("t", b"x"), queue=queue)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        async with asyncio.timeout(5):
+            results = [await first, *[await (await task) for task in waiting[1:]]]
+        offsets = [result.queue_offset for result in results]
+        assert offsets == list(range(offsets[0], offsets[0] + 3)), "what was given up in time is not sent"
 
 
 async def test_a_topic_made_with_fewer_queues_than_were_guessed_is_sent_to_all_the_same(tmp_path: Path) -> None:
