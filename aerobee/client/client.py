@@ -320,6 +320,12 @@ class Client:
             for member in self._members:
                 member.routes_changed(route.topic)
 
+    def forget_guess(self, topic: str) -> None:
+        """A broker does not make the topic: what was guessed of it does not count any more."""
+        known = self.routes.get(topic)
+        if known is not None and known.guessed:
+            del self.routes[topic]
+
     def host(self, queue: MessageQueue) -> str:
         """Name of the broker that has the queue, as far as is known; see `TopicRoute.host`."""
         route = self.routes.get(queue.topic)
@@ -340,20 +346,21 @@ class Client:
         return addresses.get(broker_id) or addresses.get(MASTER_ID) or next(iter(addresses.values()))
 
     async def _keep_routes(self) -> None:
-        """Every 30 s; sooner while a topic is about to be created, or a broker has just gone and may come back."""
+        """Every 30 s; sooner when a broker has just gone and may come back. Topics about to be created are looked for
+        in between."""
+        refreshed = time.monotonic()
         while True:
-            if any(route.guessed for route in self.routes.values()):
-                wait_s = ROUTE_GUESSED_S
-            elif time.monotonic() < self._shrunk_until:
-                wait_s = ROUTE_SHRUNK_S
-            else:
-                wait_s = ROUTE_INTERVAL_S
+            now = time.monotonic()
+            due_s = refreshed + (ROUTE_SHRUNK_S if now < self._shrunk_until else ROUTE_INTERVAL_S) - now
+            only_guessed = due_s > ROUTE_GUESSED_S and any(route.guessed for route in self.routes.values())
             self._routes_unsettled.clear()
             try:
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(ROUTE_GUESSED_S if only_guessed else due_s):
                     await self._routes_unsettled.wait()
             except TimeoutError:
-                await self.refresh_routes(only_guessed=wait_s == ROUTE_GUESSED_S)
+                await self.refresh_routes(only_guessed=only_guessed)
+                if not only_guessed:
+                    refreshed = time.monotonic()
 
     async def refresh_routes(self, *, only_guessed: bool = False) -> None:
         """Asks again for every topic in use; failures are logged and the old route stays."""

@@ -390,6 +390,8 @@ class Producer:
             failures.append(f"{host}: {error}")
             if deadline - loop.time() <= 0:
                 break
+        if isinstance(error, TopicNotExist):
+            self.client.forget_guess(message.topic)
         if len(failures) > 1:
             error.add_note(f"not sent in {len(failures)} attempts: {'; '.join(failures)}")
         raise error
@@ -421,6 +423,8 @@ class Producer:
         else:
             retry = retry and error.code in RETRYABLE
         if not retry or now >= deadline or not self._started:
+            if isinstance(error, TopicNotExist):
+                self.client.forget_guess(message.topic)
             out.set_exception(error)
             return
         self._beside(self._send(message, choose, deadline, failed_at, body), out)

@@ -15,7 +15,9 @@ from in_process import one_broker
 from aerobee import ConnectError, Consumer, Message, Producer, RequestTimeout, SendResult, ServerError, sync
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
+from aerobee.client import client as client_module
 from aerobee.client.client import Client, TopicRoute, parse_name_servers
+from aerobee.errors import TopicNotExist
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
 from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicQueueMappingInfo, TopicRouteData
@@ -255,6 +257,38 @@ async def test_a_topic_made_with_fewer_queues_than_were_guessed_is_sent_to_all_t
             with pytest.raises(ServerError, match="illegal"):
                 await producer.send(Message(topic, b"x"), queue=guess.write_queues[3])
             assert not producer.client.routes[topic].guessed
+
+
+async def test_a_topic_that_is_not_made_leaves_the_other_routes_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: while the queues of one topic are guessed the others are looked at as often as ever.
+    monkeypatch.setattr(client_module, "ROUTE_INTERVAL_S", 0.5)
+    monkeypatch.setattr(client_module, "ROUTE_GUESSED_S", 0.1)
+    async with one_broker(tmp_path) as (names, broker):
+        await broker.topics.update([TopicConfig(topic_name="t", read_queue_nums=1, write_queue_nums=1)])
+        async with Producer(names) as producer:
+            await producer.send(Message("t", b"x"))
+            await eventually(lambda: not producer.client.routes["t"].guessed)
+            await producer.client.publish_route("never")
+            await broker.topics.update([TopicConfig(topic_name="t", read_queue_nums=5, write_queue_nums=5)])
+            broker.registration.changed(["t"])
+            await eventually(lambda: len(producer.client.routes["t"].write_queues) == 5)
+            assert producer.client.routes["never"].guessed
+
+
+async def test_the_guessed_queues_of_a_topic_that_no_broker_makes_are_forgotten(tmp_path: Path) -> None:
+    async with one_broker(tmp_path) as (names, broker), Producer(names) as producer:
+        broker.options.auto_create_topic_enable = False
+        for how in ({}, {"sharding_key": "a"}):
+            for post in (False, True):
+                assert (await producer.client.publish_route("never")).guessed
+                with pytest.raises(TopicNotExist):
+                    if post:
+                        await (await producer.post(Message("never", b"x"), **how))  # type: ignore[arg-type]
+                    else:
+                        await producer.send(Message("never", b"x"), **how)  # type: ignore[arg-type]
+                assert "never" not in producer.client.routes
 
 
 async def test_a_post_that_raises_is_not_waited_for() -> None:
