@@ -736,17 +736,22 @@ class Consumer:
     async def rebalance(self) -> bool:
         """Takes and gives up queues as the group's membership asks for; False if it should be tried again soon."""
         balanced = True
-        for topic in [queue.topic for queue in self.queues if queue.topic not in self.subscriptions]:
-            await self._hold(topic, [])
-        for topic in list(self.subscriptions):
+        left = [queue.topic for queue in self.queues if queue.topic not in self.subscriptions]
+        for topic in dict.fromkeys([*left, *self.subscriptions]):
             try:
-                balanced &= await self._rebalance_topic(topic)
-                self._missing.pop(topic, None)
+                if topic in self.subscriptions:
+                    balanced &= await self._rebalance_topic(topic)
+                    self._missing.pop(topic, None)
+                else:
+                    await self._hold(topic, [])
             except TopicNotExist:
                 self._mention_missing(topic)
                 balanced = False
             except AerobeeError as error:
                 _log.warning("group %s could not be balanced over %s: %s", self.group, topic, error)
+                balanced = False
+            except Exception:
+                _log.exception("group %s could not be balanced over %s", self.group, topic)
                 balanced = False
         return balanced
 

@@ -114,11 +114,15 @@ class LocalOffsets:
     def _read(self) -> dict[str, int]:
         try:
             table = json.loads(self._path.read_text())["offsets"]
-            return {str(key): int(offset) for key, offset in table.items()}
+            table = {str(key): int(offset) for key, offset in table.items()}
+            wrong = [offset for offset in table.values() if not 0 <= offset < 1 << 63]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is no offset")
+            return table
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            _log.warning("%s cannot be read, starting without it: %s", self._path, error)
+        except Exception as error:  # whatever JSON may hold in place of the table and its numbers
+            _log.warning("%s cannot be read, starting without it: %r", self._path, error)
             return {}
 
     def _write(self, table: dict[str, int]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import pytest
 from in_process import one_broker
 
 from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer, sync
+from aerobee.client import offsets
 from aerobee.client.process_queue import ProcessQueue
 from aerobee.errors import TopicNotExist
 from aerobee.protocol.bodies.topics import TopicConfig
@@ -106,6 +107,53 @@ async def test_the_file_of_a_broadcasting_member_is_whole_whoever_writes_it(tmp_
         (path,) = (tmp_path / str(attempt)).rglob("offsets.json")
         assert json.loads(path.read_text())["offsets"] == {f"t@b@{number}": 10**number for number in range(9)}
         assert [queue.persisted for queue in queues] == [10**number for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "x", "[]", "{}", "[" * 100_000, '{"offsets": []}', '{"offsets": {"t@b@0": null}}',
+        '{"offsets": {"t@b@0": 1e999}}', '{"offsets": {"t@b@0": -1}}', '{"offsets": {"t@b@0": 9223372036854775808}}',
+    ],
+)  # fmt: skip
+async def test_a_broadcasting_member_starts_without_a_file_that_is_of_another_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    async def first(consumer: Consumer, queue: MessageQueue) -> int:
+        return 7
+
+    monkeypatch.setattr(offsets, "first_offset", first)
+    consumer = Consumer("127.0.0.1:1", group="g", model=MessageModel.BROADCASTING, offsets_directory=tmp_path)
+    path = tmp_path / consumer.client.client_id / "g" / "offsets.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert await consumer._offsets.start(MessageQueue("t", "b", 0)) == 7
+
+
+async def test_a_balance_that_fails_in_an_unforeseen_way_is_tried_again(
+    names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Producer(names) as producer:
+        await producer.send(Message("t", b"x"))
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET)
+    seen: list[MessageExt] = []
+    start, calls = consumer._offsets.start, 0
+
+    async def failing(queue: MessageQueue) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise TypeError("unforeseen")
+        return await start(queue)
+
+    monkeypatch.setattr(consumer._offsets, "start", failing)
+
+    @consumer.on("t")
+    async def handle(message: MessageExt) -> None:
+        seen.append(message)
+
+    async with consumer:
+        await eventually(lambda: len(seen) == 1)
 
 
 async def test_a_handler_stops_its_consumer_and_the_run_ends(names: str) -> None:
