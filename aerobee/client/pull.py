@@ -159,7 +159,7 @@ class PullConsumer:
         prefetch_messages: int = 256,
     ) -> PullSession:
         """A stream over many queues; see `PullSession`. `start`: offsets, or a Unix time in ms, or None for the
-        oldest message."""
+        oldest message. Raises ValueError for tags that name none."""
         return PullSession(self, topic_or_queues, store, start, tags, prefetch_messages)
 
     async def _known(self, queue: MessageQueue) -> None:
@@ -208,6 +208,7 @@ class PullSession:
         self, consumer: PullConsumer, topic_or_queues: str | Iterable[MessageQueue], store: OffsetStore | None,
         start: Mapping[MessageQueue, int] | int | None, tags: str | Sql, prefetch_messages: int,
     ) -> None:  # fmt: skip
+        subscription("", tags)  # what no pull can ask for is said here, not to the readers
         self.offsets: dict[MessageQueue, int] = {}
         self._consumer = consumer
         self._wanted = topic_or_queues
@@ -265,11 +266,12 @@ class PullSession:
         return self._take()
 
     async def fetch(self, max_messages: int = 32, timeout_ms: int = 1000) -> list[MessageExt]:
-        """Up to `max_messages`, waiting up to `timeout_ms` for the first; an empty list when none came."""
+        """Up to `max_messages`, waiting up to `timeout_ms` for the first; an empty list when none came, or the session
+        is stopped."""
         self._done()
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                while not self._ready:
+                while not (self._ready or self._stopped):
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
@@ -337,6 +339,10 @@ class PullSession:
                 if not failing:
                     _log.warning("reading %s: %s", queue, error)
                 failing = True
+                await asyncio.sleep(ERROR_WAIT_S)
+                continue
+            except Exception:
+                _log.exception("reading %s at offset %d", queue, offset)
                 await asyncio.sleep(ERROR_WAIT_S)
                 continue
             failing = False

@@ -7,13 +7,16 @@ import json
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import one_broker
 
 from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer, sync
 from aerobee.client import offsets
+from aerobee.client import pull as pull_module
 from aerobee.client.process_queue import ProcessQueue
+from aerobee.client.results import PullResult
 from aerobee.errors import TopicNotExist
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.testing import eventually
@@ -91,6 +94,43 @@ async def test_a_loop_over_a_session_ends_when_it_is_stopped_from_elsewhere(name
         assert await session.fetch(timeout_ms=10) == []
     await consumer.stop()
     assert [offset for offset in session.offsets.values() if offset] == [1], "the loop came back from its message"
+
+
+async def test_a_session_says_at_once_what_it_can_never_read() -> None:
+    consumer = PullConsumer("127.0.0.1:1", group="g")
+    with pytest.raises(ValueError, match="names no tag"):
+        consumer.session("t", tags="||")
+
+
+async def test_a_fetch_from_a_session_that_is_stopped_comes_back_at_once(names: str) -> None:
+    async with PullConsumer(names, group="g") as consumer, asyncio.timeout(10):
+        session = await consumer.session("t").start()
+        fetching = asyncio.create_task(session.fetch(timeout_ms=60_000))
+        await asyncio.sleep(0)
+        await session.stop()
+        assert await fetching == []
+        assert await session.fetch(timeout_ms=60_000) == []
+
+
+async def test_a_session_reads_on_after_a_failure_nobody_has_foreseen(
+    names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull_module, "ERROR_WAIT_S", 0.01)
+    async with Producer(names) as producer, PullConsumer(names, group="g") as consumer, asyncio.timeout(10):
+        queue = (await producer.queues("t"))[0]
+        await producer.send(Message("t", b"x"), queue=queue)
+        pull, calls = consumer.pull, 0
+
+        async def failing(*args: Any, **how: Any) -> PullResult:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise TypeError("unforeseen")
+            return await pull(*args, **how)
+
+        monkeypatch.setattr(consumer, "pull", failing)
+        async with consumer.session([queue]) as session:
+            assert [message.body for message in await session.fetch(timeout_ms=5000)] == [b"x"]
 
 
 async def test_the_file_of_a_broadcasting_member_is_whole_whoever_writes_it(tmp_path: Path) -> None:
