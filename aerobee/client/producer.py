@@ -63,6 +63,7 @@ COMPRESS_IN_THREAD_BYTES: Final = 64 * 1024
 """Bodies above this are compressed outside of the event loop's thread: 64 KiB take about a millisecond."""
 ZLIB_LEVEL: Final = 5
 SYS_FLAG_COMPRESSED_ZLIB: Final = 0x1 | 0x300
+STOPPED: Final = "the producer was stopped before the message had its answer"
 ROOM: Final = ""
 """The line of those that `in_flight_max` holds up; no topic is called so."""
 
@@ -110,6 +111,8 @@ class Producer:
         self._turn: dict[str, int] = {}
         self._avoid: dict[str, float] = {}
         self._started = False
+        self._closed = False
+        self._tasks: set[asyncio.Task[SendResult | None]] = set()
         self._seen: set[str] = set()
         self._spread = _Spread(self)
 
@@ -120,7 +123,8 @@ class Producer:
         if not self._started:
             await self.client.start()
             self.client.join(self)
-            self._started, self._in_flight, self._room, self._turns = True, 0, None, {}
+            self._started, self._closed = True, False
+            self._in_flight, self._room, self._turns, self._tasks = 0, None, {}, set()
             self._seen.clear()
         return self
 
@@ -129,14 +133,21 @@ class Producer:
         if not self._started:
             return
         self._started = False
-        await self.flush()
-        self.client.leave(self)
-        addresses = set(self.client.pool.connected) - set(self.client.name_servers)
-        await asyncio.gather(
-            *(unregister(self.client, address, producer_group=self.group) for address in addresses),
-            return_exceptions=True,
-        )
-        await self.client.stop()
+        try:
+            try:
+                await self.flush()
+            finally:
+                self.client.leave(self)
+            addresses = set(self.client.pool.connected) - set(self.client.name_servers)
+            await asyncio.gather(
+                *(unregister(self.client, address, producer_group=self.group) for address in addresses),
+                return_exceptions=True,
+            )
+        finally:  # also when it is cancelled: what has no answer yet gets none
+            self._closed = True
+            for task in self._tasks:
+                task.cancel()
+            await self.client.stop()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -186,6 +197,7 @@ class Producer:
             async with _Turn(self._turns, ROOM):
                 while self._in_flight >= self._in_flight_max:
                     await self._less_in_flight()
+            self._check_open()
         self._in_flight += 1
         loop = asyncio.get_running_loop()
         out: asyncio.Future[SendResult] = loop.create_future()
@@ -298,6 +310,7 @@ class Producer:
         """A message whose queue cannot be chosen yet, and those to its topic behind it."""
         now = asyncio.get_running_loop().time
         async with turn:
+            self._check_open()
             route = await self._route_or_none(posted.message.topic, posted.deadline - now())
             if route is None or route.hosts:  # queues that move may be somewhere else: `_send` looks there
                 await posted.pack()
@@ -315,6 +328,7 @@ class Producer:
             await posted.pack()
             if posted.out.done():
                 return  # cancelled by its owner
+            self._check_open()
             if not chosen.broker_name.startswith(STATIC_BROKER):  # nobody leads it at the moment
                 try:
                     connection = await self._connection(chosen.broker_name, (posted.deadline - now()) / 2)
@@ -349,7 +363,9 @@ class Producer:
     ) -> None:
         """Does a posted message's work, or what is left of it, in a task."""
         task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda task: _copy(task, out))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: _copy(task, out, self._closed))
         if turn is not None:
             task.add_done_callback(turn.leave)  # also when it has not begun
 
@@ -557,6 +573,11 @@ class Producer:
         message.check(self._body_bytes_max)
         message.give_unique_id()
 
+    def _check_open(self) -> None:
+        """For those that have waited: a stop waits for them too, unless it is cancelled."""
+        if self._closed:
+            raise ConnectError(STOPPED)
+
     async def _less_in_flight(self) -> None:
         if self._room is None:
             self._room = asyncio.Event()
@@ -687,12 +708,14 @@ def _packed(body: bytes) -> _Body:
     return (packed, SYS_FLAG_COMPRESSED_ZLIB) if len(packed) < len(body) else (body, 0)
 
 
-def _copy(task: asyncio.Task[SendResult | None], out: asyncio.Future[SendResult]) -> None:
+def _copy(task: asyncio.Task[SendResult | None], out: asyncio.Future[SendResult], stopped: bool) -> None:
     """The task's end becomes the future's; None: somebody else has been given the future."""
     if out.done():
         return
-    if task.cancelled():
+    if task.cancelled() and not stopped:
         out.cancel()
+    elif task.cancelled():
+        out.set_exception(ConnectError(STOPPED))
     elif (error := task.exception()) is not None:
         out.set_exception(error)
     elif (result := task.result()) is not None:

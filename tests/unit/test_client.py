@@ -415,6 +415,40 @@ async def test_a_post_keeps_its_time_over_its_attempts(tmp_path: Path) -> None:
     silent.close()
 
 
+async def test_a_producer_whose_stop_is_cancelled_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: neither connections, nor heartbeats, nor tasks of what it waited for; those who wait for that hear of it.
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    data = TopicRouteData(
+        queue_datas=[QueueData(broker_name="a", read_queue_nums=1, write_queue_nums=1, perm=6)],
+        broker_datas=[BrokerData(broker_name="a", broker_addrs={0: f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"})],
+    )
+    before = asyncio.all_tasks()
+    producer = await Producer("127.0.0.1:1", timeout_ms=60_000).start()
+    producer.client.routes["t"] = known = TopicRoute("t", data)
+    producer.client.brokers |= known.brokers
+    await producer.client.pool.remote(producer.client.master("a"))._connected_within(1)
+    posted = [await producer.post(Message("t", b"x")), await producer.post(Message("t", bytes(4_000_000)))]
+    monkeypatch.setattr(producer, "_open_connection", lambda queue: None)
+    waiting = asyncio.create_task(producer.post(Message("t", b"x")))
+    await asyncio.sleep(0)
+    resent: asyncio.Future[SendResult] = asyncio.get_running_loop().create_future()
+    producer._beside(producer._send(Message("t", b"x"), producer._spread, float("inf")), resent)
+    stopping = asyncio.create_task(producer.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        for future in (*posted, waiting, resent):
+            with pytest.raises(ConnectError):
+                await future
+    assert not producer.client._tasks and not producer.client._members and not producer.client.pool.connected
+    await eventually(lambda: asyncio.all_tasks() <= before)
+    silent.close()
+
+
 async def test_a_silent_name_server_holds_no_send_up_for_longer_than_its_time_out() -> None:
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
