@@ -250,14 +250,17 @@ class Producer:
         sharding_key: str | None = None,
         selector: QueueSelector | None = None,
     ) -> None:
-        """Sends and forgets: nobody learns whether it arrived. Raises only when there is no connection to send on."""
+        """Sends and forgets: nobody learns whether it arrived. Raises only when there is no route, or no connection to
+        send on, within the producer's `timeout_ms`."""
         self._check(message)
-        route = await self._route(message.topic)
+        deadline = self._deadline(None)
+        route = await self._route(message.topic, self._timeout_s)
         chosen = self._chooser(message, queue, sharding_key, selector)(route, message, "")
         host = route.host(chosen)
         command = self._command(message, chosen, *await self._body(message), host)
         command.flag |= FLAG_ONEWAY
-        await self.client.pool.oneway(self.client.master(host), command, self._timeout_s)
+        remaining_s = deadline - asyncio.get_running_loop().time()
+        await self.client.pool.oneway(self.client.master(host), command, remaining_s)
 
     async def send_batch(
         self,
@@ -519,7 +522,7 @@ class Producer:
         except AerobeeError:
             return None  # asked again where it can be reported
 
-    async def _route(self, topic: str, timeout_s: float | None = None) -> TopicRoute:
+    async def _route(self, topic: str, timeout_s: float) -> TopicRoute:
         known = self.client.routes.get(topic)
         if known is not None and known.write_queues:
             return known

@@ -459,6 +459,8 @@ async def test_a_silent_name_server_holds_no_send_up_for_longer_than_its_time_ou
         posted = await producer.post(Message("t", b"x"))
         with pytest.raises(RequestTimeout, match="route of topic t"):
             await posted
+        with pytest.raises(RequestTimeout, match="route of topic t"):
+            await producer.send_oneway(Message("t", b"x"))
         assert time.monotonic() - began < 2
     server.close()
 
