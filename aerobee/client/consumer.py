@@ -692,13 +692,16 @@ class Consumer:
         return fresh
 
     def reset(self, offsets: Mapping[MessageQueue, int]) -> None:
-        """Goes on at these offsets, forwards or backwards; queues of other members are ignored, and those that are just
-        handed over."""
+        """Goes on at these offsets, forwards or backwards; queues of other members are ignored. Of a queue that is just
+        handed over the offset is what its next owner is told."""
         for queue, offset in offsets.items():
             pull = self._pulls.get(queue)
             if pull is not None:
                 pull.cancel()
                 self._pulls[queue] = self.client.spawn(self._reset(self.queues[queue], offset))
+            elif queue in self.queues:
+                self.queues[queue] = told = ProcessQueue(queue, offset)
+                told.drop()
 
     async def _reset(self, process_queue: ProcessQueue, offset: int) -> None:
         await self._pull(await self._moved(process_queue, offset))
@@ -823,7 +826,7 @@ class Consumer:
         self._pulls.pop(queue).cancel()
         process_queue.drop()
         await process_queue.idle(HAND_OVER_S)
-        await self._offsets.commit([process_queue])
+        await self._offsets.commit([self.queues.get(queue, process_queue)])  # another one: it was reset meanwhile
         if self._needs_locks:
             await self._unlock([queue])
         self.queues.pop(queue, None)
