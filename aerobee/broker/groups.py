@@ -15,8 +15,8 @@ from aerobee.broker.attributes import LONG_MAX, Attribute, alter
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import is_light, validate_group
-from aerobee.errors import error_for
+from aerobee.broker.topics import QUEUES_MAX, is_light, validate_group
+from aerobee.errors import MalformedRequest, error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
 from aerobee.protocol.codes import ResponseCode
@@ -88,7 +88,10 @@ class GroupTable:
         if data:
             with self.file.reading():
                 for name, entry in (data.get("subscriptionGroupTable") or {}).items():
-                    self.table[name] = SubscriptionGroupConfig.from_dict({"groupName": name, **entry})
+                    try:
+                        self.table[name] = SubscriptionGroupConfig.from_dict({"groupName": name, **entry})
+                    except MalformedRequest as error:
+                        raise MalformedRequest(f"group {name}: {error}") from error
                 self.forbidden = {
                     group: {topic: int(bits) for topic, bits in topics.items()}
                     for group, topics in (data.get("forbiddenTable") or {}).items()
@@ -118,22 +121,29 @@ class GroupTable:
         return config
 
     async def update(self, configs: Iterable[SubscriptionGroupConfig]) -> None:
-        """Creates or changes groups as an operator says. Raises ServerError INVALID_PARAMETER, SYSTEM_ERROR."""
-        configs = list(configs)
+        """Creates or changes groups as an operator says, all or none.
+
+        Raises ServerError INVALID_PARAMETER, SYSTEM_ERROR.
+        """
+        changed: dict[str, SubscriptionGroupConfig] = {}
         for config in configs:
-            problem = validate_group(config.group_name or "")
+            name = config.group_name or ""
+            problem = validate_group(name)
+            if problem is None and config.retry_queue_nums > QUEUES_MAX:
+                problem = f"group {name}: retryQueueNums must be at most {QUEUES_MAX}, not {config.retry_queue_nums}"
             if problem is not None:
                 raise error_for(ResponseCode.INVALID_PARAMETER, problem)
-        for config in configs:
-            if self._options.enable_lmq and is_light(config.group_name):
+            if self._options.enable_lmq and is_light(name):
                 continue
-            current = self.table.get(config.group_name)
+            current = changed.get(name) or self.table.get(name)
             try:
                 config.attributes = alter(current.attributes if current else None, config.attributes, _ATTRIBUTES)
             except ValueError as error:
                 raise error_for(ResponseCode.SYSTEM_ERROR, str(error)) from None
-            self.table[config.group_name] = config
-            self._on_change(config.group_name, config)
+            changed[name] = config
+        for name, config in changed.items():
+            self.table[name] = config
+            self._on_change(name, config)
         self.version.advance()
         await self.file.save()
 

@@ -13,7 +13,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.records import parse_record
-from aerobee.broker.topics import DLQ_PREFIX, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, is_compacted
+from aerobee.broker.topics import DLQ_PREFIX, PERM_WRITE, RETRY_PREFIX, SEE_FAQ, is_compacted, possible_queues
 from aerobee.broker.transactions import UNIQUE_KEY
 from aerobee.errors import ServerError
 from aerobee.protocol.codes import ResponseCode
@@ -66,7 +66,7 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
     properties.setdefault(RETRY_TOPIC, message.topic)
     properties.setdefault(ORIGIN_MESSAGE_ID, message.offset_id)
     properties[PROPERTY_WAIT] = "false"
-    queue_id, tags_code = random.randrange(group.retry_queue_nums), None
+    queue_id, tags_code = random.randrange(possible_queues(group.retry_queue_nums)), None
     if (
         message.reconsume_times >= _max_times(group.retry_max_times, version, header.max_reconsume_times)
         or header.delay_level < 0

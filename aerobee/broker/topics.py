@@ -49,6 +49,9 @@ BENCHMARK_TOPIC: Final = "BenchmarkTest"
 TRACE_TOPIC: Final = "RMQ_SYS_TRACE_TOPIC"
 TIMER_TOPIC: Final = "rmq_sys_wheel_timer"
 SYSTEM_PREFIX: Final = "rmq_sys_"
+QUEUES_MAX: Final = 16_384
+"""Queues of a topic: what tools ask of one is a single answer, which so many fill by two thirds in the worst case."""
+JAVA_INT_MAX: Final = 2**31 - 1
 SCHEDULE_QUEUES: Final = 18
 REVIVE_QUEUES: Final = 8
 
@@ -144,6 +147,23 @@ def is_compacted(config: TopicConfig) -> bool:
     return config.attributes.get("cleanup.policy") == "COMPACTION"
 
 
+def possible_queues(count: int) -> int:
+    """The nearest number of queues that a topic may have."""
+    return max(0, min(QUEUES_MAX, count))
+
+
+def _problem(config: TopicConfig, queues_max: int) -> str | None:
+    """Why no topic can be like this, or None. What Java's types cannot hold, the body's refuse."""
+    for name, value, high in (
+        ("readQueueNums", config.read_queue_nums, queues_max),
+        ("writeQueueNums", config.write_queue_nums, queues_max),
+        ("perm", config.perm, PERM_READ | PERM_WRITE | PERM_INHERIT),
+    ):
+        if not 0 <= value <= high:
+            return f"topic {config.topic_name}: {name} must be 0 to {high}, not {value}"
+    return None
+
+
 def _read(data: bytes) -> Any:
     """The table; the plain tree, if it is JSON but no table. Raises MalformedRequest when it is not even that."""
     try:
@@ -184,8 +204,11 @@ class TopicTable:
             with self.file.reading():
                 if isinstance(kept, dict):
                     kept = TopicConfigSerializeWrapper.from_dict(kept)  # raises, and says what is wrong
-            for name, config in kept.topic_config_table.items():
-                config.topic_name = config.topic_name or name
+                for name, config in kept.topic_config_table.items():
+                    config.topic_name = config.topic_name or name
+                    # One with more queues than may be asked for today stays as it is.
+                    if (problem := _problem(config, JAVA_INT_MAX)) is not None:
+                        raise MalformedRequest(problem)
             self.table.update(kept.topic_config_table)
             self.version = DataVersion.from_json(kept.data_version.to_dict())
         if not self._options.auto_create_topic_enable:
@@ -249,10 +272,14 @@ class TopicTable:
     async def create_for_group(
         self, topic: str, queue_nums: int, *, order: bool = False, sys_flag: int = 0
     ) -> TopicConfig:
-        """A retry, dead-letter or internal topic, readable and writable; `order` follows what the group consumes."""
+        """A retry, dead-letter or internal topic, readable and writable; `order` follows what the group consumes.
+
+        A group's settings may ask for any number of queues: it gets the nearest possible one.
+        """
         found = self.table.get(topic)
         if found is not None:
             return found
+        queue_nums = possible_queues(queue_nums)
         config = TopicConfig(
             topic_name=topic,
             read_queue_nums=queue_nums,
@@ -273,11 +300,12 @@ class TopicTable:
     async def update(self, configs: Iterable[TopicConfig]) -> None:
         """Creates or changes topics as an operator says. `attributes` holds `+key`/`-key` changes.
 
-        Raises ServerError INVALID_PARAMETER for names, and SYSTEM_ERROR for attributes that cannot be.
+        Raises ServerError INVALID_PARAMETER for names and numbers, and SYSTEM_ERROR for attributes that cannot be;
+        nothing is changed then.
         """
         changed = []
         for config in configs:
-            self.check_changeable(config.topic_name)
+            self.check(config)
             if self._options.enable_lmq and is_light(config.topic_name):
                 continue  # it is as it is
             current = self.table.get(config.topic_name)
@@ -297,6 +325,12 @@ class TopicTable:
                 changed.append(config)
         if changed:
             await self._put(*changed)
+
+    def check(self, config: TopicConfig) -> None:
+        """ServerError INVALID_PARAMETER when a tool may not make the topic, or not like this."""
+        self.check_changeable(config.topic_name)
+        if (problem := _problem(config, QUEUES_MAX)) is not None:
+            raise error_for(ResponseCode.INVALID_PARAMETER, problem)
 
     def check_changeable(self, topic: str) -> None:
         """ServerError INVALID_PARAMETER when a tool may not create, change or delete such a topic."""

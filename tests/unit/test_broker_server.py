@@ -18,6 +18,7 @@ from aerobee.broker.handlers.send import BATCH_MESSAGES_MAX
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
+from aerobee.broker.topics import QUEUES_MAX
 from aerobee.cli.doctor import examine
 from aerobee.errors import StoreError
 from aerobee.nameserver.options import NameServerOptions
@@ -635,6 +636,52 @@ async def test_the_share_of_the_disk_that_may_be_used_changes_at_once(
     await eventually(lambda: sent(ResponseCode.SUCCESS))
 
 
+async def test_a_refused_topic_or_group_leaves_the_next_start_and_the_next_change_alone(
+    broker: Broker, peer: Peer, tmp_path: Path
+) -> None:
+    topic = dict(topic="t", readQueueNums=4, writeQueueNums=4, perm=6, topicFilterType="SINGLE_TAG", order="false")
+    listed = [{"topicName": "l1"}, {"topicName": "l2", "readQueueNums": 2**40}]
+    answers = [
+        await peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC, **{**topic, "readQueueNums": -1}),
+        await peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC_LIST, fastjson.dumps({"topicConfigList": listed})),
+        await peer.call(
+            RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP,
+            fastjson.dumps({"groupName": "huge", "groupSysFlag": 2**40}),
+        ),
+    ]
+    assert [answer.code for answer in answers] == [ResponseCode.INVALID_PARAMETER] * 3
+    retried = {"groupName": "g", "retryQueueNums": -1}  # as in Apache's: nothing comes again
+    assert (await peer.call(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, fastjson.dumps(retried))).code == 0
+    assert (await peer.join("c1", "t")).code == (await peer.join("c1", "t")).code == 0
+    assert (await peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC, **topic)).code == 0
+    assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"enableTopicMessageTypeCheck=true")).code == 0
+    await broker.stop()
+    again = Broker(small(tmp_path))
+    await again.start()
+    await again.stop()
+    assert {"t", "l1", "l2"} & again.topics.table.keys() == {"t"} and "huge" not in again.groups.table
+
+
+async def test_what_tools_ask_of_the_largest_topic_fits_into_an_answer(tmp_path: Path) -> None:
+    broker = Broker(small(tmp_path, broker_name="b" * 127))
+    await broker.start()
+    peer = Peer(broker.address)
+    try:
+        name = "t" * 127
+        made = await peer.call(
+            RequestCode.UPDATE_AND_CREATE_TOPIC, topic=name, readQueueNums=QUEUES_MAX, writeQueueNums=QUEUES_MAX, perm=6
+        )
+        assert made.code == 0
+        asked = RequestCode.GET_TOPIC_STATS_INFO, RequestCode.GET_CONSUME_STATS, RequestCode.QUERY_CONSUME_TIME_SPAN
+        for code in asked:
+            answer = await peer.call(code, topic=name, consumerGroup="g", group="g")
+            # Each queue's four numbers may have twenty digits.
+            assert answer.code == 0 and len(answer.body) + QUEUES_MAX * 4 * 20 < 16 << 20
+    finally:
+        await peer.pool.close()
+        await broker.stop()
+
+
 async def test_a_deleted_topic_is_gone(broker: Broker, peer: Peer) -> None:
     await peer.send("orders")
     await peer.call(RequestCode.UPDATE_CONSUMER_OFFSET, consumerGroup="g", topic="orders", queueId=0, commitOffset=1)
@@ -869,7 +916,9 @@ async def test_a_batch_whose_reply_nobody_could_read_is_refused(tmp_path: Path) 
     for fast in (True, False):
         broker.store.allow(fast=fast)
         refused = await peer.send("t", inner(b"x") * (BATCH_MESSAGES_MAX + 1), m="true")
-        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and f"{BATCH_MESSAGES_MAX} messages" in (refused.remark or "")
+        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and f"{BATCH_MESSAGES_MAX} messages" in (
+            refused.remark or ""
+        )
         refused = await peer.send("t", inner(b"x"), m="true", properties="UNIQ_KEY\x01" + "U" * 32_760)
         assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "32KB" in (refused.remark or ""), fast
     assert broker.store.bounds("t", 0) == (0, 1)

@@ -23,7 +23,7 @@ from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import LEASE_S, LOST_S, OrderLocks
 from aerobee.broker.pop_order import OrderTable
 from aerobee.broker.static_topics import StaticTopics
-from aerobee.broker.topics import TopicTable
+from aerobee.broker.topics import QUEUES_MAX, TopicTable
 from aerobee.clock import ManualClock
 from aerobee.errors import MalformedRequest, ServerError
 from aerobee.options import OptionsError
@@ -178,8 +178,12 @@ def test_a_setting_that_cannot_be_one_does_not_cost_all_topics(tmp_path: Path) -
         ("topics.json", "[]"),
         ("topics.json", '{"topicConfigTable":[]}'),
         ("topics.json", '{"dataVersion":7}'),
+        ("topics.json", '{"topicConfigTable":{"t":{"readQueueNums":-1}}}'),
+        ("topics.json", '{"topicConfigTable":{"t":{"writeQueueNums":1099511627776}}}'),
+        ("topics.json", '{"topicConfigTable":{"t":{"perm":-1}}}'),
         ("subscriptionGroup.json", '"x"'),
         ("subscriptionGroup.json", '{"subscriptionGroupTable":{"g":7}}'),
+        ("subscriptionGroup.json", '{"subscriptionGroupTable":{"g":{"groupSysFlag":1099511627776}}}'),
         ("subscriptionGroup.json", '{"forbiddenTable":{"g":{"t":"x"}}}'),
         ("subscriptionGroup.json", '{"dataVersion":[1]}'),
         ("messageRequestMode.json", '{"messageRequestModeMap":7}'),
@@ -245,6 +249,29 @@ async def test_names_that_tools_may_not_use(tmp_path: Path, name: str) -> None:
     assert refused.value.code == 29
 
 
+# Claim: a topic that cannot be one is refused as a whole list, before anything of it is in force or written.
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"read_queue_nums": -1},
+        {"write_queue_nums": -1},
+        {"read_queue_nums": QUEUES_MAX + 1},
+        {"write_queue_nums": 2**40},
+        {"perm": -1},
+        {"perm": 8},
+    ],
+)
+async def test_a_topic_that_cannot_be_is_refused_before_anything_is_put(tmp_path: Path, values: dict[str, int]) -> None:
+    heard: list[str] = []
+    table = TopicTable(options(), tmp_path, on_change=lambda topic, _: heard.append(topic))
+    table.load()
+    with pytest.raises(ServerError, match=r"topic t2: .* must be 0 to \d+, not") as refused:
+        await table.update([TopicConfig(topic_name="t1"), TopicConfig(topic_name="t2", **values)])
+    assert refused.value.code == 29
+    assert table.get("t1") is table.get("t2") is None and not heard and not table.file.path.exists()
+    await table.update([TopicConfig(topic_name="t", read_queue_nums=QUEUES_MAX, write_queue_nums=0, perm=7)])
+
+
 async def test_attributes_are_added_and_removed(tmp_path: Path) -> None:
     table = topics(tmp_path)
     await table.update([TopicConfig(topic_name="t", attributes=parse_attributes("+message.type=FIFO"))])
@@ -282,6 +309,31 @@ async def test_light_queues_and_their_groups_need_not_be_made(tmp_path: Path) ->
 
 
 # Groups.
+
+
+async def test_groups_that_cannot_be_are_refused_before_any_is_put(tmp_path: Path) -> None:
+    table = GroupTable(options(), tmp_path)
+    for wrong in (
+        SubscriptionGroupConfig(group_name="b", attributes={"+no.such": "1"}),
+        SubscriptionGroupConfig(group_name="b", retry_queue_nums=QUEUES_MAX + 1),
+        SubscriptionGroupConfig(group_name="b d"),
+    ):
+        with pytest.raises(ServerError):
+            await table.update([SubscriptionGroupConfig(group_name="a", consume_enable=False), wrong])
+        assert not table.table and not table.file.path.exists()
+
+
+@pytest.mark.parametrize("field", ["groupSysFlag", "retryQueueNums", "retryMaxTimes", "brokerId"])
+def test_numbers_that_java_cannot_read_are_no_group(field: str) -> None:
+    with pytest.raises(MalformedRequest, match=field):
+        SubscriptionGroupConfig.from_json(f'{{"groupName":"g","{field}":{2**63}}}')
+
+
+async def test_a_groups_retry_topic_has_a_possible_number_of_queues(tmp_path: Path) -> None:
+    table = topics(tmp_path)
+    assert (await table.create_for_group("%RETRY%a", -1)).read_queue_nums == 0
+    assert (await table.create_for_group("%RETRY%b", 2**31 - 1)).write_queue_nums == QUEUES_MAX
+    topics(tmp_path)
 
 
 async def test_groups_appear_when_used_and_survive(tmp_path: Path) -> None:

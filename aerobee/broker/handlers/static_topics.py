@@ -56,10 +56,6 @@ async def update_static_topic(broker: Broker, connection: Connection, command: R
     detail = TopicQueueMappingDetail.from_json(command.body) if command.body else None
     if detail is None or detail.topic != header.topic:
         raise MalformedRequest(f"the body must be the mapping of topic {header.topic}")
-    broker.topics.check_changeable(header.topic)
-    _log.info("%s maps static topic %s, epoch %d", connection.peer, header.topic, detail.epoch)
-    # The mapping first: without it the queues would look like those of an ordinary topic.
-    await broker.static_topics.put(detail, force=header.force)
     config = TopicConfig(
         topic_name=header.topic,
         read_queue_nums=header.read_queue_nums,
@@ -68,6 +64,10 @@ async def update_static_topic(broker: Broker, connection: Connection, command: R
         topic_filter_type=header.topic_filter_type or "SINGLE_TAG",
         topic_sys_flag=header.topic_sys_flag or 0,
     )
+    broker.topics.check(config)
+    _log.info("%s maps static topic %s, epoch %d", connection.peer, header.topic, detail.epoch)
+    # The mapping first: without it the queues would look like those of an ordinary topic.
+    await broker.static_topics.put(detail, force=header.force)
     await broker.topics.update([config])
     await broker.topics.file.save()
     return command.reply()

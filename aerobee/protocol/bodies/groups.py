@@ -10,6 +10,7 @@ from msgspec import field
 from aerobee.protocol.bodies import Body
 from aerobee.protocol.bodies.client import SubscriptionData
 from aerobee.protocol.bodies.topics import DataVersion
+from aerobee.protocol.headers import Int32, Int64
 
 RETRY_DELAYS_MS: Final = (
     1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000,
@@ -21,15 +22,15 @@ RETRY_DELAYS_MS: Final = (
 class ExponentialRetryPolicy(Body):
     """Waits `initial` ms, then `multiplier` times longer each time, up to `max` ms."""
 
-    initial: int = 5_000
-    max: int = 7_200_000
-    multiplier: int = 2
+    initial: Int64 = 5_000
+    max: Int64 = 7_200_000
+    multiplier: Int64 = 2
 
 
 class CustomizedRetryPolicy(Body):
     """Waits these times in ms, the last one again and again."""
 
-    next: list[int] = field(default_factory=lambda: list(RETRY_DELAYS_MS))
+    next: list[Int64] = field(default_factory=lambda: list(RETRY_DELAYS_MS))
 
 
 class GroupRetryPolicy(Body):
@@ -46,7 +47,7 @@ class SimpleSubscriptionData(Body):
     topic: str = ""
     expression_type: str | None = None
     expression: str | None = None
-    version: int = 0
+    version: Int64 = 0
 
 
 class SubscriptionGroupConfig(Body):
@@ -57,14 +58,14 @@ class SubscriptionGroupConfig(Body):
     consume_from_min_enable: bool = True
     consume_broadcast_enable: bool = True
     consume_message_orderly: bool = False
-    retry_queue_nums: int = 1
-    retry_max_times: int = 16
+    retry_queue_nums: Int32 = 1
+    retry_max_times: Int32 = 16
     group_retry_policy: GroupRetryPolicy = field(default_factory=GroupRetryPolicy)
-    broker_id: int = 0
-    which_broker_when_consume_slowly: int = 1
+    broker_id: Int64 = 0
+    which_broker_when_consume_slowly: Int64 = 1
     notify_consumer_ids_changed_enable: bool = True
-    group_sys_flag: int = 0
-    consume_timeout_minute: int = 15
+    group_sys_flag: Int32 = 0
+    consume_timeout_minute: Int32 = 15
     subscription_data_set: list[SimpleSubscriptionData] | None = None
     attributes: dict[str, str] = {}
 

@@ -14,6 +14,7 @@ from aerobee.protocol import fastjson
 from aerobee.protocol.bodies import Body
 from aerobee.protocol.bodies.route import TopicQueueMappingDetail, TopicQueueMappingInfo
 from aerobee.protocol.fastjson import MessageQueue
+from aerobee.protocol.headers import Int32
 
 
 class DataVersion(Body):
@@ -32,12 +33,12 @@ class TopicConfig(Body):
 
     attributes: dict[str, str] = {}
     order: bool = False
-    perm: int = 6
-    read_queue_nums: int = 16
+    perm: Int32 = 6
+    read_queue_nums: Int32 = 16
     topic_filter_type: str = "SINGLE_TAG"
     topic_name: str = ""
-    topic_sys_flag: int = 0
-    write_queue_nums: int = 16
+    topic_sys_flag: Int32 = 0
+    write_queue_nums: Int32 = 16
 
     def to_text(self) -> str:
         """The form in compressed registrations: fields joined by blanks; `topic_sys_flag` and `order` are not in it."""
