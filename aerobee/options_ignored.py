@@ -181,7 +181,7 @@ BROKER: Final = _by_key(
         popFromRetryProbability popFromRetryProbabilityForPriority popInflightMessageThreshold
         popLongPollingForceNotifyInterval popPollingMapExpireTimeSeconds popPollingMapSize popPollingSize
         popResponseReturnActualRetryTopic popReviveConcurrency popReviveMaxAttemptTimes popReviveMaxReturnSizePerRead
-        popReviveSkipIfGroupAbsent priorityOrderAsc pullBatchMaxMessageCount readOnlyCommitLogStorePaths
+        popReviveSkipIfGroupAbsent priorityOrderAsc pullBatchMaxMessageCount
         realTimeNotifyConsumerChange recallMessageEnable regionId registerBrokerTimeoutMills registerNameServerPeriod
         rejectPullConsumerEnable rejectTransactionMessage replicasPerDiskPartition retrieveMessageFromPopRetryTopicV1
         reviveAckWaitMs reviveInterval reviveMaxSlow reviveQueueNum reviveScanTime rocketmqHome
@@ -251,6 +251,7 @@ BROKER_REFUSED: Final = {
     "isBrokerContainer": Refusal(_OFF, "there is no broker container"),
     "isInBrokerContainer": Refusal(_OFF, "there is no broker container"),
     "messageStorePlugIn": Refusal(("",), "there are no store plug-ins"),
+    "readOnlyCommitLogStorePaths": Refusal(("",), "the whole log is in one directory, storePathRootDir/commitlog"),
     "storeType": Refusal(("", "default"), "only the file store is served, not RocksDB"),
 }
 """Key of a broker file → the values that are accepted and why others are not."""

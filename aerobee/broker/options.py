@@ -5,6 +5,7 @@ Nothing that names a path, an address, an identity or a layout on disk can be ch
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -106,7 +107,12 @@ class BrokerOptions(Options):
 
     # Where it stores.
     store_path_root_dir = setting("", "Directory of the store.", factory=_home_store, remote=False)
-    store_path_commit_log = setting("", "Directory of the commit log; empty: `commitlog` in the store.", remote=False)
+    store_path_commit_log = setting(
+        "",
+        "Directory of the commit log, which is always `commitlog` in the store: accepted when it says so. To have the "
+        "log on another disk, make that a symbolic link or mount the disk there.",
+        remote=False,
+    )
     mapped_file_size_commit_log = setting(
         1 << 30, "Bytes of a commit log file.", low=1 << 16, high=1 << 31, remote=False
     )
@@ -335,6 +341,12 @@ class BrokerOptions(Options):
             problems.append("brokerName must not be empty")
         if not self.broker_cluster_name:
             problems.append("brokerClusterName must not be empty")
+        path = self.store_path_commit_log
+        if path and os.path.realpath(path) != os.path.realpath(self.log_dir):
+            problems.append(
+                f"storePathCommitLog={path} cannot be honoured: the log is in {self.log_dir}. Make that a symbolic "
+                f"link to {path}, or mount the disk there"
+            )
         if not _HOURS.fullmatch(self.delete_when) or any(int(hour) > 23 for hour in self.delete_when.split(";")):
             problems.append(f"deleteWhen must be hours of the day separated by ';', not {self.delete_when!r}")
         if self.listen_port and self.fast_port == self.listen_port:
@@ -378,6 +390,11 @@ class BrokerOptions(Options):
     def store_dir(self) -> Path:
         """Directory of the store."""
         return Path(self.store_path_root_dir)
+
+    @property
+    def log_dir(self) -> Path:
+        """Directory of the commit log, maybe on another disk."""
+        return self.store_dir / "commitlog"
 
     @property
     def queue_file_units(self) -> int:

@@ -17,6 +17,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.offsets import SEPARATOR
@@ -89,17 +90,22 @@ def _first_position(store: Store, topic: str, queue_id: int, offset: int) -> int
     return None
 
 
+def used(path: Path) -> float:
+    """How much of the disk with this directory is used, as df says it: what is reserved for root is not room."""
+    usage = shutil.disk_usage(path)
+    return usage.used / (usage.used + usage.free)
+
+
 async def clean(broker: Broker, *, now: bool = False) -> dict[str, int]:
     """Deletes files that may go, at the hours for it, when the disk fills up, or `now`.
 
     Returns the engine's report; empty when nothing was due.
     """
     options = broker.options
-    usage = shutil.disk_usage(options.store_path_root_dir)
-    used = 100 * usage.used / (usage.used + usage.free)  # as df says it: what is reserved for root is not room
+    percent = 100 * max(used(options.store_dir), used(options.log_dir))
     hours = {int(hour) for hour in options.delete_when.split(";")}
-    full = used > min(options.disk_max_used_space_ratio, options.disk_space_warning_level_ratio)
-    forced = options.clean_file_forcibly_enable and used > options.disk_space_clean_forcibly_ratio
+    full = percent > min(options.disk_max_used_space_ratio, options.disk_space_warning_level_ratio)
+    forced = options.clean_file_forcibly_enable and percent > options.disk_space_clean_forcibly_ratio
     if not (now or full or forced or time.localtime(broker.clock.now_ms() / 1000).tm_hour in hours):
         return {}
     before_ms = broker.clock.now_ms() - (0 if forced else options.file_reserved_time * HOUR_MS)

@@ -69,6 +69,37 @@ def held_back(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "but stay" in record.getMessage()]
 
 
+# Claim: with `commitlog` a symbolic link the log is on another disk; it is found, written, and deleted from there, also
+# when that disk fills up.
+async def test_a_log_on_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await start(tmp_path)
+    fill(broker)
+    await broker.stop()
+    link, disk2 = tmp_path / "store" / "commitlog", tmp_path / "disk2"
+    link.rename(disk2)
+    link.symlink_to(disk2)
+    broker = await start(tmp_path, store_path_commit_log=str(disk2))
+    try:
+        assert broker.store.bounds("orders", 0) == (0, 400)
+        fill(broker)
+        assert broker.store.bounds("orders", 0) == (0, 800) and link.is_symlink()
+        files = len(list(disk2.iterdir()))
+        assert files > 10
+
+        def usage(path: str | Path) -> Any:
+            used = 97 if Path(path) == link else 1
+            return SimpleNamespace(used=used, free=100 - used)
+
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+        hour = (time.localtime().tm_hour + 12) % 24
+        broker.options.change({"deleteWhen": str(hour), "fileReservedTime": "0"})
+        broker.clock = ManualClock(int(time.time() * 1000) + 60_000)
+        report = await retention.clean(broker)
+        assert report["log_files"] > 5 and len(list(disk2.iterdir())) < files - 5
+    finally:
+        await broker.stop()
+
+
 async def test_light_queues_go_with_their_last_message_and_hold_nothing_back(tmp_path: Path) -> None:
     broker = await start(tmp_path, enable_lmq=True, enable_multi_dispatch=True)
     for name in ("old", "read", "new"):

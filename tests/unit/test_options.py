@@ -281,12 +281,33 @@ def test_every_row_is_explained_and_its_default_is_within_bounds(options: type[O
         ({"listeners": "a://x:0;b://x:2"}, "listeners: the port of 'b' must be above 2, the second port is below: 2"),
         ({"listeners": "a://x:9", "advertised_listeners": "b://x:1"}, "advertisedListeners names 'b', which listeners"),
         ({"advertised_listeners": "x"}, "advertisedListeners must be NAME://HOST:PORT"),
+        (
+            {"store_path_root_dir": "/s", "store_path_commit_log": "/disk2/log"},
+            "storePathCommitLog=/disk2/log cannot be honoured: the log is in /s/commitlog. Make that a symbolic link "
+            "to /disk2/log, or mount the disk there",
+        ),
+        ({"store_path_root_dir": "/s", "store_path_commit_log": "/s/commitlog,/t/commitlog"}, "cannot be honoured"),
     ],
 )  # fmt: skip
 def test_what_a_broker_cannot_honour_is_one_sentence(values: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionsError) as caught:
         BrokerOptions(**values)
     assert len(caught.value.problems) == 1 and words in caught.value.problems[0]
+
+
+def test_a_path_of_the_log_that_is_where_the_log_is(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    for there in ("", f"{root}/commitlog", f"{root}/../store/commitlog/"):
+        BrokerOptions(store_path_root_dir=str(root), store_path_commit_log=there)
+    root.mkdir()
+    (root / "commitlog").symlink_to(tmp_path / "disk2")
+    BrokerOptions(store_path_root_dir=str(root), store_path_commit_log=str(tmp_path / "disk2"))
+
+
+def test_further_places_of_the_log_are_refused() -> None:
+    assert not BrokerOptions.load(flags={"readOnlyCommitLogStorePaths": ""}).notes
+    with pytest.raises(OptionsError, match="readOnlyCommitLogStorePaths=/a,/b cannot be honoured"):
+        BrokerOptions.load(flags={"readOnlyCommitLogStorePaths": "/a,/b"})
 
 
 def test_addresses_of_name_servers() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import platform
 import shutil
 from typing import TYPE_CHECKING, Final
@@ -53,9 +52,8 @@ def runtime_info(broker: Broker, _: Connection, command: RemotingCommand) -> Rem
 def _runtime(broker: Broker) -> dict[str, str]:
     options, stats = broker.options, broker.store.stats()
     now_ms = broker.clock.now_ms()
-    usage = shutil.disk_usage(options.store_path_root_dir)
-    ratio = str(usage.used / (usage.used + usage.free))
-    log_path = options.store_path_commit_log or os.path.join(options.store_path_root_dir, "commitlog")
+    usage = shutil.disk_usage(options.log_dir)
+    ratio = str(retention.used(options.log_dir))
     table = {
         "bootTimestamp": str(broker.started_ms),
         "runtime": _duration(now_ms - broker.started_ms),
@@ -63,8 +61,8 @@ def _runtime(broker: Broker) -> dict[str, str]:
         "brokerVersion": "513",
         "brokerVersionDesc": VERSION_TEXT,
         "commitLogDiskRatio": ratio,
-        f"commitLogDiskRatio_{log_path}": ratio,
-        "consumeQueueDiskRatio": ratio,
+        f"commitLogDiskRatio_{options.log_dir}": ratio,
+        "consumeQueueDiskRatio": str(retention.used(options.store_dir)),
         "commitLogMinOffset": str(stats.get("log_min", stats.get("min_position", 0))),
         "commitLogMaxOffset": str(stats.get("log_max", stats.get("max_position", 0))),
         "commitLogDirCapacity": f"Total : {_size(usage.total)}, Free : {_size(usage.free)}.",
