@@ -75,11 +75,18 @@ def _queue_key(key: str) -> str | MessageQueue:
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\['([^']*)'\]|\[\"([^\"]*)\"\]")
 
 
+_STEP_CHARS: Final = 100
+"""So many characters of a reference take about as long to read as one step of it."""
+_INDEX_DIGITS_MAX: Final = 10
+_TOO_MUCH: Final = "JSON whose references stand for far more than it says"
+
+
 class _References:
     """Puts what a reference points at in its place: `$` the root, `@` itself, `..` its parent, `$.a.b[0]` a path.
 
     A reference to something that contains it would have no end and becomes null, as does one that points nowhere.
-    References to references could grow without end from a small text, so what they stand for is bounded by its length.
+    References to references could grow without end from a small text, so what they stand for is bounded by its length,
+    and so are the steps of their paths: a long one may be pointed at, and walked again, by many short ones.
     """
 
     def __init__(self, root: Any, text_chars: int) -> None:
@@ -87,13 +94,13 @@ class _References:
         self.left = 10_000 + text_chars // 4
 
     def resolve(self, value: Any, above: tuple[Any, ...]) -> Any:
-        self.left -= 1
-        if self.left < 0 or len(above) > 2 * DEPTH_MAX:
-            raise MalformedRequest("JSON whose references stand for far more than it says")
+        self._charge(1)
+        if len(above) > 2 * DEPTH_MAX:
+            raise MalformedRequest(_TOO_MUCH)
         if isinstance(value, dict):
             target = value.get("$ref")
             if isinstance(target, str) and len(value) == 1:
-                found = _find(target, self.root, above)
+                found = self._find(target, above)
                 inside = found is value or any(found is parent for parent in above)
                 return None if inside else self.resolve(found, (*above, value))
             for key, item in value.items():
@@ -102,26 +109,37 @@ class _References:
             value[:] = [self.resolve(item, (*above, value)) for item in value]
         return value
 
+    def _charge(self, work: int) -> None:
+        self.left -= work
+        if self.left < 0:
+            raise MalformedRequest(_TOO_MUCH)
 
-def _find(path: str, root: Any, above: tuple[Any, ...]) -> Any:
-    if path == "..":
-        return above[-2] if len(above) > 1 else root
-    if path == "@":
-        return above[-1] if above else root
-    if not path.startswith("$"):
-        return None
-    found, at = root, 1
-    while at < len(path):
-        step = _STEP.match(path, at)
-        if step is None:
+    def _find(self, path: str, above: tuple[Any, ...]) -> Any:
+        if path == "..":
+            return above[-2] if len(above) > 1 else self.root
+        if path == "@":
+            return above[-1] if above else self.root
+        if not path.startswith("$"):
             return None
-        at = step.end()
-        name, index, quoted, double_quoted = step.groups()
-        try:
-            found = found[int(index)] if index is not None else found[name or quoted or double_quoted]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return found
+        self._charge(len(path) // _STEP_CHARS)
+        found, at = self.root, 1
+        while at < len(path):
+            self._charge(1)
+            step = _STEP.match(path, at)
+            if step is None:
+                return None
+            at = step.end()
+            name, index, quoted, double_quoted = step.groups()
+            if index is not None:
+                if len(index) > _INDEX_DIGITS_MAX:
+                    raise MalformedRequest("a reference names a place that no array has")
+                # Only into arrays: a character of a text is a text again, and a path into it would never end.
+                found = found[int(index)] if isinstance(found, list) and int(index) < len(found) else None
+            else:
+                found = found.get(name or quoted or double_quoted) if isinstance(found, dict) else None
+            if found is None:
+                return None
+        return found
 
 
 # Writing.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -208,6 +210,31 @@ def test_references_cannot_unfold_without_end() -> None:
     levels = ",".join(f'"l{i}":[' + ",".join([f'{{"$ref":"$.l{i - 1}"}}'] * 10) + "]" for i in range(1, 12))
     with pytest.raises(MalformedRequest, match="references"):
         fastjson.loads('{"l0":[1],' + levels + "}")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["$.s" + "[0]" * 60_000, "$.s" + ".s" * 90_000, "$." + "x" * 180_000, "$.l[" + "0" * 180_000 + "]"],
+    ids=["into a text", "past a text", "a long name", "a long number"],
+)
+def test_a_long_reference_is_not_walked_again_for_each_that_points_at_it(path: str) -> None:
+    # A character of a text is a text again, so such a path had no end; a quarter of a megabyte of it took a minute.
+    text = '{"s":"x","l":[' + ",".join(['{"$ref":"$.a"}'] * 3000) + '],"a":{"$ref":"' + path + '"}}'
+    began = time.perf_counter()
+    with contextlib.suppress(MalformedRequest):
+        assert fastjson.loads(text) == {"s": "x", "l": [None] * 3000, "a": None}
+    assert time.perf_counter() - began < 0.1
+
+
+def test_a_reference_steps_into_objects_by_name_and_into_arrays_by_number() -> None:
+    text = '{"s":"xy","o":{"0":1},"r":[{"$ref":"$.s[0]"},{"$ref":"$.o[0]"},{"$ref":"$.o.0"},{"$ref":"$.s.x"}]}'
+    assert fastjson.loads(text) == {"s": "xy", "o": {"0": 1}, "r": [None, None, 1, None]}
+
+
+@pytest.mark.parametrize("digits", [20, 5000])
+def test_a_reference_to_an_impossible_place_in_an_array_is_malformed(digits: int) -> None:
+    with pytest.raises(MalformedRequest, match="place"):
+        fastjson.loads('[{"$ref":"$[' + "9" * digits + ']"}]')
 
 
 def test_go_cuts_the_address_map_by_hand() -> None:
