@@ -38,7 +38,7 @@ class Service(Protocol):
         """A chunk arrived; `data` is valid only during this call. A ProtocolError closes the connection."""
 
     def disconnected(self, connection: Connection) -> None:
-        """The connection ended; called once for each `connected`."""
+        """The connection ended; called once for each `connected`, also for one that has raised."""
 
 
 class Connection(BackPressure, asyncio.BufferedProtocol):
@@ -96,11 +96,20 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open (with TLS: after the handshake)."""
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's own class is no subclass
-        self.peer = _address(transport.get_extra_info("peername"))
+        peer = transport.get_extra_info("peername")
+        if peer is None:  # reset before we saw it: nobody is there to be served
+            self._hub.missed("connection reset")
+            self.abort("connection reset")
+            return
+        self.peer = _address(peer)
         self.local = _address(transport.get_extra_info("sockname"))
         transport.set_write_buffer_limits(high=UNREAD_BYTES_HIGH, low=UNREAD_BYTES_LOW)
         self._hub.add(self)
-        self._service.connected(self)
+        try:
+            self._service.connected(self)
+        except Exception:
+            _log.exception("connection %s: internal error while taking it; it is closed", self.peer)
+            self.abort("internal error")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """The buffer that all connections of the hub share: filled and emptied within one step of the loop."""
@@ -137,10 +146,11 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         self.transport = None
         self._reason = self._reason or ("peer closed" if error is None else "connection reset")
         self._pieces.clear()
-        self._hub.remove(self, self._reason)
+        was_open = self._hub.remove(self, self._reason)
         self._wake_writers()
         self._fail_waiting()
-        self._service.disconnected(self)
+        if was_open:
+            self._service.disconnected(self)
 
     # Sending.
 

@@ -72,13 +72,20 @@ class Hub:
         if self._idle_timer is None and self._tick_s > 0:
             self._idle_timer = self.loop.call_later(self._tick_s, self._tick)
 
-    def remove(self, connection: Connection, reason: str) -> None:
-        """A connection ended; `reason` is a short fixed text, a metric's label."""
-        if self.connections.pop(connection.id, None) is not None:
+    def missed(self, reason: str) -> None:
+        """A connection had ended before it could be added: it is counted."""
+        self.opened += 1
+        self.closed[reason] += 1
+
+    def remove(self, connection: Connection, reason: str) -> bool:
+        """A connection ended; `reason` is a short fixed text, a metric's label. False: it was none of ours."""
+        known = self.connections.pop(connection.id, None) is not None
+        if known:
             self.closed[reason] += 1
         self.waiting.discard(connection)
         if not self.connections and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
+        return known
 
     async def emptied(self, grace_s: float) -> None:
         """Waits until the last connection ended, at most `grace_s`."""

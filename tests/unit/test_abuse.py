@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from aerobee.broker import dispatch
 from aerobee.broker.options import BrokerOptions
@@ -45,23 +46,29 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     await made.stop()
 
 
-@pytest.fixture(params=["broker", "name server"])
-async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
-    made: Server
-    if request.param == "broker":
-        made = Broker(
-            BrokerOptions(
-                broker_name="a",
-                store_path_root_dir=str(tmp_path / "store"),
-                listen_port=0,
-                mapped_file_size_commit_log=1 << 20,
-                mapped_file_size_consume_queue=20_000,
-                max_hash_slot_num=1000,
-                max_index_num=4000,
-            )
+def make(kind: str, tmp_path: Path) -> Server:
+    """A broker or a name server that is to be started."""
+    if kind == "name server":
+        return NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json")))
+    return Broker(
+        BrokerOptions(
+            broker_name="a",
+            store_path_root_dir=str(tmp_path / "store"),
+            listen_port=0,
+            mapped_file_size_commit_log=1 << 20,
+            mapped_file_size_consume_queue=20_000,
+            max_hash_slot_num=1000,
+            max_index_num=4000,
         )
-    else:
-        made = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json")))
+    )
+
+
+KINDS = ["broker", "name server"]
+
+
+@pytest.fixture(params=KINDS)
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
+    made = make(request.param, tmp_path)
     await made.start()
     yield made
     await made.stop()
@@ -221,6 +228,30 @@ async def test_an_idle_connection_costs_at_most_20_kib(server: Server) -> None:
     assert (resident_bytes() - before) / 1000 <= 20 * 1024
     for each in sockets:
         each.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_that_is_reset_before_it_is_accepted_leaves_nothing(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Claim: whoever is gone before the server looks is no connection of its: none stays open, and nothing is logged.
+    # On the loop that daemons have: asyncio's own knows the peer's address all the same.
+    async def program() -> None:
+        server = make(kind, tmp_path)
+        await server.start()
+        for _ in range(50):
+            with socket.create_connection(place(server)) as gone:
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await eventually(lambda: server.counters["opened"] == 50)
+        await healthy(server)
+        await eventually(lambda: connections(server) == 0)
+        assert server.counters["closed: connection reset"] == 50
+        assert not isinstance(server, Broker) or not server.store._connections
+        await server.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(program())
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_reader_that_never_reads_big_pulls(broker: Broker) -> None:

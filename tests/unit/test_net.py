@@ -194,6 +194,23 @@ async def test_an_error_of_ours_costs_one_connection() -> None:
         assert listener.counters["closed: internal error"] == 1
 
 
+async def test_a_service_that_cannot_take_a_connection_costs_that_one(caplog: pytest.LogCaptureFixture) -> None:
+    """It is closed and leaves no trace; others are served."""
+    service = Frames()
+    async with listening(service) as listener, pooling(RemotePool()) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service, "connected", lambda connection: 1 / 0)
+            patch.setattr(service, "disconnected", lambda connection: None)
+            reader, writer = await dial(listener)
+            with suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            await eventually(lambda: not listener.connections)
+            writer.close()
+        assert listener.counters["closed: internal error"] == 1
+        assert (await pool.invoke(listener.address, request(b"alive"), 5)).body == b"alive"
+    assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["aerobee.net"]
+
+
 async def test_a_client_that_does_not_read_is_not_read_either() -> None:
     """Memory stays bounded: after the high-water mark no further requests of that client are accepted."""
     service = Frames(lambda connection, command: connection.send(command.reply(body=bytes(8 * 1024))))
