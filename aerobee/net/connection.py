@@ -45,7 +45,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
     """One connection. `id` is unique in this process, `peer` is `ip:port`; `session`, `state`: the service's own."""
 
     __slots__ = (
-        "__weakref__", "_hub", "_next_opaque", "_pieces", "_reason", "_service", "_view", "_waiting",
+        "__weakref__", "_hub", "_next_opaque", "_pieces", "_reason", "_service", "_unread", "_view", "_waiting",
         "deadline", "id", "listener", "local", "peer", "quiet_ticks", "session", "state",
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         self._pieces: list[bytes] = []
         self._next_opaque = 0
         self._waiting: dict[int, tuple[asyncio.Future[RemotingCommand], float]] | None = None
+        self._unread = 0
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self.peer}{' closed' if self.closed else ''}>"
@@ -282,6 +283,13 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             self._say(reason, "")
             self._reason = reason
         self.transport.abort()
+
+    def tick(self) -> int:
+        """Ticks of a quiet line so far. A peer that took some of what waits for it is not quiet, however slow it is."""
+        unread = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        self.quiet_ticks = 0 if unread < self._unread else self.quiet_ticks + 1
+        self._unread = unread
+        return self.quiet_ticks
 
     def expire(self) -> None:
         """Nothing came or went for the idle time."""

@@ -113,8 +113,7 @@ class Hub:
     def _tick(self) -> None:
         self._idle_timer = None
         for connection in list(self.connections.values()):
-            connection.quiet_ticks += 1
-            if connection.quiet_ticks > IDLE_TICKS:
+            if connection.tick() > IDLE_TICKS:
                 connection.expire()
         if self.connections:
             self._idle_timer = self.loop.call_later(self._tick_s, self._tick)

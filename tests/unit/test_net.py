@@ -266,6 +266,29 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
         writer.close()
 
 
+async def test_who_reads_slowly_but_steadily_gets_everything_and_who_stops_is_cut() -> None:
+    """A long reply may take many times the idle time, as long as some of it is taken."""
+    size, idle_s = 4_000_000, 0.4
+    service = Frames(lambda connection, command: connection.send(command.reply(body=bytes(size))))
+    async with listening(service, idle_s=idle_s) as listener:
+        loop = asyncio.get_running_loop()
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        slow.setblocking(False)
+        await loop.sock_connect(slow, split_address(listener.address))
+        await loop.sock_sendall(slow, request().encode() * 6)
+        began, left = loop.time(), 4 * size  # and headers, which stay unread
+        while left > 0:
+            data = await asyncio.wait_for(loop.sock_recv(slow, 100_000), 5)
+            assert data, f"cut off after {loop.time() - began:.1f} s with {left} bytes to read"
+            left -= len(data)
+            await asyncio.sleep(0.01)
+        assert loop.time() - began > 3 * idle_s and not listener.counters.get("closed: peer does not read")
+        await eventually(lambda: not service.open)
+        assert listener.counters["closed: peer does not read"] == 1
+        slow.close()
+
+
 async def test_connections_over_the_limit_are_refused() -> None:
     service = Frames()
     async with listening(service, connections_max=2) as listener:
