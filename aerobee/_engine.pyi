@@ -271,8 +271,8 @@ class Engine:
     def counters(self) -> dict[str, Any]:
         """Since the start: sends, sends_refused, pulls, pulls_parked, pulls_woken, pulls_expired, commands (left to
         policy); faults {kind: n}; puts {topic: (n, bytes)}; gets {(group, topic): (n, bytes)}."""
-    def health(self) -> str | None:
-        """Why writes are refused, in one sentence; None: they are not."""
+    def health(self, lasting: bool = False) -> str | None:
+        """Why writes are refused, in one sentence; None: they are not (`lasting`: not until a restart)."""
     def flush(self) -> None:
         """Flushes everything to the device; blocks."""
     def close(self) -> None:

@@ -78,13 +78,13 @@ async def send_back(broker: Broker, version: int, header: ConsumerSendMsgBack) -
         level = header.delay_level or FIRST_DELAY_LEVEL + message.reconsume_times
         topic, queue_id, tags_code = broker.delay.place(topic, queue_id, properties, level)
     broker.stats.sent_back(header.group, properties[RETRY_TOPIC])
-    await broker.store.put(
-        message.to_record(
-            topic, queue_id, properties=properties, reconsume_times=message.reconsume_times + 1, tags_code=tags_code
-        )
+    record = message.to_record(
+        topic, queue_id, properties=properties, reconsume_times=message.reconsume_times + 1, tags_code=tags_code
     )
+    receipt = broker.store.append([record])[0]
     if tags_code is not None:
-        broker.delay.scheduled()
+        broker.store.when_flushed(receipt, broker.delay.scheduled)
+    await broker.store.flushed(receipt)
 
 
 async def place_retry(

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql, look_ahead
 from aerobee.clock import Clock
-from aerobee.errors import MalformedRequest, error_for
+from aerobee.errors import DiskFailed, MalformedRequest, error_for
 from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.net.hub import RECEIVE_BYTES
@@ -232,6 +232,11 @@ class Store:
             _, _, waiter = heapq.heappop(self._unflushed)
             if not waiter.done():
                 waiter.set_result(None)
+        if self._unflushed and (failure := self.engine.health(True)) is not None:
+            failed, self._unflushed = self._unflushed, []
+            for _, _, waiter in failed:
+                if not waiter.done():
+                    waiter.set_exception(DiskFailed(failure))
         if self._held_back and not self.engine.is_behind():
             self._let_go()
 
@@ -269,17 +274,35 @@ class Store:
 
     async def flushed(self, receipt: Receipt) -> None:
         """Returns when the record is as safe as the options promise; see `put`."""
-        end = receipt.position + receipt.size
-        if not self._sync_flush or self.engine.durable() >= end:
+        waiter = self._waiter(receipt)
+        if waiter is None:
             return
-        assert self._loop is not None
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        heapq.heappush(self._unflushed, (end, next(self._order), waiter))
         try:
             async with asyncio.timeout(self._flush_timeout_s):
                 await waiter
         except TimeoutError:
             raise error_for(ResponseCode.FLUSH_DISK_TIMEOUT, "the flush did not finish in time") from None
+
+    def when_flushed(self, receipt: Receipt, do: Callable[[], None]) -> None:
+        """Calls `do` when the record can be read: now, or when it is flushed, also if whoever awaits that gives up."""
+        waiter = self._waiter(receipt)
+        if waiter is None:
+            do()
+        else:
+            waiter.add_done_callback(lambda done: None if done.cancelled() or done.exception() else do())
+
+    def _waiter(self, receipt: Receipt) -> asyncio.Future[None] | None:
+        """What is done when the record is flushed; None: it is, or need not be. Raises DiskFailed: it never will be."""
+        end = receipt.position + receipt.size
+        if not self._sync_flush or self.engine.durable() >= end:
+            return None
+        failure = self.engine.health(True)
+        if failure is not None:
+            raise DiskFailed(failure)
+        assert self._loop is not None
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        heapq.heappush(self._unflushed, (end, next(self._order), waiter))
+        return waiter
 
     def pull(
         self,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,11 +17,14 @@ import pytest
 
 from aerobee.broker import fast_path
 from aerobee.broker.options import BrokerOptions
+from aerobee.broker.records import parse_record
 from aerobee.broker.server import Broker
 from aerobee.broker.topics import TopicTable
+from aerobee.errors import StoreError
 from aerobee.net.remote import RemotePool
-from aerobee.protocol.codes import RequestCode
+from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import FrameDecoder, RemotingCommand
+from aerobee.protocol.message import parse_offset_message_id
 from aerobee.testing.eventually import eventually
 from tests.unit.test_abuse import healthy, place, pull, request, send
 from tests.unit.test_broker_server import small
@@ -31,19 +36,16 @@ BODY = 10_000
 COUNT = 2000
 
 
-@pytest.fixture(params=["asynchronous", "synchronous"])
-async def broker(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Broker]:
+@contextlib.asynccontextmanager
+async def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> AsyncIterator[Broker]:
+    """A broker whose disk does nothing but when the test flushes, with the topic `orders`."""
     original = fast_path.store_settings
 
     def settings(options: BrokerOptions, topics: TopicTable) -> dict[str, object]:
         return {**original(options, topics), "background": False, "unflushed_bytes_max": UNFLUSHED_MAX}
 
     monkeypatch.setattr(fast_path, "store_settings", settings)
-    flush = "SYNC_FLUSH" if request.param == "synchronous" else "ASYNC_FLUSH"
-    options = small(tmp_path, flush_disk_type=flush, mapped_file_size_commit_log=64 << 20, sync_flush_timeout=60_000)
-    started = Broker(options)
+    started = Broker(small(tmp_path, mapped_file_size_commit_log=64 << 20, **values))
     starting = asyncio.ensure_future(started.start())
     while not starting.done():
         await asyncio.sleep(0.01)
@@ -53,6 +55,15 @@ async def broker(
     await started.topics.create_for_group("orders", 4)
     yield started
     await started.stop()
+
+
+@pytest.fixture(params=["asynchronous", "synchronous"])
+async def broker(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Broker]:
+    flush = "SYNC_FLUSH" if request.param == "synchronous" else "ASYNC_FLUSH"
+    async with serving(tmp_path, monkeypatch, flush_disk_type=flush, sync_flush_timeout=60_000) as started:
+        yield started
 
 
 async def _flood(broker: Broker, writer: asyncio.StreamWriter) -> None:
@@ -158,3 +169,80 @@ async def test_what_policy_stores_waits_as_well(broker: Broker) -> None:
     await asyncio.gather(flood, return_exceptions=True)
     for writer in [*writers, flood_writer]:
         writer.transport.abort()
+
+
+REPLY = "REPLY_TO_CLIENT\x01nobody\x02CORRELATION_ID\x011\x02"
+SENDS = {
+    "hot": ({"b": "orders"}, "orders"),
+    "delayed": ({"b": "orders", "i": "DELAY\x013\x02"}, "SCHEDULE_TOPIC_XXXX"),
+    "timed": ({"b": "orders", "i": "TIMER_DELAY_SEC\x01100\x02"}, "rmq_sys_wheel_timer"),
+    "half": ({"b": "orders", "i": "TRAN_MSG\x01true\x02PGROUP\x01p\x02"}, "RMQ_SYS_TRANS_HALF_TOPIC"),
+    "batch": ({"b": "orders", "m": "true"}, "orders"),
+    "reply": ({"b": "DefaultCluster_REPLY_TOPIC", "e": 0, "i": REPLY}, "DefaultCluster_REPLY_TOPIC"),
+}
+
+
+def _sending(kind: str) -> RemotingCommand:
+    fields, _ = SENDS[kind]
+    code, body = RequestCode.SEND_MESSAGE_V2, b"x"
+    if kind == "batch":
+        code = RequestCode.SEND_BATCH_MESSAGE
+        inner = b"DELAY\x010\x02"  # policy looks at these
+        body = struct.pack(">iiiii", 22 + 1 + len(inner), 0, 0, 0, 1) + b"x" + struct.pack(">h", len(inner)) + inner
+    elif kind == "reply":
+        code = RequestCode.SEND_REPLY_MESSAGE_V2
+    letters = dict(a="p", c="TBW102", d=4, e=2, f=0, g=1, h=0, i="", j=0)
+    return FrameDecoder().feed(request(code, body, **{**letters, **fields}))[0]
+
+
+@pytest.mark.parametrize("kind", SENDS)
+async def test_a_flush_that_takes_too_long_is_told_with_where_the_message_is(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: FLUSH_DISK_TIMEOUT says that the message is stored, and where, whoever served the send; what waits for its
+    # time is looked at when the disk has caught up, although its sender is not there any more.
+    options = dict(flush_disk_type="SYNC_FLUSH", sync_flush_timeout=100)
+    async with serving(tmp_path, monkeypatch, **options) as broker:
+        woken: list[str] = []
+        monkeypatch.setattr(broker.delay, "scheduled", lambda: woken.append("delayed"))
+        monkeypatch.setattr(broker.timer, "scheduled", lambda: woken.append("timed"))
+        pool = RemotePool()
+        reply = await pool.invoke(broker.address, _sending(kind), 20)
+        if kind != "reply":  # its code says whether the reply was pushed
+            assert reply.code == ResponseCode.FLUSH_DISK_TIMEOUT
+        _, topic = SENDS[kind]
+        assert reply.ext_fields["queueOffset"] == "0" and reply.ext_fields["queueId"].isdecimal()
+        assert not woken
+        await broker.store.flush()
+        wanted = [kind] if kind in ("delayed", "timed") else []
+        await eventually(lambda: woken == wanted)
+        data = broker.store.record(parse_offset_message_id(reply.ext_fields["msgId"])[1])
+        assert data is not None and (stored := parse_record(data)).topic == topic
+        assert stored.queue_offset == 0 and broker.store.bounds(topic, stored.queue_id) == (0, 1)
+        await pool.close()
+
+
+def _take_device_away(log: Path) -> None:
+    """What is written to the log from now on goes nowhere and cannot be synced."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for each in os.listdir("/proc/self/fd"):
+        if os.path.realpath(f"/proc/self/fd/{each}") == str(log):
+            os.dup2(null, int(each))
+    os.close(null)
+
+
+@pytest.mark.parametrize("kind", ["hot", "delayed", "batch"])
+async def test_a_flush_that_fails_is_told_at_once(kind: str, tmp_path: Path) -> None:
+    # Claim: when the device does not take what it was given, senders that wait for it hear so at once, and why.
+    broker = Broker(small(tmp_path, flush_disk_type="SYNC_FLUSH", sync_flush_timeout=60_000))
+    await broker.start()
+    await broker.topics.create_for_group("orders", 4)
+    pool = RemotePool()
+    assert (await pool.invoke(broker.address, _sending("hot"), 5)).code == ResponseCode.SUCCESS
+    _take_device_away(tmp_path / "store" / "commitlog" / f"{0:020}")
+    for _ in range(2):  # the first waits for the flush that fails
+        reply = await pool.invoke(broker.address, _sending(kind), 5)
+        assert reply.code == ResponseCode.SERVICE_NOT_AVAILABLE and "restart to recover" in (reply.remark or "")
+    await pool.close()
+    with contextlib.suppress(StoreError):
+        await broker.stop()

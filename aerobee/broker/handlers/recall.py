@@ -46,18 +46,18 @@ async def recall(broker: Broker, connection: Connection, command: RemotingComman
     if not broker.options.timer_wheel_enable:
         raise ServerError(ResponseCode.SYSTEM_ERROR, "recall failed, execute error")
     place, queue_id, code = broker.timer.place(topic, 0, properties)
-    await broker.store.put(
-        Record(
-            place,
-            queue_id,
-            b"0",
-            format_properties(properties),
-            born_timestamp=now_ms,
-            born_host=connection.peer,
-            tags_code=code,
-        )
+    record = Record(
+        place,
+        queue_id,
+        b"0",
+        format_properties(properties),
+        born_timestamp=now_ms,
+        born_host=connection.peer,
+        tags_code=code,
     )
-    broker.timer.scheduled()
+    receipt = broker.store.append([record])[0]
+    broker.store.when_flushed(receipt, broker.timer.scheduled)
+    await broker.store.flushed(receipt)
     reply = command.reply(header=RecallMessageReply(msg_id=unique))
     reply.ext_fields["MSG_REGION"] = broker.options.region_id
     return reply

@@ -15,7 +15,7 @@ from aerobee.broker.handlers.send import (
 )
 from aerobee.broker.records import parse_properties
 from aerobee.broker.store import Record
-from aerobee.errors import AerobeeError
+from aerobee.errors import AerobeeError, FlushDiskTimeout
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
@@ -52,8 +52,11 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
                 born_host=connection.peer,
                 reconsume_times=header.reconsume_times,
             )
-            receipt = await broker.store.put(record)
+            receipt = broker.store.append([record])[0]
             message_id, queue_offset = receipt.message_id, receipt.queue_offset
+            await broker.store.flushed(receipt)
+        except FlushDiskTimeout:
+            pass  # it is stored, and the answer's code is about the push
         except AerobeeError as error:
             _log.warning("a reply could not be stored: %s", error)
     reply = command.reply(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from aerobee.broker import message_types, retry
 from aerobee.broker.compaction import check_key
 from aerobee.broker.records import PREPARED, format_properties, parse_properties
-from aerobee.broker.store import Record
+from aerobee.broker.store import Receipt, Record
 from aerobee.broker.timer import recall_handle
 from aerobee.broker.topics import (
     NOT_SENDABLE,
@@ -27,7 +27,7 @@ from aerobee.broker.topics import (
     validate_name,
 )
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
-from aerobee.errors import ServerError
+from aerobee.errors import FlushDiskTimeout, ServerError
 from aerobee.net.connection import Connection
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -119,12 +119,12 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
         reconsume_times=reconsume_times,
         tags_code=tags_code,
     )
-    receipt = await broker.store.put(record)
+    receipt = broker.store.append([record])[0]
     if topic == TIMER_TOPIC:
-        broker.timer.scheduled()
+        broker.store.when_flushed(receipt, broker.timer.scheduled)
     elif tags_code is not None:
-        broker.delay.scheduled()
-    reply = _accepted(broker, command, receipt.message_id, queue_id, receipt.queue_offset, properties.get(UNIQUE_KEY))
+        broker.store.when_flushed(receipt, broker.delay.scheduled)
+    reply = await _accepted(broker, command, [receipt], queue_id, properties.get(UNIQUE_KEY))
     handle = recall_handle(topic, broker.options.broker_name, properties)
     if handle is not None:
         reply.ext_fields["recallHandle"] = handle
@@ -176,9 +176,7 @@ async def _send_batch(
     if not records:
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch is empty")
     receipts = broker.store.append(records)
-    await broker.store.flushed(receipts[-1])
-    ids = ",".join(receipt.message_id for receipt in receipts)
-    return _accepted(broker, command, ids, queue_id, receipts[0].queue_offset, outer.get(UNIQUE_KEY))
+    return await _accepted(broker, command, receipts, queue_id, outer.get(UNIQUE_KEY))
 
 
 async def _send_whole_batch(
@@ -213,9 +211,9 @@ async def _send_whole_batch(
         born_host=connection.peer,
         reconsume_times=header.reconsume_times,
     )
-    receipt = await broker.store.put(record)
+    receipts = broker.store.append([record])
     unique = properties[UNIQUE_KEY]
-    reply = _accepted(broker, command, receipt.message_id, queue_id, receipt.queue_offset, unique)
+    reply = await _accepted(broker, command, receipts, queue_id, unique)
     reply.ext_fields["batchUniqId"] = unique
     return reply
 
@@ -384,11 +382,20 @@ def unpack_batch(body: bytes, *, any_size: bool = False) -> Iterator[tuple[int, 
         raise ServerError(ResponseCode.MESSAGE_ILLEGAL, "the batch ends within a message") from None
 
 
-def _accepted(
-    broker: Broker, command: RemotingCommand, message_ids: str, queue_id: int, queue_offset: int, unique: str | None
+async def _accepted(
+    broker: Broker, command: RemotingCommand, receipts: list[Receipt], queue_id: int, unique: str | None
 ) -> RemotingCommand:
+    """The answer when what was written is as safe as the options promise; FLUSH_DISK_TIMEOUT: it is stored, and where,
+    but the disk has not said so in time."""
+    code = ResponseCode.SUCCESS
+    try:
+        await broker.store.flushed(receipts[-1])
+    except FlushDiskTimeout:
+        code = ResponseCode.FLUSH_DISK_TIMEOUT
+    ids = ",".join(receipt.message_id for receipt in receipts)
+    offset = receipts[0].queue_offset
     reply = command.reply(
-        header=SendMessageReply(msg_id=message_ids, queue_id=queue_id, queue_offset=queue_offset, transaction_id=unique)
+        code, SendMessageReply(msg_id=ids, queue_id=queue_id, queue_offset=offset, transaction_id=unique)
     )
     reply.ext_fields["MSG_REGION"] = broker.options.region_id
     reply.ext_fields["TRACE_ON"] = "true" if broker.options.trace_on else "false"

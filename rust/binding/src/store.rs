@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use aerobee_engine::clock::SystemClock;
 use aerobee_engine::disk::RealDisk;
+use aerobee_engine::error::Error;
 use aerobee_engine::frame::Fault;
 use aerobee_engine::header::{Encoding, Header};
 use aerobee_engine::property;
@@ -807,8 +808,13 @@ impl Engine {
         Ok(out)
     }
 
-    fn health(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        self.enter(py, |engine| engine.store.health().map(|error| error.to_string()))
+    #[pyo3(signature = (lasting = false))]
+    fn health(&self, py: Python<'_>, lasting: bool) -> PyResult<Option<String>> {
+        self.enter(py, |engine| {
+            let refuses = engine.store.health();
+            let lasts = |error: &Error| matches!(error, Error::DiskFailed(_) | Error::Closed);
+            refuses.filter(|error| !lasting || lasts(error)).map(|error| error.to_string())
+        })
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
