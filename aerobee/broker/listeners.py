@@ -102,7 +102,7 @@ class Listeners:
         attempt = 0
         while True:
             attempt += 1
-            main, second = Listener(), Listener()
+            main, second = Listener(beside=self._everyone), Listener(beside=self._everyone)
             self.all.append(main)
             await main.start(service, host, port, limits=limits)
             below = int(main.address.rpartition(":")[2]) - FAST_PORT_OFFSET
@@ -116,6 +116,10 @@ class Listeners:
                 continue
             self.all.append(second)
             return main
+
+    def _everyone(self) -> list[Listener]:
+        """Those whose connections count towards the one limit."""
+        return self.all
 
     def _reachable(self, host: str) -> str:
         """The address to advertise for a listening one: itself, or for "all addresses" one that other machines reach.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 
 from aerobee.clock import Clock, SystemClock
@@ -42,7 +42,7 @@ class NameServer:
     def __init__(self, options: NameServerOptions, clock: Clock | None = None) -> None:
         self.options = options
         self._clock = clock or SystemClock()
-        self.listeners: dict[str, Listener] = {MAIN: Listener()}
+        self.listeners: dict[str, Listener] = {MAIN: Listener(beside=self._everyone)}
         """By name: that of `listenPort`, then those of `listeners`."""
         self._brokers = RemotePool()
         self._parts = Parts(
@@ -86,11 +86,11 @@ class NameServer:
             places[name] = host.strip("[]"), int(port)
         try:
             for name, (host, number) in places.items():
-                listener = self.listeners[name] = self.listeners.get(name) or Listener(name)
+                listener = self.listeners[name] = self.listeners.get(name) or Listener(name, beside=self._everyone)
                 await listener.start(self, host, number, limits=limits)
         except BaseException:
             await asyncio.gather(*(listener.stop(0.0) for listener in self.listeners.values()))
-            self.listeners = {MAIN: Listener()}
+            self.listeners = {MAIN: Listener(beside=self._everyone)}
             raise
         self._spawn(self._expire_brokers())
         _log.info("listening on %s", ", ".join(self.addresses))
@@ -134,6 +134,9 @@ class NameServer:
         """Brokers that registered over this connection are gone, unless they came back over another one."""
         for change in self._parts.routes.disconnected(connection.id):
             self._tell(change)
+
+    def _everyone(self) -> Iterable[Listener]:
+        return self.listeners.values()
 
     # Brokers.
 

@@ -99,7 +99,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's own class is no subclass
         peer = transport.get_extra_info("peername")
         if peer is None:  # reset before we saw it: nobody is there to be served
-            self._hub.missed("connection reset")
+            self._hub.missed(self, "connection reset")
             self.abort("connection reset")
             return
         self.peer = _address(peer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,7 @@ class Hub:
         "_idle_timer",
         "_tick_s",
         "closed",
+        "coming",
         "complain",
         "connections",
         "dirty",
@@ -52,6 +54,8 @@ class Hub:
         self.loop = loop
         self.view = memoryview(bytearray(receive_bytes))
         self.connections: dict[int, Connection] = {}
+        self.coming: weakref.WeakSet[Connection] = weakref.WeakSet()
+        """Accepted and not open yet: in this round, or while TLS shakes hands, which nobody tells us has failed."""
         self.dirty: list[Connection] = []
         self.holding = False  # a chunk is being handled; its end flushes
         self.waiting: set[Connection] = set()  # connections with requests that wait for a reply
@@ -67,13 +71,15 @@ class Hub:
 
     def add(self, connection: Connection) -> None:
         """A connection opened."""
+        self.coming.discard(connection)
         self.opened += 1
         self.connections[connection.id] = connection
         if self._idle_timer is None and self._tick_s > 0:
             self._idle_timer = self.loop.call_later(self._tick_s, self._tick)
 
-    def missed(self, reason: str) -> None:
+    def missed(self, connection: Connection, reason: str) -> None:
         """A connection had ended before it could be added: it is counted."""
+        self.coming.discard(connection)
         self.opened += 1
         self.closed[reason] += 1
 

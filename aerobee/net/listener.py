@@ -11,7 +11,7 @@ import errno
 import resource
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,7 +23,8 @@ __all__ = ["Connection", "Limits", "Listener", "Service"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a listener allows. `connections_max` 0: as many as the process may open files, less 256 for the store."""
+    """What a listener allows. `connections_max` 0: as many as the process may open files, less 256 for the store. It
+    counts the connections of all listeners that share it, see `Listener`."""
 
     connections_max: int = 0
     idle_s: float = 120.0
@@ -31,13 +32,17 @@ class Limits:
 
 
 class Listener:
-    """A listening socket (one for each address that the host name stands for) and its connections."""
+    """A listening socket (one for each address that the host name stands for) and its connections.
 
-    def __init__(self, name: str = "") -> None:
+    `beside` names all listeners, this one too, whose connections together are limited; None: it has its limit alone.
+    """
+
+    def __init__(self, name: str = "", *, beside: Callable[[], Iterable[Listener]] | None = None) -> None:
         self.name = name
         """Told to each of its connections: some answers depend on where a client came in."""
         self.refused = 0
         """Connections turned away because of the limit."""
+        self._beside = beside or (lambda: (self,))
         self._hub: Hub | None = None
         self._server: asyncio.Server | None = None
         self._service: Service | None = None
@@ -89,6 +94,11 @@ class Listener:
         return self._hub.connections if self._hub is not None else {}
 
     @property
+    def taken(self) -> int:
+        """How many connections count towards the limit: the open ones, and those accepted that are about to be."""
+        return len(self._hub.connections) + len(self._hub.coming) if self._hub is not None else 0
+
+    @property
     def counters(self) -> dict[str, int]:
         """`opened`, `refused`, and `closed: <reason>` for each reason seen."""
         hub = self._hub
@@ -97,12 +107,13 @@ class Listener:
 
     def _accept(self) -> asyncio.BaseProtocol:
         assert self._hub is not None and self._service is not None
-        if len(self._hub.connections) >= self._connections_max:
+        if sum(listener.taken for listener in self._beside()) >= self._connections_max:
             self.refused += 1
             self._hub.complain("limit", "connection refused: the limit of %d is reached", self._connections_max)
             return _Refused()
         connection = Connection(self._hub, self._service, server_side=True)
         connection.listener = self.name
+        self._hub.coming.add(connection)
         return connection
 
     def hold(self) -> None:

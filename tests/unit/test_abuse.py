@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -46,10 +47,10 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     await made.stop()
 
 
-def make(kind: str, tmp_path: Path) -> Server:
+def make(kind: str, tmp_path: Path, **values: Any) -> Server:
     """A broker or a name server that is to be started."""
     if kind == "name server":
-        return NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json")))
+        return NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kvConfig.json"), **values))
     return Broker(
         BrokerOptions(
             broker_name="a",
@@ -59,6 +60,7 @@ def make(kind: str, tmp_path: Path) -> Server:
             mapped_file_size_consume_queue=20_000,
             max_hash_slot_num=1000,
             max_index_num=4000,
+            **values,
         )
     )
 
@@ -228,6 +230,33 @@ async def test_an_idle_connection_costs_at_most_20_kib(server: Server) -> None:
     assert (resident_bytes() - before) / 1000 <= 20 * 1024
     for each in sockets:
         each.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_limit_of_connections_is_one_for_all_ports(kind: str, loop: str, tmp_path: Path) -> None:
+    # Claim: however many ports a server listens on, and however many clients come at the same moment, it has no more
+    # connections than connectionsMax; who goes makes room, at whichever port.
+    async def program() -> None:
+        server = make(kind, tmp_path, connections_max=10, listeners="inner://127.0.0.1:0")
+        await server.start()
+        places = [(host, int(port)) for host, _, port in (each.rpartition(":") for each in server.addresses)]
+        assert len(places) >= 2
+        sockets = [socket.create_connection(places[n % len(places)]) for n in range(40)]  # the loop sees none of them
+        await eventually(lambda: server.counters["opened"] + server.counters["refused"] == 40)
+        assert connections(server) == 10 and server.counters["refused"] == 30
+        for each in sockets:
+            each.close()
+        await eventually(lambda: connections(server) == 0)
+        sockets = [socket.create_connection(places[-1]) for _ in range(10)]
+        await eventually(lambda: connections(server) == 10)
+        for each in sockets:
+            each.close()
+        await server.stop()
+
+    factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(program())
 
 
 @pytest.mark.parametrize("kind", KINDS)
