@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk::{Disk, DiskFile, Mode};
-use crate::error::Error;
+use crate::error::{too_many_files, Error};
 use crate::guard::{was_hit, Map};
 use crate::memory::prefetch;
 use crate::record::{looks_like_record_at, read_u32};
@@ -259,11 +259,18 @@ impl CommitLog {
             let mut files = self.files();
             (files.unsynced.clone(), std::mem::take(&mut files.dir_dirty))
         };
-        for file in unsynced.iter().filter(|f| f.base < target) {
-            file.file.sync_data().map_err(|e| failed_sync(&self.path(file.base), &e))?;
-        }
-        if dir_dirty {
-            self.disk.sync_dir(&self.dir).map_err(|e| failed_sync(&self.dir, &e))?;
+        let synced = || {
+            for file in unsynced.iter().filter(|f| f.base < target) {
+                file.file.sync_data().map_err(|e| failed_sync(&self.path(file.base), &e))?;
+            }
+            if dir_dirty {
+                self.disk.sync_dir(&self.dir).map_err(|e| failed_sync(&self.dir, &e))?;
+            }
+            Ok(())
+        };
+        if let Err(error) = synced() {
+            self.files().dir_dirty |= dir_dirty;
+            return Err(error);
         }
         self.written_back.fetch_max(target, Ordering::AcqRel);
         self.files().unsynced.retain(|f| f.base + self.file_bytes > target);
@@ -336,8 +343,12 @@ impl CommitLog {
     }
 }
 
-/// Any failed sync means that what the device holds is unknown, so out of space is no exception here.
+/// Any failed sync means that what the device holds is unknown, so out of space is no exception here. A file or directory
+/// that could not be opened for it was not synced: whoever asked for it does so again.
 pub(crate) fn failed_sync(path: &Path, source: &io::Error) -> Error {
+    if too_many_files(source) {
+        return Error::write("opening", path, source);
+    }
     Error::DiskFailed(format!("flushing {} failed: {source}; restart to recover", path.display()))
 }
 

@@ -628,7 +628,11 @@ impl Compaction {
         };
         match synced() {
             Err(e) if is_gone(&e) && self.view().deleted => return Ok(()),
-            other => other.map_err(|e| failed_sync(&self.files.log_dir, &e))?,
+            Err(e) => {
+                lock(&self.unsynced).extend(bases); // what could not be opened is tried again
+                return Err(failed_sync(&self.files.log_dir, &e));
+            }
+            Ok(()) => {}
         }
         self.synced.store(next, Ordering::Release);
         Ok(())

@@ -333,6 +333,7 @@ const SECTOR: usize = 512;
 ///   Linux does: those pages are still read back, but no later sync writes them.
 /// - **Paths that fail** ([`SimDisk::fail_reads`], [`SimDisk::fail_opens`], [`SimDisk::fail_removes`]): bad sectors, no
 ///   descriptors left, files that must not be removed.
+/// - **Too many open files** ([`SimDisk::open_nothing`]): no file, and no directory to sync or to list, can be opened.
 /// - **A slow device** ([`SimDisk::hold_syncs`]): syncs of files take until they are let go.
 /// - Not modelled: wrong reads that heal themselves, writes that land at another offset.
 #[derive(Clone, Default)]
@@ -352,6 +353,7 @@ struct Sim {
     fail_reads: Option<String>,
     fail_opens: Option<String>,
     fail_removes: Option<String>,
+    opens_nothing: bool,
     hold_syncs: bool,
     writes: u64,
     syncs: u64,
@@ -512,6 +514,11 @@ impl SimDisk {
         self.sim().fail_removes = part.map(str::to_owned);
     }
 
+    /// From now on opening anything, also a directory to sync or list it, fails with EMFILE, or no longer.
+    pub fn open_nothing(&self, nothing: bool) {
+        self.sim().opens_nothing = nothing;
+    }
+
     /// From now on a file's sync does not end, or no longer: a device that is very busy.
     pub fn hold_syncs(&self, hold: bool) {
         self.sim().hold_syncs = hold;
@@ -573,6 +580,7 @@ impl Sim {
         self.locks.clear();
         self.fail_writes = false;
         self.fail_syncs = false;
+        self.opens_nothing = false;
         self.stop_after = None;
     }
 
@@ -585,6 +593,13 @@ impl Sim {
     fn change(&mut self, change: Change) {
         apply(&mut self.names, &change);
         self.changes.push(change);
+    }
+
+    fn may_open(&self) -> io::Result<()> {
+        if self.opens_nothing {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        Ok(())
     }
 
     fn step(&mut self) -> io::Result<()> {
@@ -797,6 +812,7 @@ impl Drop for SimLock {
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn DiskFile>> {
         let mut sim = self.sim();
+        sim.may_open()?;
         if mode == Mode::Read && named(&sim.fail_opens, path) {
             return Err(rustix::io::Errno::MFILE.into());
         }
@@ -820,6 +836,7 @@ impl Disk for SimDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         let sim = self.sim();
+        sim.may_open()?;
         let entry = |(path, node): (&PathBuf, &Node)| {
             (path.parent() == Some(dir)).then(|| DirEntry {
                 name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -879,6 +896,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let sim = &mut *self.sim();
+        sim.may_open()?;
         sim.syncs += 1;
         sim.step()?;
         if sim.fail_syncs {
@@ -894,6 +912,7 @@ impl Disk for SimDisk {
 
     fn sync_all(&self, _root: &Path) -> io::Result<()> {
         let sim = &mut *self.sim();
+        sim.may_open()?;
         sim.syncs += 1;
         sim.step()?;
         let fail = sim.fail_syncs;

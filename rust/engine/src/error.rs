@@ -10,8 +10,9 @@ use std::path::Path;
 /// A failure of the store. The text of each kind is one sentence, fit to be shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// No space (or too little by the configured ratio). Writes are refused, reads go on, and the store recovers
-    /// by itself once there is space again.
+    /// No space (or too little by the configured ratio), or no file may be opened any more (a file of the log could not
+    /// be made then, and nothing is lost). Writes are refused, reads go on, and the store recovers by itself once there
+    /// is space, or a file may be opened, again.
     DiskFull(String),
     /// A write or a flush failed. What the device holds is unknown, so nothing is written until a restart has recovered.
     DiskFailed(String),
@@ -28,10 +29,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// Wraps an I/O error of a write or flush: out of space is [`Error::DiskFull`], all else [`Error::DiskFailed`].
+    /// Wraps an I/O error of a write or flush: out of space or open files is [`Error::DiskFull`], all else
+    /// [`Error::DiskFailed`].
     pub fn write(what: &str, path: &Path, source: &io::Error) -> Error {
         let text = format!("{what} {} failed: {source}", path.display());
-        if is_full(source) {
+        if is_full(source) || too_many_files(source) {
             Error::DiskFull(text)
         } else {
             Error::DiskFailed(text)
@@ -51,6 +53,12 @@ impl Error {
 pub fn is_full(source: &io::Error) -> bool {
     let code = source.raw_os_error();
     code == Some(rustix::io::Errno::NOSPC.raw_os_error()) || code == Some(rustix::io::Errno::DQUOT.raw_os_error())
+}
+
+/// True when no file may be opened any more, by the process or by anybody: nothing was done to the file.
+pub fn too_many_files(source: &io::Error) -> bool {
+    let code = source.raw_os_error();
+    code == Some(rustix::io::Errno::MFILE.raw_os_error()) || code == Some(rustix::io::Errno::NFILE.raw_os_error())
 }
 
 impl fmt::Display for Error {

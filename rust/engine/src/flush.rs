@@ -11,6 +11,7 @@
 //! Order of a checkpoint: log synced, entries written, their files synced, then the checkpoint. So it never claims more
 //! than is on the device.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,8 +21,8 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::Checkpoint;
 use crate::commit_log::failed_sync;
 use crate::consume_queue::QueueKey;
-use crate::disk::DiskFile;
-use crate::error::{is_full, Error};
+use crate::disk::{DiskFile, Mode};
+use crate::error::{is_full, too_many_files, Error};
 use crate::guard;
 use crate::store::{lock, FlushMode, Shared};
 
@@ -211,7 +212,7 @@ impl Worker {
         if shared.log.wants_next() {
             if let Err(e) = shared.log.prepare_next() {
                 // The owner makes the file itself when it needs it; only then does a failure count.
-                if !is_full(&e) {
+                if !is_full(&e) && !too_many_files(&e) {
                     shared.notice(format!("the next commit log file could not be prepared: {e}"));
                 }
             }
@@ -371,12 +372,26 @@ impl Worker {
     /// Syncs queue and index files.
     fn sync_files(&mut self, shared: &Shared, index_files: &[Arc<dyn DiskFile>]) -> Result<(), Error> {
         let unsynced = std::mem::take(&mut lock(&shared.entries).unsynced);
+        let result = self.sync_these(shared, &unsynced, index_files);
+        if result.is_err() {
+            // The next checkpoint must not claim them: what could not be opened is tried again.
+            lock(&shared.entries).unsynced.extend(unsynced);
+        }
+        result
+    }
+
+    fn sync_these(
+        &mut self,
+        shared: &Shared,
+        unsynced: &HashSet<(u32, u64)>,
+        index_files: &[Arc<dyn DiskFile>],
+    ) -> Result<(), Error> {
         let root = &shared.options.root;
         if unsynced.len() > SYNC_FILES_MAX {
             return shared.disk.sync_all(root).map_err(|e| failed_sync(root, &e));
         }
         for (number, file) in unsynced {
-            self.sync_queue_file(shared, number, file)?;
+            self.sync_queue_file(shared, *number, *file)?;
             self.sync_between(shared)?;
         }
         for file in index_files {
@@ -433,6 +448,10 @@ impl Worker {
         let ratio_max = shared.disk_used_ratio_max();
         let too_much = used > ratio_max;
         let usable = space.free >= FREE_BYTES_MIN.min(space.total / 4);
+        // Whether a file may be opened is asked where somebody could not; any file will do.
+        let usable = usable
+            && (!shared.is_full()
+                || !shared.disk.open(&root.join("abort"), Mode::Read).is_err_and(|e| too_many_files(&e)));
         shared.change_health(|health| {
             if usable {
                 health.full = None;

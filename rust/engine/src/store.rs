@@ -371,6 +371,11 @@ impl Shared {
         self.refusing.load(Ordering::Acquire) && lock(&self.health).failed.is_some()
     }
 
+    /// A write has found no room, or no file to open, and that may be over.
+    pub fn is_full(&self) -> bool {
+        self.refusing.load(Ordering::Acquire) && lock(&self.health).full.is_some()
+    }
+
     /// Makes [`Store::notify_fd`] readable.
     pub fn notify(&self) {
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());

@@ -481,6 +481,103 @@ fn a_full_disk_refuses_with_the_reason_serves_reads_and_recovers_by_itself() {
 }
 
 #[test]
+fn too_many_open_files_refuse_with_the_reason_and_recover_by_themselves() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    append(&mut store, "t", 0, b"before", "b");
+    store.flush().unwrap();
+    bench.disk.open_nothing(true);
+    let mut stored = 1;
+    let error = loop {
+        for n in 0..5 {
+            stage(&mut store, "t", 0, &[n; 1000], "k").unwrap();
+        }
+        match store.commit() {
+            Ok(_) => stored += 5,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&error, Error::DiskFull(text) if text.contains("Too many open files")), "{error}");
+    assert!(matches!(stage(&mut store, "t", 0, b"x", "k"), Err(Error::DiskFull(_))));
+    assert_eq!(bounds(&store, "t", 0), (0, stored));
+    store.notices();
+    for _ in 0..3 {
+        bench.clock.advance(2000);
+        let _ = store.tick();
+        assert!(matches!(store.health(), Some(Error::DiskFull(_))), "{:?}", store.health());
+    }
+    assert!(!store.notices().iter().any(|n| n.contains("accepted again")), "there are none yet");
+    bench.disk.open_nothing(false);
+    bench.clock.advance(2000);
+    store.tick().unwrap();
+    assert_eq!(store.health(), None);
+    assert_eq!(append(&mut store, "t", 0, b"after", "a").queue_offset, stored);
+    drop(store);
+    bench.disk.kill();
+    let mut store = bench.open();
+    assert_eq!(bounds(&store, "t", 0), (0, stored + 1));
+    assert_eq!(body(&mut store, "t", 0, stored).unwrap(), b"after");
+}
+
+/// A directory is opened to be synced: when that cannot be, it is done later, and nobody is told before.
+#[test]
+fn a_log_directory_that_could_not_be_synced_for_want_of_open_files_is_synced_later() {
+    for (seed, operations) in (0..10).flat_map(|seed| (0..16).map(move |operations| (seed, operations))) {
+        let bench = Bench::new(FlushMode::Sync);
+        let mut store = bench.open();
+        append(&mut store, "t", 0, b"old", "o");
+        store.flush().unwrap();
+        store.settle();
+        for n in 0..30 {
+            append(&mut store, "t", 0, &[n; 1000], "k"); // into several files
+        }
+        bench.disk.open_nothing(true);
+        let error = store.tick().unwrap_err();
+        assert!(matches!(&error, Error::DiskFull(text) if text.contains("Too many open files")), "{error}");
+        store.settle();
+        assert_eq!(bounds(&store, "t", 0), (0, 1));
+        bench.disk.open_nothing(false);
+        bench.clock.advance(1000);
+        bench.disk.stop_after(operations);
+        let _ = store.tick();
+        store.settle();
+        let told = bounds(&store, "t", 0).1;
+        assert!(told == 31 || operations < 6, "{told}");
+        drop(store);
+        bench.disk.power_cut(seed);
+        assert!(bounds(&bench.open(), "t", 0).1 >= told, "seed {seed}, {operations} operations");
+    }
+}
+
+#[test]
+fn queue_files_that_could_not_be_synced_for_want_of_open_files_are_synced_later() {
+    for seed in 0..10 {
+        let bench = Bench::new(FlushMode::Async);
+        let mut store = bench.open();
+        for n in 0..1300 {
+            append(&mut store, "t", n % 3, &[n as u8; 100], &format!("k{n}"));
+        }
+        bench.clock.advance(1000);
+        store.tick().unwrap(); // syncs the log and writes entries
+        assert_eq!(store.stats().flushed_position, store.stats().max_position);
+        bench.disk.open_nothing(true);
+        let error = store.flush().unwrap_err();
+        assert!(matches!(&error, Error::DiskFull(text) if text.contains("Too many open files")), "{error}");
+        bench.disk.open_nothing(false);
+        bench.clock.advance(1000);
+        store.tick().unwrap();
+        store.flush().unwrap(); // claims all of it
+        drop(store);
+        bench.disk.power_cut(seed);
+        let mut store = bench.open();
+        for n in 0..1300 {
+            let found = body(&mut store, "t", n % 3, i64::from(n / 3));
+            assert_eq!(found.as_deref(), Some(&[n as u8; 100][..]), "seed {seed}, message {n}");
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_does_not_stop_the_start() {
     // Killed with queue and index entries in memory that found no room; started with no more room, often.
     let bench = Bench::new(FlushMode::Async);
