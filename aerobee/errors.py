@@ -55,7 +55,7 @@ class StoreError(AerobeeError):
 
 
 class DiskFull(StoreError):
-    """No space left, or less than configured, or too many open files. Reads go on; writes are accepted again after that."""
+    """No space left, less than configured, or too many open files. Reads go on; writes are accepted again after it."""
 
 
 class DiskFailed(StoreError):

@@ -1,7 +1,8 @@
 """From a command to its handler, and the only place that refuses for reasons other than a request's content:
 
-who may (access), what is known (codes), whether the broker takes requests at all (starting, stopping), and how many
-one connection may have under way. Handlers only do the thing; errors they raise become responses in `protocol/reply`.
+who may (access), what is known (codes), whether the broker takes requests at all (starting, stopping), and how many one
+connection may have under way (how long ones, too: above that it is not read). Handlers only do the thing; errors they
+raise become responses in `protocol/reply`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ UNDER_WAY_MAX: Final = 4096
 UNDER_WAY_TOTAL_MAX: Final = 65_536
 """The same of all connections together."""
 
+UNDER_WAY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Bodies of those requests of one connection: above this it is not read until some are answered."""
+
+UNDER_WAY_BYTES_TOTAL_MAX: Final = 128 * 1024 * 1024
+"""The same of all connections together: above this no connection is read that has any."""
+
 
 class Dispatcher:
     """The table of codes; see the head of this file."""
@@ -45,6 +52,10 @@ class Dispatcher:
         self._handlers = dict(handlers)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: Counter[int] = Counter()
+        self._bytes: Counter[int] = Counter()
+        self._laden: dict[int, Connection] = {}
+        self.under_way_bytes = 0
+        """Bodies of all requests that wait."""
         self.accepting = True
         """False once the broker stops: what was accepted is finished, nothing else is begun."""
         self.counters: Counter[int] = Counter()
@@ -72,9 +83,34 @@ class Dispatcher:
             task = asyncio.ensure_future(self._finish(connection, command, answer))
             self._tasks.add(task)
             self._under_way[connection.id] += 1
+            if command.body:
+                self._take_on(connection, len(command.body))
             task.add_done_callback(self._tasks.discard)
         else:
             self._send(connection, command, answer)
+
+    def _take_on(self, connection: Connection, size: int) -> None:
+        self._bytes[connection.id] += size
+        self.under_way_bytes += size
+        if not self._may_read(connection.id):
+            self._laden[connection.id] = connection
+            connection.load(True)
+
+    def _let_off(self, connection: Connection, size: int) -> None:
+        self._bytes[connection.id] -= size
+        if self._bytes[connection.id] <= 0:
+            del self._bytes[connection.id]
+        before, self.under_way_bytes = self.under_way_bytes, self.under_way_bytes - size
+        if not self._laden:
+            return
+        for_all = before > UNDER_WAY_BYTES_TOTAL_MAX >= self.under_way_bytes
+        for number in list(self._laden) if for_all else [connection.id]:
+            if number in self._laden and self._may_read(number):
+                self._laden.pop(number).load(False)
+
+    def _may_read(self, number: int) -> bool:
+        own = self._bytes[number]
+        return own <= UNDER_WAY_BYTES_MAX and (own == 0 or self.under_way_bytes <= UNDER_WAY_BYTES_TOTAL_MAX)
 
     def _refuse(self, connection: Connection, command: RemotingCommand, handler: Handler | None) -> Answer:
         if handler is None:
@@ -104,6 +140,8 @@ class Dispatcher:
             self._under_way[connection.id] -= 1
             if self._under_way[connection.id] <= 0:
                 del self._under_way[connection.id]
+            if command.body:
+                self._let_off(connection, len(command.body))
         self._send(connection, command, reply)
 
     def _failed(self, connection: Connection, command: RemotingCommand, error: Exception) -> RemotingCommand:

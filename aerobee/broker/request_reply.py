@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.records import format_properties
 from aerobee.errors import AerobeeError
+from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
@@ -19,7 +20,7 @@ from aerobee.protocol.headers.send import ReplyMessage, SendMessage, SendMessage
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
 
-_log = logging.getLogger("aerobee.broker.request_reply")
+_complaints = Complaints(logging.getLogger("aerobee.broker.request_reply"))
 
 REPLY_TO_CLIENT: Final = "REPLY_TO_CLIENT"
 PUSH_REPLY_TIME: Final = "PUSH_REPLY_TIME"
@@ -59,9 +60,9 @@ async def push(
     try:
         reply = await client.connection.invoke(request, PUSH_TIMEOUT_S)
     except AerobeeError as error:
-        _log.warning("the reply for %s could not be pushed: %s", client_id, error)
+        _complaints.warn("not pushed", "the reply for %s could not be pushed: %s", client_id, error)
         return f"push reply message to {client_id}fail."
     if reply.code != ResponseCode.SUCCESS:
-        _log.warning("client %s refused a reply: %s", client_id, reply.remark)
+        _complaints.warn("refused", "client %s refused a reply: %s", client_id, reply.remark)
         return f"push reply message to {client_id}fail."
     return None

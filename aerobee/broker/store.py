@@ -154,10 +154,11 @@ class Store:
             self._hold_back(connection)
 
     def _dispatch(self, connection: Connection, commands: list[CommandTuple]) -> bool:
-        """Hands out `commands` from the front until all are gone, or the peer does not read its replies (False)."""
+        """Hands out `commands` from the front until all are gone, or there is more of the peer's than it reads, or than
+        may wait (False)."""
         on_command = self._on_command
         for count, command in enumerate(commands):
-            if connection.blocked:
+            if connection.blocked or connection.laden:
                 del commands[:count]
                 return False
             on_command(connection, command)
@@ -165,8 +166,8 @@ class Store:
         return True
 
     def _later(self, connection: Connection, turn: Turn | None = None) -> None:
-        """Its replies have grown long: the rest of what it asked (in `turn`, or still in the engine) is served when it
-        has read them."""
+        """Its replies have grown long, or what waits for an answer: the rest of what it asked (in `turn`, or still in
+        the engine) is served when it has read them, or is answered."""
         connection.hold_reading(True)
         task = asyncio.ensure_future(self._resume(connection, turn))
         self._resuming.add(task)
@@ -174,9 +175,9 @@ class Store:
 
     async def _resume(self, connection: Connection, turn: Turn | None) -> None:
         await asyncio.sleep(0)
-        await connection.writable()
+        await connection.servable()
         while turn is not None and not connection.closed and not self._dispatch(connection, turn.commands):
-            await connection.writable()
+            await connection.servable()
         if connection.closed or connection.session not in self._connections:
             return
         if turn is not None and turn.error is not None:

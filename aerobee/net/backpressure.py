@@ -8,6 +8,7 @@ The transport counts bytes it could not hand to the kernel. Above `UNREAD_BYTES_
 * a client's connection goes on reading (the server may be waiting for exactly that), and whoever wants to send
   awaits `writable()`.
 
+Nor is a connection read whose requests, taken and not answered yet, hold too much memory (`broker/dispatch.py`).
 A server whose disk is behind does not read its senders either (`broker/store.py`); what they sent stays with them.
 
 A peer that lets more than `UNREAD_BYTES_MAX` pile up, by long replies or by notices it did not ask for, is cut off.
@@ -27,12 +28,14 @@ assert UNREAD_BYTES_LOW < UNREAD_BYTES_HIGH < UNREAD_BYTES_MAX
 class BackPressure:
     """The flow-control half of a connection; `transport` is set while it is open."""
 
-    __slots__ = ("_held", "_reads_while_blocked", "_writers", "blocked", "transport")
+    __slots__ = ("_held", "_reads_while_blocked", "_writers", "blocked", "laden", "transport")
 
     def __init__(self, *, reads_while_blocked: bool) -> None:
         self.transport: asyncio.Transport | None = None
         self.blocked = False
         """The peer is not reading what we wrote."""
+        self.laden = False
+        """Its requests that wait for something hold as much memory as they may."""
         self._reads_while_blocked = reads_while_blocked
         self._held = False
         self._writers: list[asyncio.Future[None]] | None = None
@@ -54,20 +57,35 @@ class BackPressure:
         self._held = held
         self._set_reading()
 
+    def load(self, laden: bool) -> None:
+        """Its requests that wait for something hold too much memory: it is not read until they do not any more."""
+        self.laden = laden
+        self._set_reading()
+        if not laden:
+            self._wake_writers()
+
     async def writable(self) -> None:
         """Returns at once while the peer keeps up, otherwise when it has caught up or the connection ended."""
         while self.blocked and self.transport is not None:
-            waiter = asyncio.get_running_loop().create_future()
-            if self._writers is None:
-                self._writers = []
-            self._writers.append(waiter)
-            await waiter
+            await self._eased()
+
+    async def servable(self) -> None:
+        """As `writable`, and nothing else is in the way of its next request."""
+        while (self.blocked or self.laden) and self.transport is not None:
+            await self._eased()
+
+    def _eased(self) -> asyncio.Future[None]:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._writers is None:
+            self._writers = []
+        self._writers.append(waiter)
+        return waiter
 
     def _set_reading(self) -> None:
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        wanted = not self._held and (self._reads_while_blocked or not self.blocked)
+        wanted = not self._held and not self.laden and (self._reads_while_blocked or not self.blocked)
         if wanted != transport.is_reading():
             (transport.resume_reading if wanted else transport.pause_reading)()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import socket
 import struct
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from aerobee.broker import dispatch
+from aerobee.broker import dispatch, request_reply
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.nameserver.options import NameServerOptions
@@ -376,3 +377,82 @@ async def test_broker_busy_says_why(broker: Broker, monkeypatch: pytest.MonkeyPa
     assert (await pools[2].invoke(broker.address, RemotingCommand.request(4242), 10)).code == 0
     for pool in pools:
         await pool.close()
+
+
+@pytest.mark.parametrize("limit", ["UNDER_WAY_BYTES_MAX", "UNDER_WAY_BYTES_TOTAL_MAX"])
+async def test_what_waits_for_others_is_bounded_in_bytes(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    # Claim: who has a megabyte of requests that wait for something is not read further until they are answered; all
+    # that was sent is answered then, in order. Others are served meanwhile.
+    monkeypatch.setattr(dispatch, limit, 1 << 20)
+    gate = asyncio.Event()
+
+    async def wait(broker: Broker, connection: object, command: RemotingCommand) -> RemotingCommand:
+        await gate.wait()
+        return command.reply()
+
+    broker.dispatcher._handlers[4242] = wait
+    floods = []
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(*place(broker))
+        writer.write(b"".join(request(4242, bytes(100_000), opaque=opaque) for opaque in range(100)))
+        floods.append((reader, writer))
+    each = 11 if limit == "UNDER_WAY_BYTES_MAX" else 4  # of the total, somebody's last one may be above it
+    await eventually(lambda: len(broker.dispatcher._tasks) >= 11)
+    for _ in range(20):
+        await healthy(broker)
+    if limit == "UNDER_WAY_BYTES_MAX":
+        assert len(broker.dispatcher._tasks) == 3 * each
+    else:
+        assert 11 <= len(broker.dispatcher._tasks) <= 13
+    writer.transport.abort()  # the last one's memory is given free when it is done
+    gate.set()
+    for reader, writer in floods[:2]:
+        decoder, opaques = FrameDecoder(), list[int]()
+        async with asyncio.timeout(20):
+            while len(opaques) < 100:
+                opaques += [command.opaque for command in decoder.feed(await reader.read(1 << 20))]
+        assert opaques == list(range(100))
+        writer.close()
+    await eventually(lambda: not broker.dispatcher._tasks)
+    assert not broker.dispatcher._bytes and not broker.dispatcher._laden and not broker.dispatcher.under_way_bytes
+
+
+async def test_replies_for_a_requester_that_does_not_read(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Claim: replies that cannot be pushed wait in bounded memory, their senders hear so in the end, and the log has
+    # one line; a reply that is too large is refused, and not pushed.
+    monkeypatch.setattr(dispatch, "UNDER_WAY_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(request_reply, "PUSH_TIMEOUT_S", 0.5)
+    slow_reader, slow_writer = await asyncio.open_connection(*place(broker))
+    beat = {"clientID": "slow", "producerDataSet": [{"groupName": "pg"}], "consumerDataSet": []}
+    slow_writer.write(request(RequestCode.HEART_BEAT, json.dumps(beat).encode()))
+    await slow_reader.readexactly(4)
+    slow_writer.transport.pause_reading()  # type: ignore[attr-defined]
+    (slow,) = [c for listener in broker.listeners.all for c in listener.connections.values()]
+    letters = dict(a="p", b="DefaultCluster_REPLY_TOPIC", c="TBW102", d=4, e=0, f=0, g=1, h=0, j=0)
+    letters["i"] = "REPLY_TO_CLIENT\x01slow\x02CORRELATION_ID\x011\x02"
+
+    reader, writer = await asyncio.open_connection(*place(broker))
+    count = 60
+    for opaque in range(count):
+        writer.write(request(RequestCode.SEND_REPLY_MESSAGE_V2, bytes(200_000), opaque=opaque, **letters))
+    most, replies, decoder = 0, list[RemotingCommand](), FrameDecoder()
+    async with asyncio.timeout(60):
+        while len(replies) < count:
+            replies += decoder.feed(await reader.read(1 << 20))
+            most = max(most, broker.dispatcher.under_way_bytes)
+    assert slow.blocked and most <= (1 << 20) + 200_000
+    assert {reply.code for reply in replies} == {ResponseCode.SYSTEM_ERROR}
+    assert len([record for record in caplog.records if "could not be pushed" in record.getMessage()]) == 1
+
+    pushed = broker.store.bounds("DefaultCluster_REPLY_TOPIC", 0)[1]
+    large = FrameDecoder().feed(request(RequestCode.SEND_REPLY_MESSAGE_V2, bytes((4 << 20) + 1), **letters))[0]
+    pool = RemotePool()
+    assert (await pool.invoke(broker.address, large, 0.4)).code == ResponseCode.MESSAGE_ILLEGAL
+    assert broker.store.bounds("DefaultCluster_REPLY_TOPIC", 0)[1] == pushed
+    await pool.close()
+    slow_writer.transport.abort()
+    writer.close()

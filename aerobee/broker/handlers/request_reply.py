@@ -16,6 +16,7 @@ from aerobee.broker.handlers.send import (
 from aerobee.broker.records import parse_properties
 from aerobee.broker.store import Record
 from aerobee.errors import AerobeeError, FlushDiskTimeout
+from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
@@ -24,7 +25,7 @@ from aerobee.protocol.headers.send import SendMessageReply
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
 
-_log = logging.getLogger("aerobee.broker.request_reply")
+_complaints = Complaints(logging.getLogger("aerobee.broker.request_reply"))
 
 
 async def send_reply(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
@@ -33,6 +34,7 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
     header = send_header(command)
     config = await sendable_topic(broker, header)
     queue_id = choose_queue(broker, connection, header, config)
+    check_body(broker, command.body)
     properties = parse_properties(header.properties)
     properties["MSG_REGION"] = broker.options.region_id
     properties["TRACE_ON"] = "true" if broker.options.trace_on else "false"
@@ -40,7 +42,6 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
     message_id, queue_offset = "0", 0
     if broker.options.store_reply_message_enable:
         try:
-            check_body(broker, command.body)
             record = Record(
                 header.topic,
                 queue_id,
@@ -58,7 +59,7 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
         except FlushDiskTimeout:
             pass  # it is stored, and the answer's code is about the push
         except AerobeeError as error:
-            _log.warning("a reply could not be stored: %s", error)
+            _complaints.warn("not stored", "a reply could not be stored: %s", error)
     reply = command.reply(
         ResponseCode.SUCCESS if failure is None else ResponseCode.SYSTEM_ERROR,
         SendMessageReply(msg_id=message_id, queue_id=queue_id, queue_offset=queue_offset),
