@@ -60,8 +60,7 @@ class Decoder:
 
     def __new__(cls, frame_bytes_max: int = 16777216) -> Self: ...
     def feed(self, data: Buffer) -> list[CommandTuple]:
-        """Commands that `data` completes; keeps only what really arrived. Raises ProtocolError on garbage (close the
-        connection then): commands in front of it are lost too."""
+        """Commands that `data` completes. Raises ProtocolError on garbage (close it): those in front are lost too."""
     @property
     def kept_bytes(self) -> int:
         """Bytes of an unfinished frame that wait for the rest."""
@@ -159,6 +158,8 @@ class Engine:
         """A number for a new connection from `peer` (ip:port, the born host of what it sends); never used again."""
     def close_session(self, session: int) -> None:
         """Forgets the connection, its unfinished frame and its waiting pulls."""
+    def stall(self, session: int, stalled: bool) -> Turn:
+        """The peer does not read: its waiting pulls wait on, whatever comes for them, until it does (False)."""
     def feed(self, session: int, data: Buffer, together: bool = False) -> Turn | None:
         """A received chunk. What the tables allow is served, the rest comes out as commands. Nothing happens for a
         session that is closed. `together`: other sessions may have something to say at the same time. None (only then):
@@ -176,8 +177,7 @@ class Engine:
     def expire(self, now_ms: int) -> Turn:
         """Answers waiting pulls whose time is over, and sends whose flush takes too long (FLUSH_DISK_TIMEOUT)."""
     def next_expiry_ms(self) -> int | None:
-        """When `expire` has something to do; None: not as things are. Call it every now and then: what the flusher
-        has to say goes to the log here."""
+        """When `expire` has something to do (None: not now). Call it often: it logs what the flusher has to say."""
     def allow(self, **settings: Any) -> None:
         """Settings for all: fast (False: all comes out as commands), broker_perm, body_bytes_max, frame_bytes_max,
         store_host, region, trace_on, cluster, long_polling, short_polling_ms, lite_pull, version, pull_bytes_max,

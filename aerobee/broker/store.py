@@ -61,6 +61,8 @@ class Store:
         self._resuming: set[asyncio.Task[None]] = set()
         self._held_back: dict[int, Connection] = {}
         """Senders that wait for the disk, by session."""
+        self._stalled: set[int] = set()
+        """Sessions whose waiting pulls are not woken, because they do not read."""
         self._complaints = Complaints(_log)
         self._released = False
 
@@ -225,6 +227,22 @@ class Store:
             connection = connections.get(session)
             if connection is not None:
                 connection.write_through(data)
+                if connection.blocked and session not in self._stalled:
+                    self._stall(connection)
+
+    def _stall(self, connection: Connection) -> None:
+        """It does not read what others' messages brought it: its waiting pulls wait until it does."""
+        self._stalled.add(connection.session)
+        self.engine.stall(connection.session, True)
+        task = asyncio.ensure_future(self._go_on(connection))
+        self._resuming.add(task)
+        task.add_done_callback(self._resuming.discard)
+
+    async def _go_on(self, connection: Connection) -> None:
+        await connection.writable()
+        self._stalled.discard(connection.session)
+        if connection.session in self._connections:
+            self._deliver(self.engine.stall(connection.session, False))
 
     def _settle(self) -> None:
         self._deliver(self.engine.settle())

@@ -4,7 +4,7 @@ The transport counts bytes it could not hand to the kernel. Above `UNREAD_BYTES_
 `UNREAD_BYTES_LOW` `resume_writing`. In between
 
 * a server's connection is not read: a client that does not take its replies gets no further requests accepted, so its
-  backlog is at most what its last chunk asked for;
+  backlog is at most what its last chunk asked for, and what a turn may bring its waiting pulls (`broker/store.py`);
 * a client's connection goes on reading (the server may be waiting for exactly that), and whoever wants to send
   awaits `writable()`.
 

@@ -109,12 +109,12 @@ def send(topic: str, body: bytes, *, oneway: bool = False, opaque: int = 1) -> b
     return request(RequestCode.SEND_MESSAGE_V2, body, oneway=oneway, opaque=opaque, **letters)
 
 
-def pull(topic: str, opaque: int = 1) -> bytes:
+def pull(topic: str, opaque: int = 1, **values: object) -> bytes:
     fields = dict(
         consumerGroup="g", topic=topic, queueId=0, queueOffset=0, maxMsgNums=32, sysFlag=4, commitOffset=0,
         suspendTimeoutMillis=0, subscription="*", subVersion=0, expressionType="TAG",
     )  # fmt: skip
-    return request(RequestCode.PULL_MESSAGE, opaque=opaque, **fields)
+    return request(RequestCode.PULL_MESSAGE, opaque=opaque, **{**fields, **values})
 
 
 GARBAGE = {
@@ -305,6 +305,38 @@ async def test_a_reader_that_never_reads_big_pulls(broker: Broker) -> None:
             opaques += [command.opaque for command in decoder.feed(await slow_reader.read(1 << 20))]
     assert opaques == list(range(count))
     writer.close()
+    slow_writer.close()
+
+
+async def test_one_message_for_many_waiting_pulls_of_a_reader_that_does_not_read(broker: Broker) -> None:
+    # Claim: pulls that wait cost a few megabytes a connection when a large message comes for all of them and nobody
+    # reads; whoever reads then gets every answer, once.
+    await broker.topics.create_for_group("big", 1)
+    count, size = 60, 4_000_000
+    slow_reader, slow_writer = await asyncio.open_connection(*place(broker), limit=4096)
+    slow_writer.write(b"".join(pull("big", opaque, sysFlag=6, suspendTimeoutMillis=2000) for opaque in range(count)))
+    await eventually(lambda: broker.store.counters()["pulls_parked"] == count)
+    (slow,) = [c for listener in broker.listeners.all for c in listener.connections.values()]
+    pool = RemotePool()
+    (large,) = FrameDecoder().feed(send("big", bytes(size)))
+    assert (await pool.invoke(broker.address, large, 20)).code == 0
+    await eventually(lambda: slow.blocked)
+    before = resident_bytes()
+    began = time.monotonic()
+    while time.monotonic() - began < 3:  # also when their time is over
+        await healthy(broker)
+        assert slow.transport is not None and slow.transport.get_write_buffer_size() < 4 * size
+    assert resident_bytes() - before < 4 * size
+    (small,) = FrameDecoder().feed(send("big", b"small"))
+    assert (await pool.invoke(broker.address, small, 20)).code == 0
+    decoder, opaques = FrameDecoder(), list[int]()
+    async with asyncio.timeout(60):
+        while len(opaques) < count:
+            for command in decoder.feed(await slow_reader.read(1 << 20)):
+                assert command.code == 0 and len(command.body) > size
+                opaques.append(command.opaque)
+    assert sorted(opaques) == list(range(count))
+    await pool.close()
     slow_writer.close()
 
 

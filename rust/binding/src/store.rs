@@ -409,6 +409,11 @@ impl Engine {
         Turn::of(py, turn)
     }
 
+    fn stall(&self, py: Python<'_>, session: u64, stalled: bool) -> PyResult<Turn> {
+        let turn = self.enter(py, |engine| engine.stall(session, stalled))?;
+        Turn::of(py, turn)
+    }
+
     fn expire(&self, py: Python<'_>, now_ms: i64) -> PyResult<Turn> {
         let turn = self.enter(py, |engine| engine.expire(now_ms))?;
         Turn::of(py, turn)

@@ -1,8 +1,9 @@
 //! Pulls that wait for a message: by queue for the append that wakes them, by time for those whose patience ends, by
-//! session for those whose connection ends.
+//! session for those whose connection ends. Those of a stalled session, whose peer reads nothing, are on no queue's list:
+//! no append finds them, and none costs more because of them.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::pull::Pull;
 use crate::store::QueueRef;
@@ -28,6 +29,7 @@ pub struct Parked {
     by_queue: HashMap<QueueRef, Vec<u32>>,
     by_session: HashMap<u64, Vec<u32>>,
     deadlines: BinaryHeap<Reverse<(i64, u32, u32)>>,
+    stalled: HashSet<u64>,
 }
 
 impl Parked {
@@ -43,8 +45,59 @@ impl Parked {
         self.by_session.get(&session).map_or(0, Vec::len)
     }
 
+    /// Somebody who can be woken waits on `queue`.
     pub fn waits_on(&self, queue: QueueRef) -> bool {
         self.by_queue.contains_key(&queue)
+    }
+
+    /// Somebody waits on `queue`, whether he reads or not.
+    pub fn is_awaited(&self, queue: QueueRef) -> bool {
+        let stalled = || self.stalled.iter().filter_map(|session| self.by_session.get(session)).flatten();
+        self.waits_on(queue) || stalled().any(|slot| self.queue_of(*slot) == Some(queue))
+    }
+
+    fn queue_of(&self, slot: u32) -> Option<QueueRef> {
+        Some(self.slots[slot as usize].as_ref()?.queue)
+    }
+
+    pub fn session_of(&self, slot: u32) -> Option<u64> {
+        Some(self.slots.get(slot as usize)?.as_ref()?.session)
+    }
+
+    pub fn is_stalled(&self, session: u64) -> bool {
+        !self.stalled.is_empty() && self.stalled.contains(&session)
+    }
+
+    /// The session's pulls are not to be woken, nor those it parks from now on.
+    pub fn stall(&mut self, session: u64) {
+        if self.stalled.insert(session) {
+            let (slots, queues) = (&self.slots, self.queues_of(session));
+            for queue in queues {
+                if let Some(list) = self.by_queue.get_mut(&queue) {
+                    list.retain(|slot| slots[*slot as usize].as_ref().is_some_and(|w| w.session != session));
+                    if list.is_empty() {
+                        self.by_queue.remove(&queue);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The session's pulls may be woken again: the queues that they wait on.
+    pub fn go_on(&mut self, session: u64) -> HashSet<QueueRef> {
+        if !self.stalled.remove(&session) {
+            return HashSet::new();
+        }
+        for slot in self.by_session.get(&session).into_iter().flatten() {
+            if let Some(queue) = self.queue_of(*slot) {
+                self.by_queue.entry(queue).or_default().push(*slot);
+            }
+        }
+        self.queues_of(session)
+    }
+
+    fn queues_of(&self, session: u64) -> HashSet<QueueRef> {
+        self.by_session.get(&session).into_iter().flatten().filter_map(|slot| self.queue_of(*slot)).collect()
     }
 
     pub fn park(&mut self, waiting: Waiting) {
@@ -56,7 +109,9 @@ impl Parked {
         let uses = &mut self.uses[slot as usize];
         *uses = uses.wrapping_add(1);
         self.deadlines.push(Reverse((waiting.deadline_ms, slot, *uses)));
-        self.by_queue.entry(waiting.queue).or_default().push(slot);
+        if !self.is_stalled(waiting.session) {
+            self.by_queue.entry(waiting.queue).or_default().push(slot);
+        }
         self.by_session.entry(waiting.session).or_default().push(slot);
         self.slots[slot as usize] = Some(waiting);
         if self.deadlines.len() > 4 * self.len() + 1024 {
@@ -79,7 +134,9 @@ impl Parked {
     pub fn take(&mut self, slot: u32) -> Option<Waiting> {
         let waiting = self.slots.get_mut(slot as usize)?.take()?;
         self.free.push(slot);
-        remove(&mut self.by_queue, waiting.queue, slot);
+        if !self.is_stalled(waiting.session) {
+            remove(&mut self.by_queue, waiting.queue, slot);
+        }
         remove(&mut self.by_session, waiting.session, slot);
         Some(waiting)
     }
@@ -88,19 +145,28 @@ impl Parked {
         for slot in self.by_session.get(&session).cloned().unwrap_or_default() {
             self.take(slot);
         }
+        self.stalled.remove(&session);
     }
 
-    /// The next pull whose time is over at `now_ms`.
-    pub fn take_expired(&mut self, now_ms: i64) -> Option<Waiting> {
+    /// The next pull whose time is over at `now_ms`. Those of stalled sessions go on until `stalled_until_ms`, if there is
+    /// such a time.
+    pub fn take_expired(&mut self, now_ms: i64, stalled_until_ms: Option<i64>) -> Option<Waiting> {
         while let Some(Reverse((deadline_ms, slot, uses))) = self.deadlines.peek().copied() {
             if deadline_ms > now_ms {
                 return None;
             }
             self.deadlines.pop();
-            if self.uses[slot as usize] == uses {
-                if let Some(waiting) = self.take(slot) {
-                    return Some(waiting);
+            if self.uses[slot as usize] != uses {
+                continue;
+            }
+            if let (Some(until_ms), Some(session)) = (stalled_until_ms, self.session_of(slot)) {
+                if self.is_stalled(session) {
+                    self.deadlines.push(Reverse((until_ms, slot, uses)));
+                    continue;
                 }
+            }
+            if let Some(waiting) = self.take(slot) {
+                return Some(waiting);
             }
         }
         None

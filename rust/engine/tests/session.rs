@@ -1344,6 +1344,82 @@ fn the_end_of_a_session_ends_its_waiting() {
 }
 
 #[test]
+fn pulls_of_a_peer_that_does_not_read_wait_until_it_does() {
+    let mut bench = Bench::new();
+    for _ in 0..50 {
+        assert!(bench.pull(&[("sysFlag", "6"), ("suspendTimeoutMillis", "2000")]).replies.is_empty());
+    }
+    let (other, mine) = (bench.engine.session("10.0.0.9:1".parse().unwrap()), bench.session);
+    bench.session = other;
+    bench.pull(&WAIT);
+    assert!(bench.engine.stall(mine, true).replies.is_empty());
+    let (_, turn) = bench.engine.append(&[record("T", 0, b"x", b"")]).unwrap();
+    assert_eq!(one(&turn).session, other, "others hear of it");
+    // nor does their time end meanwhile, nor is a queue without messages taken from under them
+    bench.session = mine;
+    bench.clock.advance(2000);
+    assert!(bench.engine.expire(NOW_MS + 2000).replies.is_empty());
+    assert_eq!((bench.engine.parked(), bench.engine.next_expiry_ms()), (50, Some(NOW_MS + 3000)));
+    let turn = bench.engine.stall(mine, false);
+    let woken = replies(&turn);
+    assert_eq!((woken.len(), bench.engine.parked()), (50, 0));
+    assert!(woken.iter().all(|reply| reply.session == mine && reply.bodies() == ["x"]));
+
+    // nothing came meanwhile: they wait on, and end at a time of their own
+    let later = [("sysFlag", "6"), ("suspendTimeoutMillis", "500"), ("queueOffset", "1")];
+    assert!(bench.pull(&later).replies.is_empty());
+    bench.engine.stall(mine, true);
+    bench.clock.advance(500);
+    assert!(bench.engine.expire(NOW_MS + 2500).replies.is_empty());
+    assert!(bench.engine.stall(mine, false).replies.is_empty());
+    assert_eq!(one(&bench.engine.expire(NOW_MS + 3500)).code, 19);
+    assert!(bench.pull(&later).replies.is_empty());
+    bench.engine.stall(mine, true);
+    assert_eq!(one(&bench.engine.expire(i64::MAX / 2)).code, 19, "the broker stops: everybody is told");
+    // gone, and nothing of it is left
+    assert!(bench.pull(&later).replies.is_empty());
+    bench.engine.close_session(mine);
+    assert_eq!((bench.engine.parked(), bench.engine.next_expiry_ms()), (0, None));
+    assert!(bench.engine.stall(mine, false).replies.is_empty());
+}
+
+#[test]
+fn a_topic_is_not_empty_of_waiting_because_those_who_wait_do_not_read() {
+    let mut bench = Bench::new();
+    assert!(bench.pull(&WAIT).replies.is_empty());
+    bench.engine.stall(bench.session, true);
+    assert!(!bench.engine.delete_empty_topic("T").unwrap());
+    bench.engine.close_session(bench.session);
+    assert!(bench.engine.delete_empty_topic("T").unwrap());
+}
+
+#[test]
+fn one_message_for_many_waiting_pulls_of_a_session_comes_in_turns() {
+    let mut bench = Bench::new();
+    bench.engine.change(|settings| settings.turn_bytes_max = 10_000);
+    for _ in 0..20 {
+        assert!(bench.pull(&WAIT).replies.is_empty());
+    }
+    let (other, mine) = (bench.engine.session("10.0.0.9:1".parse().unwrap()), bench.session);
+    bench.session = other;
+    bench.pull(&WAIT);
+    let (_, mut turn) = bench.engine.append(&[record("T", 0, &[b'x'; 4000], b"")]).unwrap();
+    let mut of_mine = 0;
+    for round in 0..20 {
+        let all = replies(&turn);
+        assert!(all.len() <= 4, "{}", all.len());
+        assert_eq!(all.iter().filter(|reply| reply.session == other).count(), usize::from(round == 0));
+        of_mine += all.iter().filter(|reply| reply.session == mine).count();
+        if bench.engine.parked() == 0 {
+            break;
+        }
+        assert_eq!(bench.engine.next_expiry_ms(), Some(i64::MIN));
+        turn = bench.engine.expire(NOW_MS);
+    }
+    assert_eq!(of_mine, 20);
+}
+
+#[test]
 fn narrower_tables_end_the_waiting() {
     let mut bench = Bench::new();
     for end in 0..4 {
