@@ -78,7 +78,7 @@ class Listeners:
         self.advertised[MAIN] = f"{options.broker_ip1 or self._reachable(host)}:{port}"
         for name, address in named_addresses(options.listeners).items():
             host, _, port = address.rpartition(":")
-            found = (await self._listen(service, host.strip("[]"), int(port), None)).address
+            found = (await self._listen(service, host, int(port), None)).address
             host, _, port = found.rpartition(":")
             self.advertised[name] = f"{self._reachable(host)}:{port}"
         self.advertised.update(named_addresses(options.advertised_listeners))

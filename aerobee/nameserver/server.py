@@ -83,7 +83,7 @@ class NameServer:
         places = {MAIN: (self.options.bind_address, self.options.listen_port)}
         for name, address in named_addresses(self.options.listeners).items():
             host, _, port = address.rpartition(":")
-            places[name] = host.strip("[]"), int(port)
+            places[name] = host, int(port)
         try:
             for name, (host, number) in places.items():
                 listener = self.listeners[name] = self.listeners.get(name) or Listener(name, beside=self._everyone)

@@ -58,7 +58,8 @@ class Listener:
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Listens on `host`:`port` (0: a free port, see `address`). Raises OSError, as when the port is taken."""
+        """Listens on `host`:`port` (0: a free port, see `address`); an address of IPv6 may have its brackets. Raises
+        OSError, as when the port is taken."""
         limits = limits or Limits()
         loop = asyncio.get_running_loop()
         self._service = service
@@ -67,7 +68,7 @@ class Listener:
         try:
             self._server = await loop.create_server(
                 self._accept,
-                host,
+                host.removeprefix("[").removesuffix("]") if host is not None else None,
                 port,
                 backlog=limits.backlog,
                 ssl=tls,

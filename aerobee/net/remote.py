@@ -272,7 +272,7 @@ class RemotePool:
 def split_address(address: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port` → (host, port). Raises ConnectError when it is neither."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or len(port) > 9 or int(port) > 65535:
         raise ConnectError(f"{address!r} is not an address; host:port is expected")
     return host.removeprefix("[").removesuffix("]"), int(port)
 

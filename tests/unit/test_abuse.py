@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
@@ -231,6 +232,22 @@ async def test_an_idle_connection_costs_at_most_20_kib(server: Server) -> None:
     assert (resident_bytes() - before) / 1000 <= 20 * 1024
     for each in sockets:
         each.close()
+
+
+@pytest.mark.parametrize("spelled", ["::1", "[::1]"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_ipv6_address_to_listen_on_may_have_brackets(kind: str, spelled: str, tmp_path: Path) -> None:
+    # Claim: bindAddress takes an address of IPv6 as `listeners` spells it, and without its brackets.
+    server = make(kind, tmp_path, bind_address=spelled, listeners="inner://[::1]:0")
+    try:
+        await server.start()
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            pytest.skip("there is no IPv6 here")
+        raise
+    assert all(address.startswith("[::1]:") for address in server.addresses)
+    await healthy(server)
+    await server.stop()
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

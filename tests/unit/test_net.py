@@ -384,7 +384,9 @@ async def test_nobody_there_is_an_error_with_a_sentence_and_attempts_are_spaced(
         await listener.stop()
 
 
-@pytest.mark.parametrize("address", ["", "host", ":1", "host:", "host:x", "host:99999"])
+@pytest.mark.parametrize(
+    "address", ["", "host", ":1", "host:", "host:x", "host:99999", "host:\u00b2", "host:" + "9" * 5000]
+)
 async def test_a_wrong_address_is_said(address: str) -> None:
     with pytest.raises(ConnectError, match="host:port"):
         Remote(address)
