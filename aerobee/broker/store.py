@@ -332,7 +332,7 @@ class Store:
         park: bool,
         sql: str | None = None,
     ) -> None:
-        """Serves (or parks) a pull that policy has allowed. Raises MalformedRequest: a field is missing or no number."""
+        """Serves (or parks) a pull that policy has allowed. Raises MalformedRequest for a field that is no number."""
         try:
             turn = self.engine.pull(connection.session, command, tags, park, sql)
         except ValueError as error:

@@ -916,9 +916,7 @@ async def test_a_batch_whose_reply_nobody_could_read_is_refused(tmp_path: Path) 
     for fast in (True, False):
         broker.store.allow(fast=fast)
         refused = await peer.send("t", inner(b"x") * (BATCH_MESSAGES_MAX + 1), m="true")
-        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and f"{BATCH_MESSAGES_MAX} messages" in (
-            refused.remark or ""
-        )
+        assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "262144 messages" in (refused.remark or ""), fast
         refused = await peer.send("t", inner(b"x"), m="true", properties="UNIQ_KEY\x01" + "U" * 32_760)
         assert refused.code == ResponseCode.MESSAGE_ILLEGAL and "32KB" in (refused.remark or ""), fast
     assert broker.store.bounds("t", 0) == (0, 1)

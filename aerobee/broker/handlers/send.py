@@ -364,8 +364,8 @@ def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: in
 def unpack_batch(body: bytes, *, any_size: bool = False) -> Iterator[tuple[int, bytes, bytes]]:
     """(flag, body, properties) of each message in a batch. Raises ServerError MESSAGE_ILLEGAL.
 
-    A message's size follows from the lengths behind it. Who takes a batch apart goes by these (`any_size`); a batch that
-    stays whole is counted by the sizes, elsewhere too, so there they must be right.
+    A message's size follows from the lengths behind it. Who takes a batch apart goes by these (`any_size`); a batch
+    that stays whole is counted by the sizes, elsewhere too, so there they must be right.
     """
     at = 0
     try:
