@@ -34,7 +34,7 @@ class ConfigFile:
         self._written = 0
         self._last = b""
         self._read = path
-        """What was loaded: the file, or its backup."""
+        """Where what is good is: the file, or its backup when that was loaded."""
 
     def load(self, read: Callable[[bytes], Any] = fastjson.loads) -> Any | None:
         """What `read` makes of the content, or of the backup's if that is MalformedRequest; None when there is neither.
@@ -77,9 +77,14 @@ class ConfigFile:
             return 0.0
 
     async def save(self) -> None:
-        """Returns when what is in memory now is on the disk. Raises OSError."""
+        """Returns when what is in memory now is on the disk. Raises OSError.
+
+        Who is cancelled meanwhile leaves the write to itself: two of them would share the temporary file.
+        """
         self._asked += 1
-        wanted = self._asked
+        await asyncio.shield(self._save(self._asked))
+
+    async def _save(self, wanted: int) -> None:
         async with self._lock:
             if self._written >= wanted:
                 return
@@ -113,7 +118,7 @@ class ConfigFile:
         except OSError:
             temporary.unlink(missing_ok=True)  # on a full disk it takes the room that is missing
             raise
-        if self.path.exists():
+        if self._read != self.backup and self.path.exists():  # else the file is damaged, and the backup what is good
             # The former content gets its second name before it loses the first, so one of them is always there.
             with contextlib.suppress(FileNotFoundError):
                 self.backup.unlink()
@@ -122,6 +127,7 @@ class ConfigFile:
             except OSError:
                 self.backup.write_bytes(self.path.read_bytes())
         os.replace(temporary, self.path)
+        self._read = self.path
         directory = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)  # the new name is on the disk too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,12 @@ async def test_a_broken_file_falls_back_to_the_one_before(tmp_path: Path) -> Non
     for broken in (b"", b'{"n":', b"\x00" * 40):
         file.path.write_bytes(broken)
         assert file.load() == {"n": 1}
+    content["n"] = 3
+    await file.save()
+    assert file.load() == {"n": 3}
+    file.path.unlink()  # as a kill in the middle of that write would have left it
+    assert file.load() == {"n": 1}, "the damaged file took the place of the good backup"
+    await file.save()
 
 
 async def test_a_file_that_could_not_be_written_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +151,34 @@ async def test_many_saves_cost_few_writes(tmp_path: Path) -> None:
     file = ConfigFile(tmp_path / "x.json", text)
     await asyncio.gather(*(file.save() for _ in range(100)))
     assert writes <= 3
+
+
+async def test_who_is_cancelled_leaves_the_write_to_itself_and_the_last_save_has_everything(tmp_path: Path) -> None:
+    """A stop cancels the periodic save, which may be writing or wait for another one's write."""
+    offsets = OffsetTable(tmp_path)
+    begun, go_on, replace = threading.Event(), threading.Event(), offsets.file._replace
+
+    def slow(data: bytes) -> None:
+        begun.set()
+        go_on.wait(30)
+        replace(data)
+
+    offsets.file._replace = slow  # type: ignore[method-assign]
+    offsets.commit("g", "t", 0, 5)
+    first = asyncio.create_task(offsets.save())
+    await asyncio.to_thread(begun.wait, 30)
+    offsets.commit("g", "t", 0, 17)
+    waiting = asyncio.create_task(offsets.save())
+    await eventually(lambda: not offsets.dirty)
+    for task in (first, waiting):
+        task.cancel()
+    await asyncio.gather(first, waiting, return_exceptions=True)
+    last = asyncio.create_task(offsets.save())
+    go_on.set()
+    await last
+    again = OffsetTable(tmp_path)
+    again.load()
+    assert again.query("g", "t", 0) == 17
 
 
 # Topics.
