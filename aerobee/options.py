@@ -37,6 +37,10 @@ from aerobee.errors import AerobeeError
 T = TypeVar("T", bool, int, float, str)
 Value = bool | int | float | str
 
+JAVA_INT_MAX: Final = 2**31 - 1
+PROBLEMS_MAX: Final = 10
+"""Problems that a change over the wire is told of. The nearest key takes 15 ms to find: it is named for the first."""
+
 
 class OptionsError(AerobeeError, ValueError):
     """One or more settings cannot be used. `problems` holds one sentence each, naming where the value came from."""
@@ -128,8 +132,10 @@ def setting(
 
     `name` is only needed where Apache's key is not the camel case of the attribute (`brokerIP1`). `factory` computes
     a default that depends on the machine (host name, home); `default` then only tells the type. Whatever names a path,
-    a command, a class or a credential needs `remote=False`.
+    a command, a class or a credential needs `remote=False`. Without `high` a whole number is at most a Java int.
     """
+    if type(default) is int and high is None:
+        high = JAVA_INT_MAX
     arguments = dict(
         kind=type(default), default=default, about=about, factory=factory, low=low, high=high, choices=choices,
         live=live, remote=remote, variable=variable, why=why,
@@ -268,7 +274,7 @@ class Options:
         return self
 
     @classmethod
-    def _pass_over(cls, key: str, text: str) -> str:
+    def _pass_over(cls, key: str, text: str, *, hint: bool = True) -> str:
         """What to say about a key that has no row; ValueError if it is unknown or must not be ignored."""
         refusal = cls.REFUSED.get(key)
         if refusal is not None:
@@ -277,7 +283,8 @@ class Options:
             return ""
         if key in cls.IGNORED:
             return f"{key} has no effect: {cls.IGNORED[key]}"
-        raise ValueError(f"unknown key {key!r}{nearest(key, [*cls.ROWS, *cls.IGNORED, *cls.REFUSED])}")
+        near = nearest(key, [*cls.ROWS, *cls.IGNORED, *cls.REFUSED]) if hint else ""
+        raise ValueError(f"unknown key {key!r}{near}")
 
     def check(self) -> list[str]:
         """Rules between settings; returns one sentence a problem. Subclasses override it."""
@@ -334,11 +341,14 @@ class Options:
         later: dict[str, Value] = {}
         notes: list[str] = []
         problems: list[str] = []
-        for key, text in texts.items():
+        for count, (key, text) in enumerate(texts.items()):
+            if len(problems) >= PROBLEMS_MAX:
+                problems.append(f"and {len(texts) - count} more keys that nobody looked at")
+                break
             row = self.ROWS.get(key)
             if row is None:
                 try:
-                    notes.extend(note for note in [self._pass_over(key, text)] if note)
+                    notes.extend(note for note in [self._pass_over(key, text, hint=not problems)] if note)
                 except ValueError as error:
                     problems.append(str(error))
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,6 +134,26 @@ def test_a_change_happens_as_a_whole_or_not_at_all(texts: dict[str, str]) -> Non
     with pytest.raises(OptionsError):
         options.change(texts)
     assert options.items() == before
+
+
+def test_a_change_full_of_unknown_keys_is_refused_in_a_moment() -> None:
+    """To look for the nearest key of each of 40 kB of them took a broker half a minute."""
+    texts = {f"listenPort{number}": "1" for number in range(2000)}
+    before = time.process_time()
+    with pytest.raises(OptionsError) as caught:
+        BrokerOptions().change(texts)
+    assert time.process_time() - before < 0.5
+    assert "nearest known key is 'listenPort'" in caught.value.problems[0]
+    assert len(caught.value.problems) <= 11 and "1990 more" in caught.value.problems[-1]
+
+
+@pytest.mark.parametrize("name", ["syncFlushTimeout", "transactionCheckInterval", "shortPollingTimeMills"])
+def test_whole_numbers_go_up_to_what_a_java_int_holds(name: str) -> None:
+    """With one that no timer holds the broker did not start again, or a mechanism of it ended."""
+    BrokerOptions().change({name: str(2**31 - 1)})
+    for number in (2**31, 10**30, 10**400):
+        with pytest.raises(OptionsError, match=f"{name} must be at most"):
+            BrokerOptions().change({name: str(number)})
 
 
 def test_what_names_a_path_can_only_be_changed_locally() -> None:
