@@ -7,6 +7,7 @@ oldest one of its window (minute: 10 s samples, hour: one every 10 min, day: one
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -115,9 +116,17 @@ class Stats:
 
     def get_tps(self, group: str, topic: str) -> float:
         """Messages a second out of a topic to a group, over the last minute."""
+        return self.get_tps_of_all()(group, topic)
+
+    def get_tps_of_all(self) -> Callable[[str, str], float]:
+        """`get_tps` for many: what is counted is looked at once."""
         then, now, seconds = self._window("minute")
-        key = (group, topic)
-        return round((now.gets.get(key, (0, 0))[0] - then.gets.get(key, (0, 0))[0]) / seconds, 2)
+
+        def get_tps(group: str, topic: str) -> float:
+            key = (group, topic)
+            return round((now.gets.get(key, (0, 0))[0] - then.gets.get(key, (0, 0))[0]) / seconds, 2)
+
+        return get_tps
 
     def view(self, name: str, key: str) -> dict[str, tuple[int, float]] | None:
         """A statistic by Apache's name and key: window → (sum, a second). None when there is no such thing."""

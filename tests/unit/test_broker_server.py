@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import struct
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -363,6 +364,42 @@ async def test_heartbeats_that_leave_out_what_has_not_changed(broker: Broker, pe
     assert await beat(7, "orders", client=again) == "false"
     assert (await again.pull("orders", sysFlag=0, subVersion=1)).code == 0
     await again.pool.close()
+
+
+async def test_who_leaves_while_its_first_heartbeat_waits_for_the_disk_is_no_member(broker: Broker, peer: Peer) -> None:
+    await peer.join("c", "orders")
+    begun, go_on, replace = threading.Event(), threading.Event(), broker.topics.file._replace
+
+    def slow(data: bytes) -> None:
+        begun.set()
+        go_on.wait(30)
+        replace(data)
+
+    broker.topics.file._replace = slow  # type: ignore[method-assign]
+    joining = asyncio.create_task(peer.join("c", "orders", group="quick"))
+    await asyncio.to_thread(begun.wait, 30)
+    left = await peer.call(RequestCode.UNREGISTER_CLIENT, clientID="c", consumerGroup="quick")
+    go_on.set()
+    assert left.code == 0 and (await joining).code == 0
+    assert "quick" not in broker.clients.consumers and "g" in broker.clients.consumers
+    assert broker.topics.get("%RETRY%quick") is not None
+
+
+async def test_what_all_groups_are_behind_is_told_of_one_look_at_the_counters(
+    broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at for each group and topic, ten thousand of them took half a minute in which nobody else was served."""
+    for group in ("g1", "g2", "g3"):
+        await peer.join("c", "orders", "parcels", group=group)
+        for topic in ("orders", "parcels"):
+            await peer.send(topic)
+            await peer.commit(1, oneway=False, group=group, topic=topic)
+    looks, counters = [], broker.store.counters
+    monkeypatch.setattr(broker.store, "counters", lambda: looks.append(1) or counters())
+    monkeypatch.setattr(broker.offsets, "topics_of", lambda group: pytest.fail("a walk over all offsets"))
+    reply = await peer.call(RequestCode.GET_BROKER_CONSUME_STATS, isOrder="false")
+    stats = {name: of for entry in fastjson.loads(reply.body)["consumeStatsList"] for name, of in entry.items()}
+    assert {len(stats[group]) for group in ("g1", "g2", "g3")} == {2} and len(looks) == 1
 
 
 async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, peer: Peer) -> None:

@@ -38,6 +38,7 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
     def client() -> Client:
         return Client(data.client_id, connection, command.language, command.version)
 
+    joined = []
     for consumer in data.consumer_data_set:
         if broker.options.reject_pull_consumer_enable and consumer.consume_type == PULL:
             continue
@@ -48,17 +49,7 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
         if fingerprint and group is not None and group.fingerprint and group.fingerprint != fingerprint:
             tell_again = True
         order = any(broker.topics.is_order(subscription.topic) for subscription in consumer.subscription_data_set)
-        try:
-            await broker.topics.create_for_group(
-                RETRY_PREFIX + consumer.group_name,
-                settings.retry_queue_nums,
-                order=order,
-                sys_flag=2 if consumer.unit_mode else 0,
-            )
-        except OSError as error:  # a full disk keeps nobody from reading; the topic is written later
-            _complaints.warn("retry topic", "retry topic of group %s not written: %s", consumer.group_name, error)
-        if connection.closed:
-            return command.reply()
+        joined.append((consumer, settings.retry_queue_nums, order))
         without_sub = bool(fingerprint) and data.is_without_sub
         broker.clients.register_consumer(
             consumer.group_name,
@@ -75,6 +66,13 @@ async def heart_beat(broker: Broker, connection: Connection, command: RemotingCo
             tell_again = True
     for producer in data.producer_data_set:
         broker.clients.register_producer(producer.group_name, client())
+    # Behind what makes it a member: while the disk takes its time the client may already be leaving.
+    for consumer, retry_queues, order in joined:
+        topic, sys_flag = RETRY_PREFIX + consumer.group_name, 2 if consumer.unit_mode else 0
+        try:
+            await broker.topics.create_for_group(topic, retry_queues, order=order, sys_flag=sys_flag)
+        except OSError as error:  # a full disk keeps nobody from reading; the topic is written later
+            _complaints.warn("retry topic", "retry topic of group %s not written: %s", consumer.group_name, error)
     reply = command.reply()
     reply.ext_fields["IS_SUPPORT_HEART_BEAT_V2"] = "true"
     reply.ext_fields["IS_SUB_CHANGE"] = "true" if tell_again else "false"
