@@ -33,6 +33,8 @@ GATHER_S: Final = 0.01
 RETRY_MAX_S: Final = 10.0
 UNREGISTER_TIMEOUT_S: Final = 3.0
 ROUTE_TIMEOUT_S: Final = 3.0
+TOLD_S: Final = 3.0
+"""Tools wait five seconds for an answer."""
 HEARTBEAT_TIMEOUT_MS: Final = 120_000
 """How long name servers remember us without a word."""
 
@@ -63,6 +65,10 @@ class Registration:
         self._everything: dict[str, bool] = dict.fromkeys(options.name_servers, True)
         self._wake: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
         self._known: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {server: [] for server in options.name_servers}
+        """Those to be woken when what has changed so far was told, or could not be."""
+        self._telling: set[str] = set()
+        """Name servers that are being told something."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -94,6 +100,23 @@ class Registration:
             else:
                 self._everything[server] = True
             wake.set()
+
+    async def told(self) -> None:
+        """Returns when all name servers that know us know of every change so far, or after three seconds.
+
+        Whoever made a topic looks for its route next, as after Apache's broker has answered.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = []
+        for server, known in self.registered.items():
+            if known and (server in self._telling or self._is_behind(server)):
+                waiting.append(loop.create_future())
+                self._waiting[server].append(waiting[-1])
+        if waiting:
+            await asyncio.wait(waiting, timeout=TOLD_S)
+
+    def _is_behind(self, server: str) -> bool:
+        return self._everything[server] or bool(self._changed[server])
 
     async def route(self, topic: str) -> TopicRouteData | None:
         """Where the topic lives, on all brokers; None: no name server knows. Raises nothing."""
@@ -150,8 +173,19 @@ class Registration:
             names = self._changed[server]
             everything = self._everything[server] or not names or loop.time() >= due
             self._everything[server], self._changed[server] = False, set()
+            waiting, self._waiting[server] = self._waiting[server], []
+            self._telling.add(server)
             try:
-                await self._register(server, None if everything else names)
+                try:
+                    await self._register(server, None if everything else names)
+                finally:
+                    self._telling.discard(server)
+                    if not self._is_behind(server):  # who came meanwhile waits for nothing newer
+                        waiting += self._waiting[server]
+                        self._waiting[server] = []
+                    for one in waiting:
+                        if not one.done():
+                            one.set_result(None)
                 if everything:
                     due = loop.time() + self._options.register_name_server_period / 1000
                 if complained:
@@ -179,7 +213,8 @@ class Registration:
                 # Not `wait_for`: before Python 3.12 it forgets a cancellation that meets the wake-up: a stop hung.
                 async with asyncio.timeout_at(due):
                     await wake.wait()
-                await asyncio.sleep(GATHER_S)
+                if not self._waiting[server]:
+                    await asyncio.sleep(GATHER_S)
 
     async def _register(self, server: str, names: set[str] | None) -> None:
         body = fastjson.dumps_table(self._body(names))

@@ -801,6 +801,36 @@ async def test_synchronous_flush_answers_both_ways(tmp_path: Path) -> None:
         await broker.stop()
 
 
+async def test_who_made_a_topic_finds_its_route_at_once(tmp_path: Path) -> None:
+    """Apache's broker answers when the name servers know. Who sends to a topic of one queue with the route of the
+    default topic, which is what there is until then, is refused by the queues it has not got."""
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await name_server.start()
+    broker = Broker(small(tmp_path, namesrv_addr=f"{name_server.address};127.0.0.1:9"))
+    await broker.start()
+    peer = Peer(broker.address)
+
+    async def is_known(topic: str) -> bool:
+        asked = RemotingCommand.request(RequestCode.GET_ROUTEINFO_BY_TOPIC)
+        asked.ext_fields["topic"] = topic
+        return (await peer.pool.invoke(name_server.address, asked, 5)).code == 0
+
+    made = dict(readQueueNums=1, writeQueueNums=1, perm=6, topicFilterType="SINGLE_TAG", order="false")
+    for number in range(8):
+        assert (await peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC, topic=f"t{number}", **made)).code == 0
+        assert await is_known(f"t{number}")
+    many = [peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC, topic=f"m{number}", **made) for number in range(20)]
+    listed = fastjson.dumps({"topicConfigList": [{"topicName": "l1"}, {"topicName": "l2"}]})
+    await asyncio.gather(*many, peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC_LIST, listed))
+    assert all([await is_known(topic) for topic in ("l1", "l2", *(f"m{number}" for number in range(20)))])
+    started = time.monotonic()
+    await name_server.stop()
+    assert (await peer.call(RequestCode.UPDATE_AND_CREATE_TOPIC, topic="alone", **made)).code == 0
+    assert time.monotonic() - started < 2.5, "nobody waits for name servers that are gone"
+    await peer.pool.close()
+    await broker.stop()
+
+
 async def test_a_stop_at_the_moment_of_a_registration(tmp_path: Path) -> None:
     # A name server that stops with its broker ends their connection, and that wakes the registration: whichever step
     # of it the stop meets, it ends.

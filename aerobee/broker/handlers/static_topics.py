@@ -70,6 +70,7 @@ async def update_static_topic(broker: Broker, connection: Connection, command: R
     await broker.static_topics.put(detail, force=header.force)
     await broker.topics.update([config])
     await broker.topics.file.save()
+    await broker.registration.told()
     return command.reply()
 
 

@@ -52,6 +52,7 @@ async def update_topic(broker: Broker, connection: Connection, command: Remoting
         attributes=parse_attributes(header.attributes),
     )
     await broker.topics.update([config])
+    await broker.registration.told()
     return command.reply()
 
 
@@ -60,6 +61,7 @@ async def update_topic_list(broker: Broker, connection: Connection, command: Rem
     configs = CreateTopicListRequestBody.from_json(command.body).topic_config_list
     _log.info("%s creates or changes %d topics", connection.peer, len(configs))
     await broker.topics.update(configs)
+    await broker.registration.told()
     return command.reply()
 
 
