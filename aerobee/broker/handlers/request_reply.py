@@ -34,7 +34,6 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
     header = send_header(command)
     config = await sendable_topic(broker, header)
     queue_id = choose_queue(broker, connection, header, config)
-    check_body(broker, command.body)
     properties = parse_properties(header.properties)
     properties["MSG_REGION"] = broker.options.region_id
     properties["TRACE_ON"] = "true" if broker.options.trace_on else "false"
@@ -42,6 +41,7 @@ async def send_reply(broker: Broker, connection: Connection, command: RemotingCo
     message_id, queue_offset = "0", 0
     if broker.options.store_reply_message_enable:
         try:
+            check_body(broker, command.body)  # behind the push: what is too large to be stored has arrived
             record = Record(
                 header.topic,
                 queue_id,
