@@ -24,6 +24,7 @@ from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
 from aerobee.errors import MalformedRequest, error_for
+from aerobee.options import JAVA_INT_MAX
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.topics import TopicConfig, TopicConfigSerializeWrapper
 from aerobee.protocol.codes import ResponseCode
@@ -51,7 +52,6 @@ TIMER_TOPIC: Final = "rmq_sys_wheel_timer"
 SYSTEM_PREFIX: Final = "rmq_sys_"
 QUEUES_MAX: Final = 16_384
 """Queues of a topic: what tools ask of one is a single answer, which so many fill by two thirds in the worst case."""
-JAVA_INT_MAX: Final = 2**31 - 1
 SCHEDULE_QUEUES: Final = 18
 REVIVE_QUEUES: Final = 8
 
