@@ -149,10 +149,11 @@ class GroupTable:
 
     async def delete(self, group: str) -> None:
         """Forgets a group; its offsets and topics are the caller's business."""
-        self.forbidden.pop(group, None)
+        forbidden = self.forbidden.pop(group, None)
         if self.table.pop(group, None) is None:
             _log.warning("group %s is to be deleted, but it is not here", group)
-            return
+            if forbidden is None:
+                return
         self.version.advance()
         self._on_change(group, None)
         await self.file.save()
@@ -196,9 +197,12 @@ class GroupTable:
     def to_dict(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """Apache's SubscriptionGroupWrapper, of all groups or of some."""
         wanted = self.table if names is None else {name: self.table[name] for name in names}
+        forbidden = self.forbidden  # also for groups that are not here yet
+        if names is not None:
+            forbidden = {group: topics for group, topics in forbidden.items() if group in wanted}
         return {
             "dataVersion": self.version.to_json(),
-            "forbiddenTable": {group: topics for group, topics in self.forbidden.items() if group in wanted},
+            "forbiddenTable": forbidden,
             "subscriptionGroupTable": {name: config.to_dict() for name, config in sorted(wanted.items())},
         }
 

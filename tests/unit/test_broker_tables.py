@@ -346,6 +346,18 @@ async def test_light_queues_and_their_groups_need_not_be_made(tmp_path: Path) ->
 # Groups.
 
 
+async def test_what_a_group_that_does_not_exist_yet_may_not_read_survives(tmp_path: Path) -> None:
+    table = GroupTable(options(), tmp_path)
+    await table.forbid("later", "t", readable=False)
+    again = GroupTable(options(), tmp_path)
+    again.load()
+    assert again.is_forbidden("later", "t")
+    await again.delete("later")
+    again = GroupTable(options(), tmp_path)
+    again.load()
+    assert not again.is_forbidden("later", "t")
+
+
 async def test_groups_that_cannot_be_are_refused_before_any_is_put(tmp_path: Path) -> None:
     table = GroupTable(options(), tmp_path)
     for wrong in (
