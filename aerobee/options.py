@@ -464,13 +464,15 @@ def _logical_lines(text: str, origin: str) -> list[tuple[list[str], Entry | None
         if not line or line[0] in "#!":
             found.append((lines[start:index], None))
             continue
+        parts: list[str] = []
         while (len(line) - len(line.rstrip("\\"))) % 2 == 1:  # an odd number of backslashes continues the line
-            line = line[:-1]
+            parts.append(line[:-1])
             if index == len(lines):
+                line = ""
                 break
-            line += lines[index].lstrip(_BLANK)
+            line = lines[index].lstrip(_BLANK)
             index += 1
-        key, value = _split(line)
+        key, value = _split("".join(parts) + line)
         try:
             found.append((lines[start:index], Entry(_unescape(key), _unescape(value), start + 1)))
         except ValueError as error:

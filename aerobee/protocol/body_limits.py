@@ -1,7 +1,8 @@
 """How long a request's body may be before anybody reads it: reading JSON holds the event loop, and all else waits.
 
 A megabyte of strict JSON is read within some ten milliseconds; what only Fastjson knows (see `fastjson`: references,
-objects as keys) is finished by Python and takes up to twenty times as long, so it may be a quarter as long.
+objects as keys) is finished by Python and takes up to twenty times as long, so it may be a quarter as long. So may
+settings, which Python reads letter by letter.
 Messages are not JSON and have limits of their own. What brokers tell a name server may be long: it carries every topic.
 """
 
@@ -34,9 +35,10 @@ def check_body(code: int, body: bytes) -> None:
     """Raises MalformedRequest when a request of this code is longer than may be read at once."""
     if len(body) <= TOLERANT_BYTES_MAX or code in _UNLIMITED:
         return
-    if len(body) > JSON_BYTES_MAX:
-        raise MalformedRequest(f"the body has {len(body)} bytes, the limit is {JSON_BYTES_MAX}: send it in parts")
-    if code not in _TEXT and not _is_strict(body):
+    limit = TOLERANT_BYTES_MAX if code in _TEXT else JSON_BYTES_MAX
+    if len(body) > limit:
+        raise MalformedRequest(f"the body has {len(body)} bytes, the limit is {limit}: send it in parts")
+    if not _is_strict(body):
         raise MalformedRequest(
             f"the body has {len(body)} bytes and is no strict JSON; the limit for such is {TOLERANT_BYTES_MAX}"
         )

@@ -24,6 +24,7 @@ from aerobee.protocol.bodies.offsets import ConsumeStats, OffsetWrapper
 from aerobee.protocol.bodies.pop import BatchAck
 from aerobee.protocol.bodies.route import BrokerData, TopicRouteData
 from aerobee.protocol.bodies.topics import TopicConfig
+from aerobee.protocol.body_limits import check_body
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import FrameDecoder, RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
@@ -394,3 +395,14 @@ async def test_a_manual_clock_jumps_from_sleeper_to_sleeper() -> None:
     assert woken[-1] == (7200, 8_200_000)
     assert clock.monotonic() == 7200
     await asyncio.gather(*tasks)
+
+
+def test_what_python_reads_letter_by_letter_may_be_a_quarter_as_long() -> None:
+    json = b'{"a":"%s"}' % (b"x" * 600_000)
+    check_body(RequestCode.UPDATE_AND_CREATE_TOPIC_LIST, json)
+    with pytest.raises(MalformedRequest, match="no strict JSON"):
+        check_body(RequestCode.UPDATE_AND_CREATE_TOPIC_LIST, json.replace(b'"', b"'"))
+    check_body(RequestCode.UPDATE_BROKER_CONFIG, b"a=1\n" * 60_000)
+    for code in (RequestCode.UPDATE_BROKER_CONFIG, RequestCode.UPDATE_NAMESRV_CONFIG):
+        with pytest.raises(MalformedRequest, match="the limit is 262144"):
+            check_body(code, b"a=1\n" * 70_000)
