@@ -216,7 +216,7 @@ class Delay:
             self.version.advance()
             try:
                 await self.file.save()
-            except OSError:
+            except BaseException:  # also when who asked was cancelled: the stop saves again
                 self._dirty = True
                 raise
 

@@ -181,6 +181,31 @@ async def test_who_is_cancelled_leaves_the_write_to_itself_and_the_last_save_has
     assert again.query("g", "t", 0) == 17
 
 
+async def test_how_far_delays_are_is_written_by_the_stop_when_the_write_it_cancelled_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = SimpleNamespace(log_bounds=lambda: (0, 0, 0))
+    delay = Delay(store, ManualClock(), [1000], tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def full(_: int) -> None:
+        begun.set()
+        go_on.wait(30)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("aerobee.broker.config_file.os.fsync", full)
+        delay.offsets[1], delay._dirty = 5, True
+        periodic = asyncio.create_task(delay.save())
+        await asyncio.to_thread(begun.wait, 30)
+        periodic.cancel()
+        await asyncio.gather(periodic, return_exceptions=True)
+        go_on.set()
+        await eventually(lambda: delay.file.behind)
+    await delay.save()
+    assert (delay.file.load() or {})["offsetTable"] == {"1": 5}
+
+
 # Topics.
 
 
