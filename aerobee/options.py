@@ -97,13 +97,18 @@ class Row:
                 wanted = "a whole number" if self.kind is int else "a number"
                 raise ValueError(f"must be {wanted}, not {text!r}") from None
             if self.low is not None and not number >= self.low:
-                raise ValueError(f"must be at least {self.low:g}, not {text}")
+                raise ValueError(f"must be at least {bound_text(self.low)}, not {text}")
             if self.high is not None and not number <= self.high:
-                raise ValueError(f"must be at most {self.high:g}, not {text}")
+                raise ValueError(f"must be at most {bound_text(self.high)}, not {text}")
             return number
         if self.choices and text not in self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}, not {text!r}")
         return text
+
+
+def bound_text(bound: float) -> str:
+    """A bound with all its digits."""
+    return str(bound) if isinstance(bound, int) else f"{bound:.15g}"
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from aerobee.broker.handlers import HANDLERS as broker_handlers
 from aerobee.broker.options import BrokerOptions
 from aerobee.nameserver.dispatch import HANDLERS as nameserver_handlers
 from aerobee.nameserver.options import NameServerOptions
-from aerobee.options import Options, Row, to_text
+from aerobee.options import Options, Row, bound_text, to_text
 from aerobee.protocol.codes import ROWS, RequestCode
 
 CLIENT = (
@@ -73,11 +73,11 @@ def _allowed(row: Row) -> str:
     if row.choices:
         return ", ".join(row.choices)
     if row.low is not None and row.high is not None:
-        return f"{row.low:.15g} to {row.high:.15g}"
+        return f"{bound_text(row.low)} to {bound_text(row.high)}"
     if row.low is not None:
-        return f"from {row.low:.15g}"
+        return f"from {bound_text(row.low)}"
     if row.high is not None:
-        return f"to {row.high:.15g}"
+        return f"to {bound_text(row.high)}"
     return "a number" if row.kind in (int, float) else "text"
 
 

@@ -147,12 +147,18 @@ def test_a_change_full_of_unknown_keys_is_refused_in_a_moment() -> None:
     assert len(caught.value.problems) <= 11 and "1990 more" in caught.value.problems[-1]
 
 
+@pytest.mark.parametrize("options", [BrokerOptions, NameServerOptions])
+def test_every_whole_number_has_two_bounds(options: type[Options]) -> None:
+    rows = [row for row in options.ROWS.values() if row.kind is int]
+    assert not [row.name for row in rows if row.low is None or row.high is None]
+
+
 @pytest.mark.parametrize("name", ["syncFlushTimeout", "transactionCheckInterval", "shortPollingTimeMills"])
 def test_whole_numbers_go_up_to_what_a_java_int_holds(name: str) -> None:
     """With one that no timer holds the broker did not start again, or a mechanism of it ended."""
     BrokerOptions().change({name: str(2**31 - 1)})
     for number in (2**31, 10**30, 10**400):
-        with pytest.raises(OptionsError, match=f"{name} must be at most"):
+        with pytest.raises(OptionsError, match=f"{name} must be at most 2147483647, not"):
             BrokerOptions().change({name: str(number)})
 
 
