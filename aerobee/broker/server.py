@@ -57,6 +57,7 @@ CLIENT_SCAN_S: Final = 10.0
 STRETCHES_S: Final = 300.0
 GRACE_S: Final = 5.0
 FIRST_REGISTRATION_S: Final = 1.0
+UNKNOWN_PERIOD_S: Final = 10.0
 PRODUCER_READS_S: Final = 1.0
 """A producer that has taken none of its questions for so long is not asked more of them in this round."""
 
@@ -428,7 +429,11 @@ class Broker:
         self, period_s: float | Callable[[], float], work: Callable[[], Awaitable[None]], name: str
     ) -> None:
         while True:
-            await self.clock.sleep(period_s() if callable(period_s) else period_s)
+            try:
+                await self.clock.sleep(period_s() if callable(period_s) else period_s)
+            except Exception:  # a time that no clock can wait for must not end the work for good
+                _log.exception("cannot tell how long to wait to %s", name)
+                await self.clock.sleep(UNKNOWN_PERIOD_S)
             try:
                 await work()
             except (OSError, StoreError) as error:

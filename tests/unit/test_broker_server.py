@@ -21,6 +21,7 @@ from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.broker.topics import QUEUES_MAX
 from aerobee.cli.doctor import examine
+from aerobee.clock import ManualClock
 from aerobee.errors import StoreError
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
@@ -717,6 +718,40 @@ async def test_what_tools_ask_of_the_largest_topic_fits_into_an_answer(tmp_path:
     finally:
         await peer.pool.close()
         await broker.stop()
+
+
+async def test_with_every_setting_at_its_upper_bound_a_broker_starts_and_serves(tmp_path: Path) -> None:
+    highest = {row.attribute: row.high for row in BrokerOptions.ROWS.values() if row.remote and row.kind is int}
+    broker = Broker(small(tmp_path, **highest))
+    await broker.start()
+    peer = Peer(broker.address)
+    try:
+        assert (await peer.send("orders")).code == 0
+        assert (await peer.pull("orders")).code == 0
+        live = [row for row in BrokerOptions.ROWS.values() if row.attribute in highest and row.live]
+        changes = "".join(f"{row.name}={row.high}\n" for row in live)
+        assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, changes.encode())).code == 0
+        assert (await peer.pull("orders", offset=1)).code == ResponseCode.PULL_NOT_FOUND
+        assert not [task for task in broker._tasks if task.done()]
+    finally:
+        await peer.pool.close()
+        await broker.stop()
+
+
+async def test_a_period_that_cannot_be_waited_for_ends_no_mechanism(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Broker(small(tmp_path), clock := ManualClock())
+    periods = [10**400, 5.0]
+    done: list[float] = []
+
+    async def work() -> None:
+        done.append(clock.monotonic())
+
+    task = asyncio.ensure_future(broker._repeat(lambda: periods.pop(0) / 1000 if periods else 5.0, work, "do it"))
+    await clock.advance(60)
+    task.cancel()
+    assert len(done) > 3 and "do it" in caplog.text
 
 
 async def test_a_deleted_topic_is_gone(broker: Broker, peer: Peer) -> None:
