@@ -28,6 +28,7 @@ from aerobee.nameserver.server import NameServer
 from aerobee.net.connection import Connection
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.message import decode_records, parse_offset_message_id
@@ -401,6 +402,33 @@ async def test_what_all_groups_are_behind_is_told_of_one_look_at_the_counters(
     reply = await peer.call(RequestCode.GET_BROKER_CONSUME_STATS, isOrder="false")
     stats = {name: of for entry in fastjson.loads(reply.body)["consumeStatsList"] for name, of in entry.items()}
     assert {len(stats[group]) for group in ("g1", "g2", "g3")} == {2} and len(looks) == 1
+
+
+async def test_what_a_group_is_behind_on_many_queues_is_told_with_others_served_meanwhile(
+    broker: Broker, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"t{number}" for number in range(4)]
+    await broker.topics.update([TopicConfig(topic_name=name, read_queue_nums=QUEUES_MAX // 4) for name in names])
+    for name in names:
+        broker.offsets.commit("g", name, 0, 0)
+    looks, counters, turns = [], broker.store.counters, 0
+    monkeypatch.setattr(broker.store, "counters", lambda: looks.append(1) or counters())
+    asked = asyncio.ensure_future(peer.call(RequestCode.GET_CONSUME_STATS, consumerGroup="g"))
+    bounds = broker.store.bounds
+    seen = []
+
+    def look(topic: str, queue: int) -> tuple[int, int]:
+        if topic in names:
+            seen.append(turns)
+        return bounds(topic, queue)
+
+    monkeypatch.setattr(broker.store, "bounds", look)
+    while not asked.done():
+        turns += 1
+        await asyncio.sleep(0)
+    reply = await asked
+    assert reply.code == 0 and len(fastjson.loads(reply.body)["offsetTable"]) == len(seen) == QUEUES_MAX
+    assert len(looks) == 1 and max(seen.count(turn) for turn in set(seen)) <= 512
 
 
 async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, peer: Peer) -> None:

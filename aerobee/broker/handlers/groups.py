@@ -10,6 +10,7 @@ from aerobee.broker.handlers.topics import page
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
+from aerobee.protocol.bodies import Body
 from aerobee.protocol.bodies import client as bodies
 from aerobee.protocol.bodies.groups import (
     GroupForbidden,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("aerobee.broker.groups")
 
 QUEUES_A_TURN: Final = 512
-"""Queues that GET_BROKER_CONSUME_STATS looks at between others' requests: about 5 ms."""
+"""Queues that are looked at between others' requests when tools ask how far groups are: about 5 ms."""
 
 
 async def update_group(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
@@ -209,9 +210,24 @@ def _language(member: Client) -> str:
 # How far they are behind.
 
 
-def _behind(broker: Broker, group: str, topic: str, queues: int) -> dict[MessageQueue, OffsetWrapper]:
+class _Turns:
+    """Gives others their turn every `QUEUES_A_TURN` queues: ten thousand topics take seconds."""
+
+    def __init__(self) -> None:
+        self._looked_at = 0
+
+    async def one_more(self) -> None:
+        self._looked_at += 1
+        if self._looked_at % QUEUES_A_TURN == 0:
+            await asyncio.sleep(0)
+
+
+async def _behind(
+    broker: Broker, group: str, topic: str, queues: int, turns: _Turns
+) -> dict[MessageQueue, OffsetWrapper]:
     table: dict[MessageQueue, OffsetWrapper] = {}
     for queue_id in range(queues):
+        await turns.one_more()
         high = broker.store.bounds(topic, queue_id)[1]
         consumed = broker.offsets.query(group, topic, queue_id)
         if broker.static_topics.get(topic) is None:
@@ -224,13 +240,18 @@ def _behind(broker: Broker, group: str, topic: str, queues: int) -> dict[Message
     return table
 
 
+async def _spell(body: Body) -> bytes:
+    """The body's JSON, which may be megabytes: written beside what others ask. Nobody else may change it."""
+    return await asyncio.to_thread(body.to_json)
+
+
 def _is_subscribed(broker: Broker, group: str, topic: str) -> bool:
     """False when the group is connected and does not subscribe to the topic any more."""
     members = broker.clients.consumers.get(group)
     return members is None or not members.subscriptions or topic in members.subscriptions
 
 
-def consume_stats(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
+async def consume_stats(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """GET_CONSUME_STATS."""
     header = command.header(GetConsumeStats)
     group = header.consumer_group
@@ -238,35 +259,31 @@ def consume_stats(broker: Broker, _: Connection, command: RemotingCommand) -> Re
     if not topics:
         topics = [header.topic] if header.topic else broker.offsets.topics_of(group)
         topics = [topic for topic in topics if _is_subscribed(broker, group, topic)]
-    stats = ConsumeStats()
+    stats, get_tps, turns = ConsumeStats(), broker.stats.get_tps_of_all(), _Turns()
     for topic in topics:
         config = broker.topics.get(topic)
         if config is not None:
-            stats.offset_table.update(_behind(broker, group, topic, config.read_queue_nums))
-            stats.consume_tps += broker.stats.get_tps(group, topic)
-    return command.reply(body=stats.to_json())
+            stats.offset_table.update(await _behind(broker, group, topic, config.read_queue_nums, turns))
+            stats.consume_tps += get_tps(group, topic)
+    return command.reply(body=await _spell(stats))
 
 
 async def broker_consume_stats(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """GET_BROKER_CONSUME_STATS: all groups on all their topics."""
     ordered_only = command.header(GetBrokerConsumeStats).is_order
     listed = ConsumeStatsList(broker_addr=broker.address)
-    topics, get_tps, looked_at = broker.offsets.topics_by_group(), broker.stats.get_tps_of_all(), 0
+    topics, get_tps, turns = broker.offsets.topics_by_group(), broker.stats.get_tps_of_all(), _Turns()
     for group in list(broker.groups.table):
         of_group: list[ConsumeStats] = []
         for topic in topics.get(group, ()):
             config = broker.topics.get(topic)
             if config is None or (ordered_only and not config.order) or not _is_subscribed(broker, group, topic):
                 continue
-            looked_at += config.write_queue_nums
-            if looked_at >= QUEUES_A_TURN:
-                looked_at = 0
-                await asyncio.sleep(0)  # ten thousand topics take seconds
-            table = _behind(broker, group, topic, config.write_queue_nums)
+            table = await _behind(broker, group, topic, config.write_queue_nums, turns)
             of_group.append(ConsumeStats(offset_table=table, consume_tps=get_tps(group, topic)))
             listed.total_diff += sum(entry.broker_offset - entry.consumer_offset for entry in table.values())
         listed.consume_stats_list.append({group: of_group})
-    return command.reply(body=listed.to_json())
+    return command.reply(body=await _spell(listed))
 
 
 def consume_time_span(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
