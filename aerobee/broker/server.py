@@ -251,6 +251,8 @@ class Broker:
         if "enableTopicMessageTypeCheck" in names:
             for topic in self.topics.table:
                 fast_path.allow_topic(self, topic)
+        if "autoCreateTopicEnable" in names:
+            self.topics.auto_creation_changed()
         if "filterSupportRetry" in names:
             for group in self.clients.consumers:
                 fast_path.subscribe(self, group, RETRY_PREFIX + group)

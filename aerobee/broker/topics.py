@@ -236,6 +236,18 @@ class TopicTable:
 
     # Creation and change.
 
+    def auto_creation_changed(self) -> None:
+        """`autoCreateTopicEnable` was changed: what is inherited from is there when it is on.
+
+        Switched off it stays until the next start; nothing is inherited from it. The file need not hear of it: a start
+        looks at the setting.
+        """
+        if self._options.auto_create_topic_enable and AUTO_CREATE_TOPIC not in self.table:
+            self.table[AUTO_CREATE_TOPIC] = config = self._parent_of_all()
+            self._on_change(AUTO_CREATE_TOPIC, config)
+            self.version.advance()
+            self._on_register([config])
+
     async def create_for_send(
         self, topic: str, default_topic: str, queue_nums: int, sys_flag: int
     ) -> TopicConfig | None:
@@ -393,6 +405,15 @@ class TopicTable:
     def _to_json(self) -> bytes:
         return fastjson.dumps_table(self.to_dict(), pretty=True)
 
+    def _parent_of_all(self) -> TopicConfig:
+        queues = self._options.default_topic_queue_nums
+        return TopicConfig(
+            topic_name=AUTO_CREATE_TOPIC,
+            read_queue_nums=queues,
+            write_queue_nums=queues,
+            perm=PERM_INHERIT | READ_WRITE,
+        )
+
     def _system_topics(self) -> list[TopicConfig]:
         options = self._options
 
@@ -414,7 +435,7 @@ class TopicTable:
             own(TIMER_TOPIC, 1),
         ]
         if options.auto_create_topic_enable:
-            topics.append(own(AUTO_CREATE_TOPIC, options.default_topic_queue_nums, PERM_INHERIT | READ_WRITE))
+            topics.append(self._parent_of_all())
         if options.trace_topic_enable:
             topics.append(own(options.msg_trace_topic_name, 1))
         return topics

@@ -782,6 +782,34 @@ async def test_a_period_that_cannot_be_waited_for_ends_no_mechanism(
     assert len(done) > 3 and "do it" in caplog.text
 
 
+async def test_automatic_topics_can_be_switched_on_and_off_while_the_broker_runs(tmp_path: Path) -> None:
+    name_server = NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+    await name_server.start()
+    broker = Broker(small(tmp_path, auto_create_topic_enable=False, namesrv_addr=name_server.address))
+    await broker.start()
+    peer = Peer(broker.address)
+
+    async def default_route() -> RemotingCommand:
+        command = RemotingCommand.request(RequestCode.GET_ROUTEINFO_BY_TOPIC)
+        command.ext_fields["topic"] = "TBW102"
+        return await peer.pool.invoke(name_server.address, command, 10)
+
+    async def has_route() -> bool:
+        return (await default_route()).code == 0
+
+    try:
+        assert (await peer.send("orders")).code == (await default_route()).code == ResponseCode.TOPIC_NOT_EXIST
+        assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"autoCreateTopicEnable=true")).code == 0
+        assert (await peer.send("orders")).code == 0
+        await eventually(has_route)  # where a producer learns that it may send to a topic that is not there
+        assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"autoCreateTopicEnable=false")).code == 0
+        assert (await peer.send("parcels")).code == ResponseCode.TOPIC_NOT_EXIST
+    finally:
+        await peer.pool.close()
+        await broker.stop()
+        await name_server.stop()
+
+
 async def test_a_deleted_topic_is_gone(broker: Broker, peer: Peer) -> None:
     await peer.send("orders")
     await peer.call(RequestCode.UPDATE_CONSUMER_OFFSET, consumerGroup="g", topic="orders", queueId=0, commitOffset=1)
