@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::chunk::Chunk;
 use crate::disk::{Disk, DiskFile, Mode};
 use crate::error::{too_many_files, Error};
 use crate::guard::{was_hit, Map};
@@ -352,14 +353,6 @@ pub(crate) fn failed_sync(path: &Path, source: &io::Error) -> Error {
     Error::DiskFailed(format!("flushing {} failed: {source}; restart to recover", path.display()))
 }
 
-/// Bytes of the chunk that lie in one file: `chunk[start..end]` belongs at `position`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Run {
-    pub position: u64,
-    pub start: usize,
-    pub end: usize,
-}
-
 /// The writing end.
 #[derive(Default)]
 pub(crate) struct LogWriter {
@@ -374,14 +367,14 @@ impl LogWriter {
         self.current = current;
     }
 
-    /// Writes the runs, which continue the log at `written()`. On an error the log's bytes are as they were before:
-    /// what had been written of the runs is cut off again, so that no later recovery takes it for records.
-    pub fn write(&mut self, log: &CommitLog, chunk: &[u8], runs: &[Run]) -> Result<(), Error> {
+    /// Writes the chunk, which continues the log at `written()`. On an error the log's bytes are as they were before:
+    /// what had been written of it is cut off again, so that no later recovery takes it for records.
+    pub fn write(&mut self, log: &CommitLog, chunk: &Chunk) -> Result<(), Error> {
         let before = log.written();
         let mut taken: Vec<LogFile> = Vec::new();
         let mut end = before;
-        for run in runs {
-            let base = log.base_of(run.position);
+        for (position, bytes) in chunk.runs() {
+            let base = log.base_of(position);
             let last = taken.last().or(self.current.as_ref());
             let file = match last {
                 Some(file) if file.base == base => file.clone(),
@@ -393,13 +386,12 @@ impl LogWriter {
                     Err(e) => return Err(self.undo(log, before, taken, Error::write("making", &log.path(base), &e))),
                 },
             };
-            end = run.position + (run.end - run.start) as u64;
-            let bytes = &chunk[run.start..run.end];
+            end = position + bytes.len() as u64;
             let written = if end > self.filled {
                 self.filled = base + (end - base).next_multiple_of(BLOCK_BYTES).min(log.file_bytes);
-                file.file.write_padded_at(run.position - base, bytes, (self.filled - end) as usize)
+                file.file.write_padded_at(position - base, bytes, (self.filled - end) as usize)
             } else {
-                file.file.write_at(run.position - base, bytes)
+                file.file.write_at(position - base, bytes)
             };
             if let Err(e) = written {
                 return Err(self.undo(log, before, taken, Error::write("writing", &log.path(base), &e)));

@@ -1,6 +1,7 @@
 //! The engine of aerobee: bytes in, log records out, and back. It knows no policy.
 pub mod batch_queue;
 pub mod checkpoint;
+mod chunk;
 pub mod clock;
 pub mod commit_log;
 pub mod compaction;

@@ -18,8 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::batch_queue::{self, BatchEntry, BatchUnits, Units};
+use crate::chunk::Chunk;
 use crate::clock::Clock;
-use crate::commit_log::{CommitLog, LogReader, LogWriter, Mapped, Run};
+use crate::commit_log::{CommitLog, LogReader, LogWriter, Mapped};
 use crate::compaction::{self, Compaction, Compactor, Truth};
 use crate::consume_queue::{can_be, Queue, QueueFiles, QueueKey, Unit, HOLE_SIZE, UNIT_BYTES};
 use crate::disk::Disk;
@@ -496,8 +497,7 @@ pub struct Store {
     light_queues: bool,
     light_queues_max: usize,
     // The chunk being staged.
-    chunk: Vec<u8>,
-    runs: Vec<Run>,
+    chunk: Chunk,
     pending: Vec<PendingUnit>,
     pending_batches: Vec<PendingBatch>,
     keys: Vec<KeyHash>,
@@ -611,8 +611,7 @@ impl Store {
             sync: options.flush_mode == FlushMode::Sync,
             light_queues: options.light_queues,
             light_queues_max: usize::MAX,
-            chunk: Vec::new(),
-            runs: Vec::new(),
+            chunk: Chunk::default(),
             pending: Vec::new(),
             pending_batches: Vec::new(),
             keys: Vec::new(),
@@ -937,29 +936,22 @@ impl Store {
     fn stage_one(&mut self, queue: QueueRef, record: &NewRecord<'_>) -> Result<Staged, Error> {
         let size = self.size_of(queue, record)?;
         let file_bytes = self.shared.log.file_bytes;
-        let slot = &mut self.slots[queue.0 as usize];
-        if self.runs.is_empty() {
+        if self.chunk.is_empty() {
             self.now_ms = self.shared.clock.now_ms();
-            self.runs.push(Run { position: self.staged_end, start: 0, end: 0 });
+            self.chunk.begin_run(self.staged_end);
         }
         let mut position = self.staged_end;
         let room = file_bytes - position % file_bytes;
         if size as u64 + BLANK_BYTES > room {
-            record::encode_blank(&mut self.chunk, room);
+            self.chunk.put(|bytes| record::encode_blank(bytes, room));
             position += room;
-            let start = self.chunk.len();
-            if let Some(run) = self.runs.last_mut() {
-                run.end = start;
-            }
-            self.runs.push(Run { position, start, end: start });
+            self.chunk.begin_run(position);
         }
+        let slot = &mut self.slots[queue.0 as usize];
         let queued = has_queue_entry(record.sys_flag);
         let queue_offset = if queued { slot.next } else { 0 };
         let place = Place { queue_offset, position, store_timestamp: self.now_ms, store_host: self.store_host };
-        record::encode(&mut self.chunk, record, size, &place);
-        if let Some(run) = self.runs.last_mut() {
-            run.end = self.chunk.len();
-        }
+        self.chunk.put(|bytes| record::encode(bytes, record, size, &place));
         let indexed = self.index_enable && has_index_entry(record.sys_flag);
         if indexed || record.tags_code.is_none() {
             let known = match record.known {
@@ -1009,7 +1001,7 @@ impl Store {
     /// # Errors
     /// [`Error::DiskFull`] or [`Error::DiskFailed`]; further writes are refused then, see [`Store::health`].
     pub fn commit(&mut self) -> Result<Commit, Error> {
-        if self.runs.is_empty() {
+        if self.chunk.is_empty() {
             return Ok(Commit { end: self.shared.log.written(), touched: Vec::new() });
         }
         if self.shared.refusing.load(Ordering::Relaxed) {
@@ -1018,7 +1010,7 @@ impl Store {
             return Err(error);
         }
         let started = Instant::now();
-        if let Err(error) = self.writer.write(&self.shared.log, &self.chunk, &self.runs) {
+        if let Err(error) = self.writer.write(&self.shared.log, &self.chunk) {
             self.shared.report(&error);
             self.discard();
             return Err(error);
@@ -1027,7 +1019,7 @@ impl Store {
         let mut touched = Vec::with_capacity(8.min(self.pending.len()));
         let end = self.staged_end;
         let waiting = self.commit_push(end, &mut touched);
-        let bytes = self.chunk.len() as u64;
+        let bytes = self.chunk.runs().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
         let records = self.staged_records;
         self.clear_chunk();
         let counters = &self.shared.counters;
@@ -1122,10 +1114,6 @@ impl Store {
 
     fn clear_chunk(&mut self) {
         self.chunk.clear();
-        if self.chunk.capacity() > 4 << 20 {
-            self.chunk.shrink_to(1 << 20);
-        }
-        self.runs.clear();
         self.pending.clear();
         self.pending_batches.clear();
         self.keys.clear();
