@@ -51,7 +51,7 @@ class Workload:
         if self.mode == "pull":
             self._load("send", server, 4, 8, 1, batch=32, rate=6000)
         # Batches write 3 GB in a run, the others at most one; the system does not take the pages touched last first.
-        settle(8 << 30 if self.batch > 1 else 3 << 30)
+        settle(12 << 30 if self.batch > 1 else 3 << 30)
         return self._load(self.mode, server, self.connections, self.in_flight, seconds, batch=self.batch)
 
     def _load(
@@ -67,5 +67,5 @@ def settle(touched_bytes: int = 3 << 30) -> None:
     touched a moment ago. In a virtual machine the first touch of a page that its host has taken back costs several µs,
     more than all the rest of a message; who runs first must not pay it for the other."""
     os.sync()
-    with mmap.mmap(-1, min(touched_bytes, MEMORY_BYTES // 3), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+    with mmap.mmap(-1, min(touched_bytes, MEMORY_BYTES // 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(MADV_POPULATE_WRITE)
