@@ -16,9 +16,8 @@ from typing import Final
 from aerobee.broker.store import Record
 from aerobee.errors import error_for
 from aerobee.protocol.codes import ResponseCode
+from aerobee.protocol.message import PROPERTIES_BYTES_MAX
 
-PROPERTIES_BYTES_MAX: Final = 32_767
-"""Their length has 15 bits."""
 NAME_SEPARATOR: Final = "\x01"
 PROPERTY_SEPARATOR: Final = "\x02"
 

@@ -26,13 +26,13 @@ from typing import Final
 
 from aerobee.broker.forward import Moving, MovingStore, append_waited
 from aerobee.broker.progress import Progress
-from aerobee.broker.records import PROPERTIES_BYTES_MAX
 from aerobee.broker.store import Record
 from aerobee.broker.timer_files import DELETE, ROLL, SLOTS, UNIT, Check, Slot, TimerLog, TimerWheel, Unit
 from aerobee.broker.topics import RETRY_PREFIX, TIMER_TOPIC
 from aerobee.clock import Clock
 from aerobee.errors import ServerError
 from aerobee.protocol.codes import ResponseCode
+from aerobee.protocol.message import PROPERTIES_BYTES_MAX
 
 _log = logging.getLogger("aerobee.broker.timer")
 

@@ -40,6 +40,10 @@ from aerobee.protocol.headers.route import (
 from aerobee.testing.eventually import eventually
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 class House:
     """A name server with a clock that stands still, and ways to talk to it."""
 
@@ -264,10 +268,6 @@ async def test_members_of_two_clusters_under_one_name_leave_one_by_one(
     await two.close()
     await eventually(house_has_no_route(house))
     assert await house.clusters() == {}
-
-
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_two_brokers_of_one_name_and_id_are_named(house: House, caplog: pytest.LogCaptureFixture) -> None:

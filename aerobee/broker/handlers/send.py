@@ -29,17 +29,17 @@ from aerobee.broker.topics import (
 from aerobee.broker.transactions import PREPARED_PROPERTY, PRODUCER_GROUP
 from aerobee.errors import FlushDiskTimeout, ServerError
 from aerobee.net.connection import Connection
+from aerobee.options import JAVA_INT_MAX
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.headers.send import ConsumerSendMsgBack, SendMessage, SendMessageReply, SendMessageV2
-from aerobee.protocol.message import new_unique_id
+from aerobee.protocol.message import PROPERTIES_BYTES_MAX, new_unique_id
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
 
 DELAY: Final = "DELAY"
-INT_MAX: Final = 2**31 - 1
 INT_DIGITS_MAX: Final = 10
 """`int` itself refuses thousands of them."""
 PRIORITY: Final = "_SYS_MSG_PRIORITY_"
@@ -49,7 +49,6 @@ OF_THE_BROKER: Final = frozenset({"INNER_NUM", "INNER_BASE", "INNER_MULTI_QUEUE_
 MULTI_TAGS: Final = 1 << 1
 NEED_UNWRAP: Final = 1 << 6
 INNER_BATCH: Final = 1 << 7
-PROPERTIES_BYTES_MAX: Final = 32767
 BATCH_MESSAGES_MAX: Final = 1 << 18
 """A batch's reply names each of its messages, and with more it fits no frame; see the engine's `send.rs`."""
 V2_CODES: Final = frozenset(
@@ -353,7 +352,7 @@ def place_timer(broker: Broker, topic: str, queue_id: int, properties: dict[str,
 def apply_priority(properties: dict[str, str], config: TopicConfig, queue_id: int) -> int:
     """The queue for a message with a priority; of a message that is more than that, the property is taken away."""
     value = properties.get(PRIORITY, "")
-    if not value.isdecimal() or len(value) > INT_DIGITS_MAX or int(value) > INT_MAX:
+    if not value.isdecimal() or len(value) > INT_DIGITS_MAX or int(value) > JAVA_INT_MAX:
         return queue_id
     if message_types.type_of_message(properties) != "PRIORITY":
         del properties[PRIORITY]
