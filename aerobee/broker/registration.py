@@ -12,6 +12,7 @@ import contextlib
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from msgspec import structs
@@ -39,6 +40,59 @@ HEARTBEAT_TIMEOUT_MS: Final = 120_000
 """How long name servers remember us without a word."""
 
 
+@dataclass(eq=False)
+class _NameServer:
+    """What one of them is to be told, and how far it has been."""
+
+    address: str
+    everything: bool = True
+    topics: set[str] = field(default_factory=set)
+    """Those that changed, unless everything is to be told."""
+    changes: int = 1
+    """How many times there was something new."""
+    told: int = 0
+    """How many of those it was told of, or could not be."""
+    waiting: int = 0
+    """How many wait for it to be told."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced, when `told` moves."""
+    knows_us: asyncio.Event = field(default_factory=asyncio.Event)
+    """It has registered us once."""
+
+    def change(self, topics: set[str] | None) -> None:
+        """These topics are new, or everything."""
+        if topics is None:
+            self.everything = True
+        else:
+            self.topics |= topics
+        self.changes += 1
+        self.news.set()
+
+    def take(self) -> set[str] | None:
+        """The topics to be told of now; None: everything."""
+        topics = None if self.everything or not self.topics else self.topics
+        self.everything, self.topics = False, set()
+        self.news.clear()
+        return topics
+
+    def reached(self, changes: int) -> None:
+        """So many changes were told of, or could not be."""
+        self.told = changes
+        self.heard.set()
+        self.heard = asyncio.Event()
+
+    async def hears(self) -> None:
+        """Returns when it was told of every change so far, or could not be."""
+        changes = self.changes
+        self.waiting += 1
+        try:
+            while self.told < changes:
+                await self.heard.wait()
+        finally:
+            self.waiting -= 1
+
+
 class Registration:
     """Keeps every name server informed of us and of what clients are told to dial; see the head of this file."""
 
@@ -61,14 +115,7 @@ class Registration:
         self._static_topics = static_topics
         self._on_order_topics = on_order_topics
         self._pool = RemotePool(idle_s=0, on_disconnected=self._disconnected)
-        self._changed: dict[str, set[str]] = {server: set() for server in options.name_servers}
-        self._everything: dict[str, bool] = dict.fromkeys(options.name_servers, True)
-        self._wake: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
-        self._known: dict[str, asyncio.Event] = {server: asyncio.Event() for server in options.name_servers}
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {server: [] for server in options.name_servers}
-        """Those to be woken when what has changed so far was told, or could not be."""
-        self._telling: set[str] = set()
-        """Name servers that are being told something."""
+        self._name_servers = {server: _NameServer(server) for server in options.name_servers}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -76,12 +123,13 @@ class Registration:
         if not self.registered:
             _log.warning("no name server is configured: clients that look for this broker will not find it")
         self._tasks = [
-            asyncio.create_task(self._keep(server), name=f"register at {server}") for server in self.registered
+            asyncio.create_task(self._keep(server), name=f"register at {server.address}")
+            for server in self._name_servers.values()
         ]
 
     async def first(self, timeout_s: float, *, any_will_do: bool = False) -> bool:
         """Returns when every name server (or any) has heard of us once, or after that time; whether one has."""
-        waiting = [asyncio.ensure_future(event.wait()) for event in self._known.values()]
+        waiting = [asyncio.ensure_future(server.knows_us.wait()) for server in self._name_servers.values()]
         if waiting:
             when = asyncio.FIRST_COMPLETED if any_will_do else asyncio.ALL_COMPLETED
             try:
@@ -89,34 +137,30 @@ class Registration:
             finally:
                 for task in waiting:
                     task.cancel()
-        return any(event.is_set() for event in self._known.values())
+        return any(server.knows_us.is_set() for server in self._name_servers.values())
 
     def changed(self, topics: Iterable[str]) -> None:
         """These topics changed: tell everybody soon. No topics: tell everybody everything."""
-        names = set(topics)
-        for server, wake in self._wake.items():
-            if names:
-                self._changed[server] |= names
-            else:
-                self._everything[server] = True
-            wake.set()
+        names = set(topics) or None
+        for server in self._name_servers.values():
+            server.change(names)
 
     async def told(self) -> None:
         """Returns when all name servers that know us know of every change so far, or after three seconds.
 
         Whoever made a topic looks for its route next, as after Apache's broker has answered.
         """
-        loop = asyncio.get_running_loop()
-        waiting = []
-        for server, known in self.registered.items():
-            if known and (server in self._telling or self._is_behind(server)):
-                waiting.append(loop.create_future())
-                self._waiting[server].append(waiting[-1])
+        waiting = [
+            asyncio.ensure_future(server.hears())
+            for server in self._name_servers.values()
+            if self.registered[server.address] and server.told < server.changes
+        ]
         if waiting:
-            await asyncio.wait(waiting, timeout=TOLD_S)
-
-    def _is_behind(self, server: str) -> bool:
-        return self._everything[server] or bool(self._changed[server])
+            try:
+                await asyncio.wait(waiting, timeout=TOLD_S)
+            finally:
+                for task in waiting:
+                    task.cancel()
 
     async def route(self, topic: str) -> TopicRouteData | None:
         """Where the topic lives, on all brokers; None: no name server knows. Raises nothing."""
@@ -164,56 +208,47 @@ class Registration:
         for task in self._tasks:
             task.cancel()
 
-    async def _keep(self, server: str) -> None:
-        wake, delay_s, complained = self._wake[server], 0.0, False
+    async def _keep(self, server: _NameServer) -> None:
+        address, delay_s, complained = server.address, 0.0, False
         loop = asyncio.get_running_loop()
         due = 0.0  # by the loop's time: when everything is told again, however often topics change meanwhile
         while True:
-            wake.clear()
-            names = self._changed[server]
-            everything = self._everything[server] or not names or loop.time() >= due
-            self._everything[server], self._changed[server] = False, set()
-            waiting, self._waiting[server] = self._waiting[server], []
-            self._telling.add(server)
+            changes, names = server.changes, server.take()
+            if loop.time() >= due:
+                names = None
             try:
                 try:
-                    await self._register(server, None if everything else names)
+                    await self._register(address, names)
                 finally:
-                    self._telling.discard(server)
-                    if not self._is_behind(server):  # who came meanwhile waits for nothing newer
-                        waiting += self._waiting[server]
-                        self._waiting[server] = []
-                    for one in waiting:
-                        if not one.done():
-                            one.set_result(None)
-                if everything:
+                    server.reached(changes)
+                if names is None:
                     due = loop.time() + self._options.register_name_server_period / 1000
                 if complained:
-                    _log.info("name server %s is back, registered", server)
-                elif not self.registered[server]:
+                    _log.info("name server %s is back, registered", address)
+                elif not self.registered[address]:
                     ours = self._listeners.address
-                    _log.info("registered at name server %s as %s (%s)", server, ours, self._options.broker_name)
-                self.registered[server], complained, delay_s = True, False, 0.0
-                self._known[server].set()
+                    _log.info("registered at name server %s as %s (%s)", address, ours, self._options.broker_name)
+                self.registered[address], complained, delay_s = True, False, 0.0
+                server.knows_us.set()
             except (AerobeeError, OSError) as error:
-                self.failures[server] = str(error)
+                self.failures[address] = str(error)
                 if not complained:
-                    _log.warning("cannot register at name server %s: %s; trying again until it works", server, error)
-                self.registered[server], complained, self._everything[server] = False, True, True
+                    _log.warning("cannot register at name server %s: %s; trying again until it works", address, error)
+                self.registered[address], complained, server.everything = False, True, True
                 delay_s = min(RETRY_MAX_S, delay_s * 2 or 1.0)
                 await asyncio.sleep(delay_s)
                 continue
             except Exception as error:
-                self.failures[server] = f"internal error while registering at {server}: {error!r}"
-                _log.exception("internal error while registering at %s", server)
-                self._everything[server] = True
+                self.failures[address] = f"internal error while registering at {address}: {error!r}"
+                _log.exception("internal error while registering at %s", address)
+                server.everything = True
                 await asyncio.sleep(RETRY_MAX_S)
                 continue
             with contextlib.suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it forgets a cancellation that meets the wake-up: a stop hung.
                 async with asyncio.timeout_at(due):
-                    await wake.wait()
-                if not self._waiting[server]:
+                    await server.news.wait()
+                if not server.waiting:
                     await asyncio.sleep(GATHER_S)
 
     async def _register(self, server: str, names: set[str] | None) -> None:
@@ -280,8 +315,6 @@ class Registration:
         host, _, port = self._listeners.address.rpartition(":")
         return f"{self._options.broker_ip2 or host}:{min(int(port) + 1, 65535)}"
 
-    def _disconnected(self, server: str) -> None:
-        if server in self.registered and self._wake[server] is not None:
-            # The name server forgets us with the connection; say everything again at once.
-            self._everything[server] = True
-            self._wake[server].set()
+    def _disconnected(self, address: str) -> None:
+        if (server := self._name_servers.get(address)) is not None:
+            server.change(None)  # it forgets us with the connection: everything is said again at once
