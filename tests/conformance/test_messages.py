@@ -302,6 +302,25 @@ def test_transactions(room: Room) -> None:
     assert all(message["sys_flag"] & 12 == 8 for message in messages), "the committed record says so"
 
 
+WAITING = [
+    {},
+    {"DELAY": "18"},
+    {"TIMER_DELAY_SEC": "3600"},
+    {"TIMER_DELAY_MS": "3600000"},
+    {"TRAN_MSG": "true", "PGROUP": "g"},
+]
+
+
+@pytest.mark.parametrize("properties", WAITING, ids=lambda properties: next(iter(properties), "NOTHING"))
+def test_the_answer_names_the_queue_of_the_topic_wherever_the_message_waits(
+    room: Room, properties: dict[str, str]
+) -> None:
+    room.create(4)
+    for queue in (3, 1):
+        reply = raw.send(room.cluster.broker_address, room.topic, b"x", properties, queue=queue)
+        assert (reply["code"], reply["extFields"]["queueId"]) == (0, str(queue))
+
+
 def test_request_and_reply(room: Room) -> None:
     room.create(1)
     room.consume(reply=True)

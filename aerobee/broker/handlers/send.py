@@ -88,7 +88,7 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
     reconsume_times = header.reconsume_times
     if topic.startswith(RETRY_PREFIX):
         topic, queue_id = await retry.place_retry(broker, command.version, header, queue_id, properties)
-    queue_id = apply_priority(properties, config, queue_id)
+    queue_id = chosen = apply_priority(properties, config, queue_id)
 
     sys_flag = header.sys_flag | (MULTI_TAGS if config.topic_filter_type == "MULTI_TAG" else 0)
     tags_code: int | None = None
@@ -123,7 +123,8 @@ async def send(broker: Broker, connection: Connection, command: RemotingCommand)
         broker.store.when_flushed(receipt, broker.timer.scheduled)
     elif tags_code is not None:
         broker.store.when_flushed(receipt, broker.delay.scheduled)
-    reply = await _accepted(broker, command, [receipt], queue_id, properties.get(UNIQUE_KEY))
+    # Where a message waits is not the sender's business: it hears the queue it will be in.
+    reply = await _accepted(broker, command, [receipt], chosen, properties.get(UNIQUE_KEY))
     handle = recall_handle(topic, broker.options.broker_name, properties)
     if handle is not None:
         reply.ext_fields["recallHandle"] = handle
