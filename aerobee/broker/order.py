@@ -9,7 +9,9 @@ A client whose connection ends is dead, as a rule. It may also be alive and go o
 back within seconds: a Java client pulls again after three. If the queue's next holder began at once, two clients would
 work on one queue side by side. So for five seconds (`LOST_S`) the next holder is an heir: the queue is its own, but its
 pulls wait (`handlers/pull.py`). If the former holder comes back in that time, the queue is its again, as it believes;
-the heir is given nothing until it has noticed, at its next lock or unlock.
+the heir is given nothing until it has noticed, at its next lock or unlock. If it comes back later, the queue is the
+heir's, and the former holder is given nothing until it has noticed; what it had fetched before it works off, beside
+the heir.
 
 When this broker stops, all connections end. Who held what is therefore kept in `config/orderLocks.json` (no file of
 Apache's), and counts as if those clients had lost their connections when the broker is started again.
@@ -44,7 +46,8 @@ QueueKey = tuple[str, str, int]
 @dataclass(slots=True)
 class _Lease:
     """Monotonic times: when it was renewed, and when its holder's connection ended. `former`: the lease of a holder
-    that is lost, of which this one is the heir's. `ousted`: who was its heir and may not know that it is no more."""
+    that is lost, of which this one is the heir's. `ousted`: who was its heir, or its former holder, and may not know
+    that it is no more."""
 
     holder: str
     renewed_s: float
@@ -152,7 +155,7 @@ class OrderLocks:
         """Who held the queue before comes back no more: the heir has begun, and is the one who may come back if it
         loses its connection."""
         if heir.former is not None and heir.former.is_over(now_s):
-            heir.former = None
+            heir.ousted, heir.ousted_s, heir.former = heir.former.holder, now_s, None
             self._on_heirs(group)
 
     def _is_there(self, group: str, held: dict[QueueKey, _Lease], queue: QueueKey) -> _Lease:
@@ -169,13 +172,14 @@ class OrderLocks:
 
     def wait_s(self, group: str, queue: QueueKey, client_id: str) -> float:
         """How long the client is not to be given messages of the queue: it is an heir and the former holder may come
-        back, or has come back and the heir may not know."""
+        back, or the queue has become another's, and the client may not know. A client that pulls before its first
+        heartbeat (\"\") may be that one."""
         lease, now_s = self._groups.get(group, {}).get(queue), self._clock.monotonic()
         if lease is None:
             return 0.0
         if lease.former is not None and lease.former.lost_s is not None:
             return max(0.0, lease.former.lost_s + LOST_S - now_s)
-        is_ousted = lease.ousted != "" and lease.ousted == client_id and lease.ousted_s + TRUST_S > now_s
+        is_ousted = lease.ousted != "" and client_id in (lease.ousted, "") and lease.ousted_s + TRUST_S > now_s
         return NOTICES_S if is_ousted else 0.0
 
     def has_heirs(self, group: str) -> bool:
@@ -198,12 +202,11 @@ class OrderLocks:
         now_s = self._clock.monotonic()
         for group, held in list(self._groups.items()):
             self._remove(group, [queue for queue, lease in held.items() if lease.is_over(now_s)])
-            settled = [lease for lease in held.values() if lease.former is not None and lease.former.is_over(now_s)]
-            settled += [lease for lease in held.values() if lease.ousted and lease.ousted_s + TRUST_S <= now_s]
-            for lease in settled:
-                lease.former, lease.ousted = None, ""
-            if settled:
-                self._on_heirs(group)
+            for lease in held.values():
+                self._settle(group, lease, now_s)
+                if lease.ousted and lease.ousted_s + TRUST_S <= now_s:
+                    lease.ousted = ""
+                    self._on_heirs(group)
 
     def load(self) -> None:
         """Reads who held what when this broker was last seen. Raises OSError."""

@@ -8,7 +8,7 @@ import itertools
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -476,6 +476,49 @@ async def test_queues_in_order_are_free_when_their_owner_disconnects(
     assert time.monotonic() - began < 1
     await peer.call(RequestCode.UNREGISTER_CLIENT, clientID="c1", consumerGroup="g")
     assert await locked(peer, "c2") == 1, "who says goodbye is gone at once"
+
+
+async def test_runtime_info_says_what_users_sent_and_since_when_there_are_messages(broker: Broker, peer: Peer) -> None:
+    before_ms = int(time.time() * 1000)
+    await peer.send("orders")
+    await peer.send("orders", properties="DELAY\x0118\x02")  # kept in a topic of the broker's own
+    await peer.pull("orders")
+    table = fastjson.loads((await peer.call(RequestCode.GET_BROKER_RUNTIME_INFO)).body)["table"]
+    assert (table["msgPutTotalTodayNow"], table["putMessageTimesTotal"], table["msgGetTotalTodayNow"]) == (
+        "1",
+        "2",
+        "1",
+    )
+    assert before_ms <= int(table["earliestMessageTimeStamp"]) <= time.time() * 1000
+
+
+async def test_locks_that_nobody_could_hold_are_refused(broker: Broker, peer: Peer) -> None:
+    def lock(queues: tuple[tuple[str, int], ...] = (("orders", 0),), **body: str) -> Awaitable[RemotingCommand]:
+        mq_set = [{"topic": topic, "brokerName": "broker-a", "queueId": queue} for topic, queue in queues]
+        return peer.call(RequestCode.LOCK_BATCH_MQ, fastjson.dumps({**body, "mqSet": mq_set}))
+
+    whole = {"consumerGroup": "g", "clientId": "c"}
+    for body in ({"consumerGroup": "g"}, {"clientId": "c"}, {**whole, "clientId": "c" * 600}):
+        assert (await lock(**body)).code == ResponseCode.INVALID_PARAMETER
+    for queue in (("orders", 2**40), ("orders", -1), ("o" * 600, 0)):
+        assert (await lock((queue,), **whole)).code == ResponseCode.INVALID_PARAMETER
+    assert not broker.order.any_held("g") and not broker.order.any_held("")
+    reply = await lock((("orders", 0), ("orders", 0)), **whole)
+    assert len(fastjson.loads(reply.body)["lockOKMQSet"]) == 1
+
+
+async def test_a_tools_commit_is_no_sign_of_life_of_a_lost_holder(broker: Broker, peer: Peer) -> None:
+    queue = ("orders", broker.options.broker_name, 0)
+    await peer.send("orders")
+    await peer.pull("orders")
+    broker.order.lock("g", "a", [queue])
+    broker.order.lost("g", "a")
+    other = Peer(broker.address)
+    await other.commit(1, oneway=False)
+    assert broker.order.lock("g", "b", [queue]) == [queue]
+    await other.commit(1)
+    await eventually(lambda: broker.order.lock("g", "b", [queue]) == [])
+    await other.pool.close()
 
 
 async def test_a_reset_is_handed_out_once_and_cannot_be_undone_meanwhile(broker: Broker, peer: Peer) -> None:

@@ -21,7 +21,7 @@ from aerobee.broker.handlers.send import unpack_batch
 from aerobee.broker.handlers.topics import parse_attributes
 from aerobee.broker.offsets import TAKE_UP_S, OffsetTable
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.order import LEASE_S, LOST_S, OrderLocks
+from aerobee.broker.order import LEASE_S, LOST_S, TRUST_S, OrderLocks
 from aerobee.broker.pop_order import OrderTable
 from aerobee.broker.static_topics import StaticTopics
 from aerobee.broker.topics import QUEUES_MAX, TopicTable
@@ -583,10 +583,31 @@ async def test_whose_connection_ended_has_an_heir_and_may_come_back(tmp_path: Pa
     told.clear()
     for sign_of_life in signs[:2]:
         sign_of_life()  # too late
+    assert told == [True] and locks.wait_s("g", queue, "b") == 0
+    assert locks.wait_s("g", queue, "a") > 0 < locks.wait_s("g", queue, ""), (
+        "it may not know, and may not have said who it is"
+    )
     assert locks.lock("g", "a", [queue]) == [], "that is another's now"
-    locks.expire()
-    assert told == [False]
+    assert locks.wait_s("g", queue, "a") == 0 and not locks.has_heirs("g"), "it knows"
     assert locks.lock("g", "b", [queue]) == [queue]
+
+
+async def test_a_former_holder_that_says_nothing_is_forgotten_when_it_trusts_its_lock_no_more(tmp_path: Path) -> None:
+    clock = ManualClock()
+    told: list[bool] = []
+    locks = OrderLocks(clock, tmp_path, on_heirs=lambda group: told.append(locks.has_heirs(group)))
+    queue = ("t", "broker-a", 0)
+    locks.lock("g", "a", [queue])
+    locks.lost("g", "a")
+    locks.lock("g", "b", [queue])
+    await clock.advance(LOST_S)
+    told.clear()
+    locks.expire()
+    assert told == [True] and locks.wait_s("g", queue, "a") > 0
+    await clock.advance(TRUST_S)
+    locks.lock("g", "b", [queue])
+    locks.expire()
+    assert told == [True, False] and locks.wait_s("g", queue, "a") == 0
 
 
 async def test_an_heir_that_goes_leaves_the_queue_to_whom_it_was_inherited_from(tmp_path: Path) -> None:
@@ -640,7 +661,7 @@ async def test_an_heirs_heir_waits_for_the_one_that_has_begun(tmp_path: Path, be
 
     await begun()
     locks.consumed("g", queue)  # by whom it works now: it is back
-    assert locks.lock("g", "c", [queue]) == [] and told[-1] is False
+    assert locks.lock("g", "c", [queue]) == [] and locks.wait_s("g", queue, "b") == 0 < locks.wait_s("g", queue, "a")
     locks.forget_group("g")
 
     await begun()
@@ -649,7 +670,7 @@ async def test_an_heirs_heir_waits_for_the_one_that_has_begun(tmp_path: Path, be
     await clock.advance(LOST_S)
     told.clear()
     locks.expire()
-    assert told == [False] and locks.wait_s("g", queue, "a") == 0, "nobody need have asked"
+    assert told == [True] and locks.wait_s("g", queue, "a") == 0, "nobody need have asked"
 
 
 async def test_who_held_a_queue_is_known_after_a_restart(tmp_path: Path) -> None:

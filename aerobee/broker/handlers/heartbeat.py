@@ -9,9 +9,10 @@ from aerobee.broker.clients import PULL, Client
 from aerobee.broker.filters import is_tag_kind
 from aerobee.broker.store import check_sql
 from aerobee.broker.topics import RETRY_PREFIX
-from aerobee.errors import ServerError
+from aerobee.errors import MalformedRequest, ServerError
 from aerobee.log import Complaints
 from aerobee.net.connection import Connection
+from aerobee.options import JAVA_INT_MAX
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.client import CheckClientRequestBody, HeartbeatData, LockBatchRequestBody
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -21,6 +22,9 @@ from aerobee.protocol.headers.groups import GetConsumerListByGroup, UnregisterCl
 
 if TYPE_CHECKING:
     from aerobee.broker.server import Broker
+
+NAME_LENGTH_MAX: Final = 512
+"""No topic, group, broker or client has a longer name."""
 
 _complaints: Final = Complaints(logging.getLogger("aerobee.broker.groups"))
 
@@ -120,7 +124,12 @@ def check_client_config(broker: Broker, _: Connection, command: RemotingCommand)
 def lock_batch(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """LOCK_BATCH_MQ: the queues that this client may consume in order from now on."""
     body = LockBatchRequestBody.from_json(command.body)
-    wanted = [(queue.topic, queue.broker_name, queue.queue_id) for queue in body.mq_set]
+    if not 0 < len(body.consumer_group) <= NAME_LENGTH_MAX or not 0 < len(body.client_id) <= NAME_LENGTH_MAX:
+        raise MalformedRequest("a lock needs the names of a group (consumerGroup) and of a client (clientId)")
+    wanted = list(dict.fromkeys((queue.topic, queue.broker_name, queue.queue_id) for queue in body.mq_set))
+    for topic, name, queue_id in wanted:
+        if not 0 <= queue_id <= JAVA_INT_MAX or max(len(topic), len(name)) > NAME_LENGTH_MAX:
+            raise MalformedRequest(f"there can be no queue {queue_id} of topic {topic[:NAME_LENGTH_MAX]}")
     locked = broker.order.lock(body.consumer_group, body.client_id, wanted)
     queues = [MessageQueue(topic=topic, broker_name=name, queue_id=queue_id) for topic, name, queue_id in locked]
     return command.reply(body=fastjson.dumps({"lockOKMQSet": queues}))

@@ -77,7 +77,7 @@ def update_consumer_offset(broker: Broker, connection: Connection, command: Remo
         may_go_back=lambda stored: _may_go_back(broker, connection, command, header, stored),
     )
     group = broker.clients.consumers.get(header.consumer_group)
-    if group is None or connection.id not in group.members:
+    if command.is_oneway and (group is None or connection.id not in group.members):  # who waits for an answer is a tool
         broker.order.consumed(header.consumer_group, (header.topic, broker.options.broker_name, header.queue_id))
     if group is not None and group.consume_type == PULL:
         group.committers[header.topic, header.queue_id] = connection.id
