@@ -37,6 +37,10 @@ from aerobee.errors import AerobeeError
 T = TypeVar("T", bool, int, float, str)
 Value = bool | int | float | str
 
+ONLY_IN_FILE: Final = "can only be changed in the configuration file on the machine itself"
+_A_PATH: Final = re.compile(r"^storePath|Path$|Home$|File$|BlackList$")
+"""Keys of Apache's that say where something is or what may not be changed. Without effect here, and yet no success for
+who tries them over the wire."""
 JAVA_INT_MAX: Final = 2**31 - 1
 PROBLEMS_MAX: Final = 10
 """Problems that a change over the wire is told of. The nearest key takes 15 ms to find: it is named for the first."""
@@ -353,12 +357,14 @@ class Options:
             row = self.ROWS.get(key)
             if row is None:
                 try:
+                    if remote and key in self.IGNORED and _A_PATH.search(key):
+                        raise ValueError(f"{key} {ONLY_IN_FILE}")
                     notes.extend(note for note in [self._pass_over(key, text, hint=not problems)] if note)
                 except ValueError as error:
                     problems.append(str(error))
                 continue
             if remote and not row.remote:
-                problems.append(f"{key} can only be changed in the configuration file on the machine itself")
+                problems.append(f"{key} {ONLY_IN_FILE}")
                 continue
             try:
                 (live if row.live else later)[key] = row.parse(text)

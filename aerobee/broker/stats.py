@@ -32,6 +32,9 @@ class Sample:
     backs: Counter[tuple[str, str]] = field(default_factory=Counter)
     put_total: int = 0
     get_total: int = 0
+    put_by_users: int = 0
+    get_by_users: int = 0
+    """Without the topics that are the broker's own."""
     pulls: int = 0
     misses: int = 0
 
@@ -78,6 +81,7 @@ class Stats:
         for key, (count, size) in self._pops.items():
             pulled = gets.get(key, (0, 0))
             gets[key] = (pulled[0] + count, pulled[1] + size)
+        own = self._broker.topics.is_system
         return Sample(
             at_ms=self._broker.clock.now_ms(),
             puts=puts,
@@ -85,6 +89,8 @@ class Stats:
             backs=Counter(self._backs),
             put_total=sum(count for count, _ in puts.values()),
             get_total=sum(count for count, _ in gets.values()),
+            put_by_users=sum(count for topic, (count, _) in puts.items() if not own(topic)),
+            get_by_users=sum(count for (_, topic), (count, _) in gets.items() if not own(topic)),
             pulls=counters["pulls"],
             misses=counters["pulls_parked"],
         )
@@ -98,7 +104,7 @@ class Stats:
         if day != self._day:
             if self._day >= 0:
                 self._put_yesterday, self._get_yesterday = self._put_morning, self._get_morning
-                self._put_morning, self._get_morning = sample.put_total, sample.get_total
+                self._put_morning, self._get_morning = sample.put_by_users, sample.get_by_users
             self._day = day
 
     # Answers.
@@ -156,10 +162,10 @@ class Stats:
             "getTransferredTps": _rates(minute, self._samples["hour"], now, "get_total"),
             "msgPutTotalYesterdayMorning": str(self._put_yesterday),
             "msgPutTotalTodayMorning": str(self._put_morning),
-            "msgPutTotalTodayNow": str(now.put_total),
+            "msgPutTotalTodayNow": str(now.put_by_users),
             "msgGetTotalYesterdayMorning": str(self._get_yesterday),
             "msgGetTotalTodayMorning": str(self._get_morning),
-            "msgGetTotalTodayNow": str(now.get_total),
+            "msgGetTotalTodayNow": str(now.get_by_users),
         }
 
 

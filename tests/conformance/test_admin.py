@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -316,6 +317,24 @@ def test_topic_list_has_every_topic(pair: Pair) -> None:
 def test_broker_status_has_every_figure(pair: Pair) -> None:
     theirs, ours = (set(keys(text)) for text in pair.both("brokerStatus", "-b", "{broker}"))
     assert theirs <= ours
+
+
+def test_broker_status_says_since_when_there_are_messages(pair: Pair) -> None:
+    for cluster in pair.clusters:
+        status = figures(pair.run(cluster, "brokerStatus", "-b", "{broker}"))
+        assert time.time() - 3600 < int(status["earliestMessageTimeStamp"]) / 1000 < time.time()
+
+
+def figures(status: str) -> dict[str, str]:
+    """What brokerStatus prints, by name."""
+    pairs = (line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+@pytest.mark.parametrize("key", ["brokerConfigPath", "rocketmqHome", "configBlackList"])
+def test_what_names_a_path_is_not_changed_from_outside(pair: Pair, key: str) -> None:
+    for cluster in pair.clusters:
+        assert apache.call(cluster.broker_address, 25, {}, f"{key}=/tmp/x".encode())[0]["code"] == 16, cluster.kind
 
 
 def test_topic_list_with_groups(pair: Pair) -> None:

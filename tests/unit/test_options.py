@@ -166,6 +166,13 @@ def test_what_names_a_path_can_only_be_changed_locally() -> None:
     """CVE-2023-33246, CVE-2023-37582: no setting that names a path or a command can be changed remotely."""
     with pytest.raises(OptionsError, match="store can only be changed in the configuration file"):
         Sample().change({"store": "/etc/cron.d"})
+    for options, keys in (
+        (BrokerOptions, "brokerConfigPath configBlackList rocketmqHome authConfigPath storePathEpochFile"),
+        (NameServerOptions, "controllerStorePath configBlackList rocketmqHome"),
+    ):
+        for key in keys.split():  # of no effect, but nobody is to believe that it was taken
+            with pytest.raises(OptionsError, match=f"{key} can only be changed in the configuration file"):
+                options().change({key: "/tmp/x"})
     for options in (BrokerOptions, NameServerOptions):
         for row in options.ROWS.values():
             words = row.name.lower()

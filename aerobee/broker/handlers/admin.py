@@ -63,19 +63,19 @@ def _runtime(broker: Broker) -> dict[str, str]:
         "commitLogDiskRatio": ratio,
         f"commitLogDiskRatio_{options.log_dir}": ratio,
         "consumeQueueDiskRatio": str(retention.used(options.store_dir)),
-        "commitLogMinOffset": str(stats.get("log_min", stats.get("min_position", 0))),
-        "commitLogMaxOffset": str(stats.get("log_max", stats.get("max_position", 0))),
+        "commitLogMinOffset": str(stats["min_position"]),
+        "commitLogMaxOffset": str(stats["max_position"]),
         "commitLogDirCapacity": f"Total : {_size(usage.total)}, Free : {_size(usage.free)}.",
-        "remainHowManyDataToFlush": _size(max(0, stats.get("unflushed_bytes", 0))),
+        "remainHowManyDataToFlush": _size(max(0, stats["max_position"] - stats["flushed_position"])),
         "remainTransientStoreBufferNumbs": "2147483647",
         "dispatchBehindBytes": "0",
         "dispatchMaxBuffer": "0",
         "pageCacheLockTimeMills": "0",
         "startAcceptSendRequestTimeStamp": "0",
-        "earliestMessageTimeStamp": str(stats.get("earliest_time_ms", -1)),
-        "putMessageEntireTimeMax": "0",
+        "earliestMessageTimeStamp": str(stats["earliest_store_timestamp"]),
+        "putMessageEntireTimeMax": str(stats["commit_max_us"] // 1000),
         "getMessageEntireTimeMax": "0",
-        "putMessageFailedTimes": "0",
+        "putMessageFailedTimes": str(broker.store.counters()["sends_refused"]),
         "putMessageDistributeTime": "",
         "putLatency99": "0.00",
         "putLatency999": "0.00",
@@ -128,7 +128,7 @@ def _size(number: int) -> str:
 def ha_status(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """GET_BROKER_HA_STATUS: a master without slaves."""
     stats = broker.store.stats()
-    body = HARuntimeInfo(master=True, master_commit_log_max_offset=stats.get("log_max", stats.get("max_position", 0)))
+    body = HARuntimeInfo(master=True, master_commit_log_max_offset=stats["max_position"])
     return command.reply(body=body.to_json())
 
 
