@@ -3,8 +3,9 @@ that it does not stay here alone.
 
 A broker creates an unknown topic when somebody sends to it, and only itself; from then on every client finds the topic
 and sends to that one broker for ever (Apache's #2744, #6657). So the one that created it asks a name server for the
-masters of its cluster and creates the topic on each that does not have it. A neighbour that refuses or that nobody can
-reach is named in the log; the send does not wait for any.
+masters of its cluster and creates the topic on each that does not have it. The send is answered then, or after a
+second: who looks for the topic's route next finds all of it. A neighbour that refuses or that nobody can reach is named
+in the log.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from aerobee.protocol.headers.topics import CreateTopic
 _log = logging.getLogger("aerobee.broker.neighbours")
 
 TIMEOUT_S: Final = 3.0
+SPREAD_S: Final = 1.0
+"""Java's producers give up after three."""
 
 
 class Neighbours:
@@ -37,11 +40,12 @@ class Neighbours:
         self._tasks: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, str] = {}
 
-    def created(self, config: TopicConfig) -> None:
-        """A send has created this topic here: tells the others, without waiting."""
+    async def created(self, config: TopicConfig) -> None:
+        """A send has created this topic here: tells the others. Returns when they have it, or after a second."""
         task = asyncio.ensure_future(self._tell(config))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        await asyncio.wait([task], timeout=SPREAD_S)
 
     async def ask(self, name: str, command: RemotingCommand) -> RemotingCommand:
         """What the master of that name answers. Raises RequestTimeout, and ConnectError (also for an unknown name)."""
@@ -67,6 +71,7 @@ class Neighbours:
         await self._pool.close()
 
     async def _tell(self, config: TopicConfig) -> None:
+        await self._registration.told()
         masters = await self._registration.masters()
         masters.pop(self._options.broker_name, None)
         await asyncio.gather(*(self._create(name, address, config) for name, address in sorted(masters.items())))

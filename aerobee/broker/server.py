@@ -276,9 +276,9 @@ class Broker:
         """The listener's word: bytes; replaced by the store's own method when listening begins."""
         self.store.received(connection, data)
 
-    def topic_created(self, config: TopicConfig) -> None:
+    async def topic_created(self, config: TopicConfig) -> None:
         """A send has created a topic: the other masters get it too (but for the moment before we know of them)."""
-        self.neighbours.created(config)
+        await self.neighbours.created(config)
 
     def _topic_changed(self, topic: str, _: object) -> None:
         fast_path.allow_topic(self, topic)

@@ -244,7 +244,7 @@ async def sendable_topic(broker: Broker, header: SendMessage | SendMessageV2) ->
             topic, header.default_topic, header.default_topic_queue_nums, sys_flag
         )
         if config is not None:
-            broker.topic_created(config)
+            await broker.topic_created(config)
         elif topic.startswith(RETRY_PREFIX):
             config = await broker.topics.create_for_group(topic, 1, sys_flag=sys_flag)
     if config is None:
