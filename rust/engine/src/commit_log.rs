@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use crate::chunk::Chunk;
 use crate::disk::{Disk, DiskFile, Mode};
@@ -33,6 +34,10 @@ const BLOCK_BYTES: u64 = 64 * 1024;
 
 /// So much of the log is given to the device at a time, see [`CommitLog::write_back`]: a tenth of a second for a disk of 300 MB/s.
 const WRITE_BACK_BYTES: u64 = 32 << 20;
+/// A slower one gets less at a time, but not less than this: senders wait for a part ([`crate::store::Store::is_behind`]).
+const WRITE_BACK_BYTES_MIN: u64 = 1 << 20;
+/// Half as much the next time when a part took longer, twice as much when it took a quarter of that.
+const WRITE_BACK_TAKES: Duration = Duration::from_millis(200);
 
 /// At most so many log files are mapped at a time.
 const MAPS_MAX: usize = 64;
@@ -84,6 +89,7 @@ pub(crate) struct CommitLog {
     written: AtomicU64,
     flushed: AtomicU64,
     written_back: AtomicU64,
+    write_back_bytes: AtomicU64,
     min: AtomicU64,
     /// Where the log ended when it was opened.
     opened_at: AtomicU64,
@@ -101,6 +107,7 @@ impl CommitLog {
             written: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             written_back: AtomicU64::new(0),
+            write_back_bytes: AtomicU64::new(WRITE_BACK_BYTES),
             min: AtomicU64::new(0),
             opened_at: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
@@ -285,6 +292,12 @@ impl CommitLog {
         self.written() >= self.written_back() + WRITE_BACK_BYTES
     }
 
+    /// How much the device takes in a moment, as far as that has been seen.
+    #[inline]
+    pub fn write_back_bytes(&self) -> u64 {
+        self.write_back_bytes.load(Ordering::Relaxed)
+    }
+
     /// Has the device take one part of what was written, and waits for that; false if a sync has done it meanwhile, or the
     /// next one will have to.
     ///
@@ -294,9 +307,12 @@ impl CommitLog {
         let from = self.written_back();
         let file = self.files().unsynced.iter().find(|f| (f.base..f.base + self.file_bytes).contains(&from)).cloned();
         let Some(file) = file else { return Ok(false) };
-        let end = (from + WRITE_BACK_BYTES).min(self.written()).min(file.base + self.file_bytes);
+        let part = self.write_back_bytes();
+        let end = (from + part).min(self.written()).min(file.base + self.file_bytes);
         let Ok(own) = self.open(file.base, Mode::Write) else { return Ok(false) };
+        let began = Instant::now();
         own.file.write_back(from - file.base, end - from).map_err(|e| failed_sync(&self.path(file.base), &e))?;
+        self.write_back_bytes.store(next_part(part, began.elapsed()), Ordering::Relaxed);
         self.written_back.fetch_max(end, Ordering::AcqRel);
         Ok(true)
     }
@@ -342,6 +358,16 @@ impl CommitLog {
             let _ = self.disk.remove_file(&self.path(spare.base));
         }
     }
+}
+
+/// Bytes of the next part, when one of `part` bytes took the device so long.
+fn next_part(part: u64, took: Duration) -> u64 {
+    let next = match took {
+        _ if took > WRITE_BACK_TAKES => part / 2,
+        _ if took < WRITE_BACK_TAKES / 4 => part * 2,
+        _ => part,
+    };
+    next.clamp(WRITE_BACK_BYTES_MIN, WRITE_BACK_BYTES)
 }
 
 /// Any failed sync means that what the device holds is unknown, so out of space is no exception here. A file or directory
@@ -547,5 +573,34 @@ impl LogReader {
     /// Maps held.
     pub fn open_maps(&self) -> usize {
         self.maps.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_device_gets_as_much_at_a_time_as_it_takes_in_a_moment() {
+        let parts = |bytes_a_second: f64| {
+            let (mut part, mut longest) = (WRITE_BACK_BYTES, Duration::ZERO);
+            for round in 0..20 {
+                let took = Duration::from_secs_f64(part as f64 / bytes_a_second);
+                if round >= 10 {
+                    longest = longest.max(took);
+                }
+                part = next_part(part, took);
+            }
+            (part, longest)
+        };
+        assert_eq!(parts(1e9).0, WRITE_BACK_BYTES);
+        for bytes_a_second in [10e6, 30e6, 100e6] {
+            let (part, longest) = parts(bytes_a_second);
+            assert!(
+                part >= WRITE_BACK_BYTES_MIN && longest <= WRITE_BACK_TAKES,
+                "{bytes_a_second}: {part}, {longest:?}"
+            );
+        }
+        assert_eq!(parts(1e6).0, WRITE_BACK_BYTES_MIN);
     }
 }

@@ -1137,7 +1137,8 @@ impl Store {
         let (tails, index) = self.shared.waiting_bytes();
         self.waiting = tails + index;
         let most = self.shared.options.unflushed_bytes_max;
-        self.behind = (unflushed > most - most / 16 || self.waiting > PENDING_BYTES_MAX / 2)
+        let room = (most / 16).min(self.shared.log.write_back_bytes());
+        self.behind = (unflushed > most - room || self.waiting > PENDING_BYTES_MAX / 2)
             && self.health().is_none()
             && !self.closed;
         if self.behind {
