@@ -18,6 +18,7 @@ from aerobee.broker import order
 from aerobee.broker.handlers.send import BATCH_MESSAGES_MAX
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
+from aerobee.broker.revive import SAVED_GROUP
 from aerobee.broker.server import Broker
 from aerobee.broker.topics import QUEUES_MAX
 from aerobee.cli.doctor import examine
@@ -490,6 +491,15 @@ async def test_runtime_info_says_what_users_sent_and_since_when_there_are_messag
         "1",
     )
     assert before_ms <= int(table["earliestMessageTimeStamp"]) <= time.time() * 1000
+
+
+async def test_what_the_broker_keeps_in_the_shape_of_an_offset_is_no_group(broker: Broker, peer: Peer) -> None:
+    await peer.send("orders")
+    await peer.pull("orders")
+    for group in ("g", SAVED_GROUP):
+        broker.offsets.commit(group, "orders", 0, 1)
+    told = await peer.call(RequestCode.QUERY_TOPIC_CONSUME_BY_WHO, topic="orders")
+    assert fastjson.loads(told.body)["groupList"] == ["g"]
 
 
 async def test_locks_that_nobody_could_hold_are_refused(broker: Broker, peer: Peer) -> None:

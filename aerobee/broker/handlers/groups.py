@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.handlers.topics import page
+from aerobee.broker.revive import SAVED_GROUP
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
@@ -173,7 +174,7 @@ def all_producers(broker: Broker, _: Connection, command: RemotingCommand) -> Re
 def groups_of_topic(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """QUERY_TOPIC_CONSUME_BY_WHO: groups that are connected or have offsets."""
     topic = command.header(QueryTopicConsumeByWho).topic
-    groups = {*broker.clients.groups_of_topic(topic), *broker.offsets.groups_of(topic)}
+    groups = {*broker.clients.groups_of_topic(topic), *broker.offsets.groups_of(topic)} - {SAVED_GROUP}
     return command.reply(body=GroupList(group_list=sorted(groups)).to_json())
 
 
