@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from aerobee.broker.filters import is_tag_kind
 from aerobee.clock import Clock
@@ -24,6 +25,7 @@ from aerobee.protocol.command import LANGUAGE_NAMES
 
 _log = logging.getLogger("aerobee.broker.clients")
 
+K = TypeVar("K")
 CPP = LANGUAGE_NAMES.index("CPP")
 PUSH = "CONSUME_PASSIVELY"
 PULL = "CONSUME_ACTIVELY"
@@ -103,6 +105,8 @@ class ClientTable:
         self._on_lost = on_lost
         self._of_connection: dict[int, tuple[set[str], set[str]]] = {}
         """Connection id → (consumer groups, producer groups)."""
+        self._producers_of_id: dict[str, dict[tuple[str, int], Client]] = {}
+        """Client id → its producers by group and connection id, the newest last."""
 
     # Coming.
 
@@ -150,7 +154,11 @@ class ClientTable:
         members = self.producers.setdefault(name, {})
         member = members.get(client.connection.id)
         if member is None or member.client_id != client.client_id:
+            key = name, client.connection.id
+            if member is not None:
+                _take_out(self._producers_of_id, member.client_id, key)
             member = members[client.connection.id] = client
+            self._producers_of_id.setdefault(client.client_id, {})[key] = client
             self._groups_of(client.connection)[1].add(name)
             _log.info("producer %s (%s) joined group %s", client.client_id, client.connection.peer, name)
         self._heard(member)
@@ -211,22 +219,22 @@ class ClientTable:
         read what it is sent is the last choice."""
         members = self.producers.get(group, {})
         deaf = None
-        for key in list(members):
-            member = members[key]
+        for _ in range(len(members)):
+            key = next(iter(members))
+            member = members[key] = members.pop(key)  # to the end of the row
             if member.connection.closed:
                 continue
-            members[key] = members.pop(key)  # to the end of the row
             if not member.connection.blocked:
                 return member
             deaf = deaf or member
         return deaf
 
     def producer_by_client_id(self, client_id: str) -> Client | None:
-        """A connected producer with this client id, of whatever group."""
-        for members in self.producers.values():
-            for member in members.values():
-                if member.client_id == client_id and not member.connection.closed:
-                    return member
+        """A connected producer with this client id, of whatever group; the one that came last, as at Apache's: earlier
+        connections of the same client may be dead."""
+        for member in reversed(self._producers_of_id.get(client_id, {}).values()):
+            if not member.connection.closed:
+                return member
         return None
 
     # The inside.
@@ -259,6 +267,7 @@ class ClientTable:
         members = self.producers.get(name)
         member = members.pop(connection_id, None) if members is not None else None
         if member is not None:
+            _take_out(self._producers_of_id, member.client_id, (name, connection_id))
             _log.info("producer %s (%s) left group %s", member.client_id, member.connection.peer, name)
         if members is not None and not members:
             del self.producers[name]
@@ -322,3 +331,10 @@ def _mismatch(group: ConsumerGroup) -> str:
         for terms, client_id in list(by_terms.items())[:3]
     ]
     return "; ".join(described)
+
+
+def _take_out(table: dict[str, dict[K, Client]], name: str, key: K) -> None:
+    inner = table[name]
+    del inner[key]
+    if not inner:
+        del table[name]

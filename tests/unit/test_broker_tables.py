@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -518,6 +519,64 @@ def test_broadcasting_members_are_not_told() -> None:
     clients = Clients()
     clients.join("a", clients.connection(1), ("t", "*", 1), model="BROADCASTING")
     assert clients.notices == []
+
+
+class Counted(dict[Any, Any]):
+    """A dictionary that says how many of its keys were looked at in turn."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for key in super().__iter__():
+            self.looks += 1
+            yield key
+
+    def keys(self) -> Any:
+        return list(self)
+
+    def values(self) -> Any:
+        return [self[key] for key in self]
+
+
+def test_a_producer_is_found_without_a_look_at_all_others() -> None:
+    table = Clients().table
+    table.producers = groups = Counted()
+    for number in range(100):
+        connection = SimpleNamespace(id=number, peer="", closed=False, blocked=False)
+        for group in ("p", f"p{number}"):
+            members = groups.setdefault(group, Counted())
+            table.register_producer(group, Client(f"c{number}", connection, 0, 513))  # type: ignore[arg-type]
+    members = groups["p"]
+    groups.looks = members.looks = 0
+    found = table.producer_by_client_id("c77")
+    assert found is not None and found.connection.id == 77 and table.producer_by_client_id("x") is None
+    asked = [table.producer("p") for _ in range(200)]
+    assert [member.client_id for member in asked if member] == [f"c{number}" for number in range(100)] * 2
+    assert groups.looks == 0 and members.looks <= 200
+
+
+def test_the_producer_that_came_last_gets_the_replies_while_it_is_connected() -> None:
+    def connection(number: int) -> Any:
+        return SimpleNamespace(id=number, peer="", closed=False)
+
+    def found() -> int | None:
+        producer = table.producer_by_client_id("c")
+        return None if producer is None else producer.connection.id
+
+    table = Clients().table
+    one, two = connection(1), connection(2)
+    for group, at in (("p", one), ("q", one), ("p", two)):
+        table.register_producer(group, Client("c", at, 0, 513))
+    assert found() == 2
+    two.closed = True
+    assert found() == 1
+    table.unregister_producer("p", one)
+    assert found() == 1, "it still is a producer of another group"
+    table.register_producer("q", Client("other", one, 0, 513))
+    assert found() is None, "the connection speaks for another client now"
+    table.disconnected(one)
+    table.disconnected(two)
+    assert found() is None and not table.producers and not table._producers_of_id
 
 
 # Locks.
