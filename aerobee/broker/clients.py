@@ -1,7 +1,7 @@
 """Who is connected: producers and consumers by group, as their heartbeats say, and what each consumer subscribes to.
 
 A client lives until it unregisters, its connection ends, or nothing was heard of it for `channelExpiredTimeout`.
-Members of a clustering group hear of every change (NOTIFY_CONSUMER_IDS_CHANGED) in the same turn of the loop.
+Members of a clustering group hear of every change, see `notices.py`.
 
 A group's subscription to a topic is the newest one (by version) among its members, and it stays while any member has
 it. Apache replaces the whole set with every heartbeat, so that members with different sets take each other's topics
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -79,8 +79,8 @@ class ClientTable:
     """Producers and consumers; see the head of this file.
 
     `on_subscription(group, topic, subscription or None)` hears of every subscription in force that changes;
-    `notify(group, members)` sends the notice; before it, `on_join(group, client id)`, `on_leave` and `on_lost` hear of
-    a member that comes, says goodbye, or has no connection any more.
+    `notify(group)` has its members told; before it, `on_join(group, client id)`, `on_leave` and `on_lost` hear of a
+    member that comes, says goodbye, or has no connection any more.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ClientTable:
         clock: Clock,
         *,
         on_subscription: Callable[[str, str, SubscriptionData | None], None] = lambda group, topic, subscription: None,
-        notify: Callable[[str, list[Client]], None] = lambda group, members: None,
+        notify: Callable[[str], None] = lambda group: None,
         on_join: Callable[[str, str], None] = lambda group, client_id: None,
         on_leave: Callable[[str, str], None] = lambda group, client_id: None,
         on_lost: Callable[[str, str], None] = lambda group, client_id: None,
@@ -96,7 +96,7 @@ class ClientTable:
         self.consumers: dict[str, ConsumerGroup] = {}
         self.producers: dict[str, dict[int, Client]] = {}
         self.counters: Counter[str] = Counter()
-        """`notices`, `mismatches`, `expired`, `disconnected`."""
+        """`mismatches`, `expired`, `disconnected`."""
         self._clock = clock
         self._on_subscription = on_subscription
         self._notify = notify
@@ -237,6 +237,11 @@ class ClientTable:
                 return member
         return None
 
+    def members(self, group: str) -> Collection[Client]:
+        """The members of a consumer group."""
+        found = self.consumers.get(group)
+        return found.members.values() if found is not None else ()
+
     # The inside.
 
     def _groups_of(self, connection: Connection) -> tuple[set[str], set[str]]:
@@ -301,8 +306,7 @@ class ClientTable:
     def _tell(self, group: ConsumerGroup, *, anyway: bool = False) -> None:
         """`anyway`: a group that wants no notices of who comes and goes hears of whom it has lost, as at Apache's."""
         if (group.notify or anyway) and group.message_model != BROADCASTING and group.members:
-            self.counters["notices"] += len(group.members)
-            self._notify(group.name, list(group.members.values()))
+            self._notify(group.name)
 
 
 def _versions(subscriptions: dict[str, SubscriptionData]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from typing import Final
 
 from aerobee.broker import fast_path, retention
 from aerobee.broker.assignment import Assignment, RequestModes
-from aerobee.broker.clients import Client, ClientTable
+from aerobee.broker.clients import ClientTable
 from aerobee.broker.compaction import Compaction
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.delay import Delay
@@ -29,6 +29,7 @@ from aerobee.broker.handlers.static_topics import forget_empty_stretches
 from aerobee.broker.inner_pulls import InnerPulls
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.neighbours import Neighbours
+from aerobee.broker.notices import Notices
 from aerobee.broker.offsets import OffsetTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import OrderLocks
@@ -85,6 +86,7 @@ class Broker:
             on_leave=self.order.release,
             on_lost=self.order.lost,
         )
+        self.notices = Notices(self.clients.members)
         self.request_modes = RequestModes(options, config_dir)
         self.assignment = Assignment(options, self.clients, self.request_modes, self._queues_of)
         self.listeners = Listeners(options)
@@ -306,13 +308,9 @@ class Broker:
     def _committed(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         self.offsets.commit(group, topic, queue_id, offset, peer="pull")
 
-    def _notify(self, group: str, members: list[Client]) -> None:
-        if not self.options.notify_consumer_ids_changed_enable:
-            return
-        for member in members:
-            notice = RemotingCommand.request(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, oneway=True)
-            notice.ext_fields["consumerGroup"] = group
-            member.connection.send(notice)
+    def _notify(self, group: str) -> None:
+        if self.options.notify_consumer_ids_changed_enable:
+            self.notices.changed(group)
 
     async def _ask_producer(self, half: Stored) -> bool:
         """CHECK_TRANSACTION_STATE to one producer of the half's group; False: there is none that reads."""

@@ -20,6 +20,7 @@ from aerobee.broker.delay import Delay
 from aerobee.broker.groups import GroupTable
 from aerobee.broker.handlers.send import unpack_batch
 from aerobee.broker.handlers.topics import parse_attributes
+from aerobee.broker.notices import SLICE, Notices
 from aerobee.broker.offsets import TAKE_UP_S, OffsetTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.order import LEASE_S, LOST_S, TRUST_S, OrderLocks
@@ -437,7 +438,7 @@ class Clients:
         self.table = ClientTable(
             self.clock,
             on_subscription=self.on_subscription,
-            notify=lambda group, members: self.notices.append((group, [member.client_id for member in members])),
+            notify=lambda group: self.notices.append((group, self.table.consumers[group].client_ids())),
         )
 
     def on_subscription(self, group: str, topic: str, subscription: SubscriptionData | None) -> None:
@@ -577,6 +578,62 @@ def test_the_producer_that_came_last_gets_the_replies_while_it_is_connected() ->
     table.disconnected(one)
     table.disconnected(two)
     assert found() is None and not table.producers and not table._producers_of_id
+
+
+class Hearers:
+    """Members that write down what they hear."""
+
+    def __init__(self, **sizes: int) -> None:
+        self.heard: dict[str, list[bytes]] = {}
+        self.groups = {group: [self.member(f"{group}{n}") for n in range(size)] for group, size in sizes.items()}
+        self.notices = Notices(lambda group: self.groups[group])
+
+    def member(self, name: str) -> Any:
+        self.heard[name] = []
+        return SimpleNamespace(connection=SimpleNamespace(write=self.heard[name].append))
+
+
+async def test_one_notice_says_all_that_changed_in_a_turn() -> None:
+    hearers = Hearers(small=3, large=10 * SLICE, gone=1)
+    for _ in range(1000):
+        for group in hearers.groups:
+            hearers.notices.changed(group)
+    hearers.groups["small"].append(hearers.member("late"))
+    hearers.groups["gone"].clear()
+    await eventually(lambda: hearers.notices.written == 4 + 10 * SLICE)
+    assert {name: len(frames) for name, frames in hearers.heard.items()} == {
+        name: int(name != "gone0") for name in hearers.heard
+    }
+    assert len({id(frames[0]) for name, frames in hearers.heard.items() if name.startswith("large")}) == 1
+    hearers.notices.changed("small")
+    await eventually(lambda: hearers.notices.written == 8 + 10 * SLICE)
+
+
+async def test_what_changes_in_a_large_group_is_gathered_for_a_moment() -> None:
+    hearers = Hearers(large=3000)
+    for _ in range(20):
+        hearers.notices.changed("large")
+        await asyncio.sleep(0)
+    await eventually(lambda: hearers.notices.written >= 3000)
+    assert {len(frames) for frames in hearers.heard.values()} == {1}
+
+
+async def test_others_have_their_turn_while_thousands_are_told() -> None:
+    hearers = Hearers(large=50 * SLICE, small=3)
+    hearers.notices.changed("large")
+    turns, before, small_at = [], 0, 0
+    while before < 50 * SLICE + 3:
+        await asyncio.sleep(0)
+        told, before = hearers.notices.written - before, hearers.notices.written
+        if told:
+            turns.append(told)
+            if len(turns) == 1:
+                hearers.notices.changed("small")
+            if hearers.heard["small2"] and not small_at:
+                small_at = len(turns)
+    assert max(turns) <= SLICE and len(turns) > 50
+    assert small_at <= 5, "a small group does not wait for the end of a large one"
+    assert all(len(frames) == 1 for frames in hearers.heard.values())
 
 
 # Locks.
