@@ -1,7 +1,8 @@
 """Who is connected: producers and consumers by group, as their heartbeats say, and what each consumer subscribes to.
 
 A client lives until it unregisters, its connection ends, or nothing was heard of it for `channelExpiredTimeout`.
-Members of a clustering group hear of every change, see `notices.py`.
+Members of a clustering group hear of every change, see `notices.py`. Thousands of clients come and go all at once:
+nothing here walks the others when one does.
 
 A group's subscription to a topic is the newest one (by version) among its members, and it stays while any member has
 it. Apache replaces the whole set with every heartbeat, so that members with different sets take each other's topics
@@ -17,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from aerobee.broker.filters import is_tag_kind
+from aerobee.broker.subscriptions import Subscriptions
 from aerobee.clock import Clock
 from aerobee.net.connection import Connection
 from aerobee.protocol.bodies.client import SubscriptionData
@@ -35,7 +36,8 @@ BROADCASTING = "BROADCASTING"
 
 @dataclass(slots=True)
 class Client:
-    """A member of a group. `heard_s`: monotonic time of its last heartbeat; `last_ms`: the same for people."""
+    """A member of a group. `heard_s`: monotonic time of its last heartbeat; `last_ms`: the same for people; `place`:
+    its number in the group, by the order in which members came (consumers only)."""
 
     client_id: str
     connection: Connection
@@ -43,6 +45,7 @@ class Client:
     version: int
     heard_s: float = 0.0
     last_ms: int = 0
+    place: int = 0
     subscriptions: dict[str, SubscriptionData] = field(default_factory=dict)
     """Topic → subscription (consumers only)."""
 
@@ -57,14 +60,25 @@ class ConsumerGroup:
     consume_from_where: str = "CONSUME_FROM_LAST_OFFSET"
     notify: bool = True
     members: dict[int, Client] = field(default_factory=dict)
-    """Connection id → member."""
-    subscriptions: dict[str, SubscriptionData] = field(default_factory=dict)
-    """Topic → the subscription in force."""
-    mismatch: str = ""
-    """How the members' subscriptions differ; empty when they do not."""
+    """Connection id → member; `admit` and `dismiss` change it."""
+    wanted: Subscriptions = field(default_factory=Subscriptions)
+    """What they subscribe to, by `Client.place`."""
     fingerprint: int = 0
     committers: dict[tuple[str, int], int] = field(default_factory=dict)
     """Topic and queue → id of the connection that committed last; of groups that pull."""
+    _places: int = 0
+    _of_id: dict[str, dict[int, Client]] = field(default_factory=dict)
+    """Client id → its members by connection: an old connection may outlive the new one's heartbeat."""
+
+    @property
+    def subscriptions(self) -> dict[str, SubscriptionData]:
+        """Topic → the subscription in force."""
+        return self.wanted.in_force
+
+    @property
+    def mismatch(self) -> str:
+        """How the members' subscriptions differ; empty when they do not."""
+        return self.wanted.mismatch
 
     def client_ids(self) -> list[str]:
         """Ids of the members, in the order in which they came."""
@@ -72,7 +86,29 @@ class ConsumerGroup:
 
     def find(self, client_id: str) -> Client | None:
         """The member with this id."""
-        return next((member for member in self.members.values() if member.client_id == client_id), None)
+        return next(iter(self._of_id.get(client_id, {}).values()), None)
+
+    def admit(self, member: Client) -> None:
+        """A member came, whose subscriptions are not known yet; it takes the place of another one on its connection."""
+        connection_id = member.connection.id
+        before = self.members.get(connection_id)
+        if before is None:
+            self._places += 1
+            member.place = self._places
+        else:
+            member.place = before.place
+            _take_out(self._of_id, before.client_id, connection_id)
+        self.members[connection_id] = member
+        self._of_id.setdefault(member.client_id, {})[connection_id] = member
+        self.wanted.put(member.place, member.client_id, member.subscriptions)
+
+    def dismiss(self, connection_id: int) -> Client | None:
+        """Whoever spoke through this connection is no member any more."""
+        member = self.members.pop(connection_id, None)
+        if member is not None:
+            _take_out(self._of_id, member.client_id, connection_id)
+            self.wanted.drop(member.place)
+        return member
 
 
 class ClientTable:
@@ -134,7 +170,8 @@ class ClientTable:
         member = group.members.get(client.connection.id)
         joined = member is None or member.client_id != client.client_id
         if member is None or joined:
-            member = group.members[client.connection.id] = client
+            member = client
+            group.admit(member)
             self._groups_of(client.connection)[0].add(name)
             _log.info("consumer %s (%s) joined group %s", client.client_id, client.connection.peer, name)
             self._on_join(name, client.client_id)
@@ -144,6 +181,7 @@ class ClientTable:
             new = {subscription.topic: subscription for subscription in subscriptions}
             if joined or _versions(new) != _versions(member.subscriptions):
                 member.subscriptions = new
+                group.wanted.put(member.place, member.client_id, new)
                 changed = self._update_subscriptions(group)
         if joined or changed:
             self._tell(group)
@@ -256,7 +294,7 @@ class ClientTable:
 
     def _remove_consumer(self, name: str, connection_id: int, *, lost: bool = False) -> None:
         group = self.consumers.get(name)
-        member = group.members.pop(connection_id, None) if group is not None else None
+        member = group.dismiss(connection_id) if group is not None else None
         if group is None or member is None:
             return
         _log.info("consumer %s (%s) left group %s", member.client_id, member.connection.peer, name)
@@ -278,30 +316,19 @@ class ClientTable:
             del self.producers[name]
 
     def _update_subscriptions(self, group: ConsumerGroup) -> bool:
-        """Takes the newest subscription of each topic; True when topics came or went."""
-        newest: dict[str, SubscriptionData] = {}
-        for member in group.members.values():
-            for topic, subscription in member.subscriptions.items():
-                known = newest.get(topic)
-                if known is None or subscription.sub_version > known.sub_version:
-                    newest[topic] = subscription
-        changed = newest.keys() != group.subscriptions.keys()
-        before, group.subscriptions = group.subscriptions, newest
-        for topic in before.keys() - newest.keys():
-            self._on_subscription(group.name, topic, None)
-        for topic, subscription in newest.items():
-            if before.get(topic) != subscription:
-                self._on_subscription(group.name, topic, subscription)
-        mismatch = _mismatch(group)
-        if mismatch and mismatch != group.mismatch:
+        """Has everybody know which subscriptions are in force; True when topics came or went."""
+        mismatch = group.mismatch
+        changes, came_or_went = group.wanted.settle()
+        for topic, subscription in changes.items():
+            self._on_subscription(group.name, topic, subscription)
+        if group.mismatch and group.mismatch != mismatch:
             self.counters["mismatches"] += 1
             _log.warning(
                 "members of consumer group %s subscribe to different things, messages will be missed: %s",
                 group.name,
-                mismatch,
+                group.mismatch,
             )
-        group.mismatch = mismatch
-        return changed
+        return came_or_went
 
     def _tell(self, group: ConsumerGroup, *, anyway: bool = False) -> None:
         """`anyway`: a group that wants no notices of who comes and goes hears of whom it has lost, as at Apache's."""
@@ -311,30 +338,6 @@ class ClientTable:
 
 def _versions(subscriptions: dict[str, SubscriptionData]) -> dict[str, int]:
     return {topic: subscription.sub_version for topic, subscription in subscriptions.items()}
-
-
-def _terms(wanted: SubscriptionData) -> tuple[str, str]:
-    """Kind and expression; tags in one order and spelling: `b||a` is `a || b`."""
-    kind, expression = wanted.expression_type or "TAG", wanted.sub_string or "*"
-    if not is_tag_kind(kind):
-        return kind, expression
-    return "TAG", " || ".join(sorted({tag.strip() for tag in expression.split("||")} - {""})) or "*"
-
-
-def _mismatch(group: ConsumerGroup) -> str:
-    """How the members differ, in a sentence; empty when they agree."""
-    by_terms: dict[tuple[tuple[str, str, str], ...], str] = {}
-    for member in group.members.values():
-        terms = tuple(sorted((topic, *_terms(wanted)) for topic, wanted in member.subscriptions.items()))
-        by_terms.setdefault(terms, member.client_id)
-    if len(by_terms) < 2:
-        return ""
-    described = [
-        f"{client_id}: "
-        + (", ".join(f"{topic} {kind} {expression!r}" for topic, kind, expression in terms) or "nothing")
-        for terms, client_id in list(by_terms.items())[:3]
-    ]
-    return "; ".join(described)
 
 
 def _take_out(table: dict[str, dict[K, Client]], name: str, key: K) -> None:

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aerobee.broker import order
+from aerobee.broker.clients import Client
 from aerobee.broker.handlers.send import BATCH_MESSAGES_MAX
 from aerobee.broker.listeners import Listeners
 from aerobee.broker.options import BrokerOptions
@@ -445,6 +447,45 @@ async def test_members_hear_within_a_second_that_one_is_gone(broker: Broker, pee
     assert time.monotonic() - began < 1
     assert peer.asked[-1].code == RequestCode.NOTIFY_CONSUMER_IDS_CHANGED
     assert peer.asked[-1].ext_fields == {"consumerGroup": "g"}
+
+
+async def test_a_large_group_is_told_once_of_many_that_go_at_once_and_within_a_second(
+    broker: Broker, peer: Peer
+) -> None:
+    heard: list[bytes] = []
+
+    def member(number: int) -> Any:
+        return SimpleNamespace(
+            id=-number,
+            peer="",
+            closed=False,
+            write=heard.append,
+            send=lambda command: heard.append(command.encode()),
+            close=lambda reason: None,
+        )
+
+    await peer.join("c", "orders")
+    crowd = [member(number) for number in range(1, 1000)]
+    for connection in crowd:
+        broker.clients.register_consumer(
+            "g",
+            Client(f"c{connection.id}", connection, 0, 513),
+            consume_type="CONSUME_PASSIVELY",
+            message_model="CLUSTERING",
+            consume_from_where="CONSUME_FROM_LAST_OFFSET",
+            subscriptions=None,
+            notify=True,
+        )
+    await eventually(lambda: len(peer.asked) >= 2)
+    told, began = len(peer.asked), time.monotonic()
+    heard.clear()
+    for connection in crowd[:-100]:
+        broker.clients.disconnected(connection)
+    await eventually(lambda: len(peer.asked) > told and len(heard) >= 100)
+    assert time.monotonic() - began < 1
+    assert len(peer.asked) == told + 1 and len(heard) == 100
+    for connection in crowd[-100:]:
+        broker.clients.disconnected(connection)
 
 
 async def test_queues_in_order_are_free_when_their_owner_disconnects(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -520,6 +522,97 @@ def test_broadcasting_members_are_not_told() -> None:
     clients = Clients()
     clients.join("a", clients.connection(1), ("t", "*", 1), model="BROADCASTING")
     assert clients.notices == []
+
+
+def steps(work: Callable[[], object]) -> int:
+    """How many lines of Python that is, loops counted through."""
+    count = 0
+
+    def line(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(line)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_whoever_comes_or_goes_costs_no_more_in_a_large_group() -> None:
+    """A walk over all members each time held everybody else up for seconds when a thousand clients came at once."""
+
+    def cost(size: int) -> list[int]:
+        clients = Clients()
+        clients.table._notify = lambda group: None  # what hearing of it costs is another matter
+        for number in range(size):
+            clients.join(f"c{number}", clients.connection(number), ("t", "*" if number % 3 else "x", 1))
+        last = clients.connection(size)
+        return [
+            steps(lambda: clients.join("new", last, ("t", "y", 1))),
+            steps(lambda: clients.join("new", last, ("t", "z", 2), ("u", "*", 1))),
+            steps(lambda: clients.table.unregister_consumer("g", clients.connection(0))),
+            steps(lambda: clients.table.disconnected(clients.connection(size - 1))),
+        ]
+
+    assert all(large <= 1.5 * small for small, large in zip(cost(10), cost(500), strict=True))
+
+
+def test_what_a_group_subscribes_to_is_what_a_walk_over_its_members_says() -> None:
+    """Claim: whatever comes, changes and goes, in whatever order, in force is the newest (of equal ones the first
+    member's), and the first members that differ are named."""
+    dice = random.Random(4)
+    for _ in range(30):
+        clients = Clients()
+        wanted: dict[int, tuple[str, list[tuple[str, str, int]]]] = {}
+        numbers = [clients.connection(number) for number in range(12)]
+        for _ in range(60):
+            connection, name = dice.choice(numbers), f"c{dice.randrange(8)}"
+            if connection.id in wanted and dice.random() < 0.4:
+                clients.table.unregister_consumer("g", connection)
+                del wanted[connection.id]
+            else:
+                topics = dice.sample(["t", "u", "v"], dice.randrange(1, 4))
+                mine = [(topic, dice.choice(["*", "x"]), dice.randrange(3)) for topic in topics]
+                clients.join(name, connection, *mine)
+                before = wanted.get(connection.id)
+                if (
+                    before is None
+                    or before[0] != name
+                    or {(t, v) for t, _, v in before[1]} != {(t, v) for t, _, v in mine}
+                ):
+                    wanted[connection.id] = (name, mine)
+            in_force: dict[str, tuple[int, str]] = {}
+            kinds: dict[tuple[tuple[str, str], ...], str] = {}
+            for name, mine in wanted.values():
+                for topic, expression, version in mine:
+                    if topic not in in_force or version > in_force[topic][0]:
+                        in_force[topic] = version, expression
+                kinds.setdefault(tuple(sorted((topic, expression) for topic, expression, _ in mine)), name)
+            described = [
+                f"{name}: " + ", ".join(f"{topic} TAG {expression!r}" for topic, expression in kind)
+                for kind, name in list(kinds.items())[:3]
+            ]
+            group = clients.table.consumers.get("g")
+            if not wanted:
+                assert group is None and set(clients.subscriptions.values()) == {None}
+                continue
+            assert group is not None
+            assert group.mismatch == ("; ".join(described) if len(kinds) > 1 else "")
+            assert group.client_ids() == [name for name, _ in wanted.values()]
+            assert {topic: wanted.sub_string for topic, wanted in group.subscriptions.items()} == {
+                topic: expression for topic, (_, expression) in in_force.items()
+            }
+            assert {topic: said for topic, said in clients.subscriptions.items() if said is not None} == {
+                ("g", topic): expression for topic, (_, expression) in in_force.items()
+            }
+            for name in {name for name, _ in wanted.values()}:
+                found = group.find(name)
+                assert found is not None and found.client_id == name and wanted[found.connection.id][0] == name
+            assert all(group.find(f"c{n}") is None for n in range(8) if f"c{n}" not in group.client_ids())
 
 
 class Counted(dict[Any, Any]):
