@@ -94,8 +94,9 @@ class Assignment:
         members = self._clients.consumers.get(group)
         strategy = STRATEGIES.get(strategy_name or "")
         if members is None or strategy is None:
+            count = len(members.members) if members is not None else 0
             _log.warning(
-                "no queues of %s for %s of %s: strategy %s, group %s", topic, client_id, group, strategy_name, members
+                "no queues of %s for %s of %s: strategy %s, members %d", topic, client_id, group, strategy_name, count
             )
             return None, mode.mode
         queues.sort(key=queue_order)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aerobee.broker.assignment import Assignment, RequestModes, share_for_pop
-from aerobee.broker.clients import ClientTable
+from aerobee.broker.clients import Client, ClientTable
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.pop_names import Handle, format_handle, normal_topic, retry_flag, retry_topic, topic_of_flag
 from aerobee.broker.pop_order import OrderTable
@@ -106,6 +107,33 @@ async def test_assignment_without_members_or_strategy(tmp_path: Path) -> None:
     assert await assignment.queues("t", "g", "c1", "AVG", "CLUSTERING") == (None, "PULL")
     assert await assignment.queues("unknown", "g", "c1", "AVG", "CLUSTERING") == (None, "PULL")
     assert await assignment.queues("t", "g", "c1", None, "BROADCASTING") == (QUEUES, "PULL")
+
+
+async def test_a_strategy_that_nobody_knows_is_logged_without_the_members(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A group of thousands was spelled out, with all subscriptions, for each member that asked."""
+    clients, options = ClientTable(ManualClock()), BrokerOptions()
+
+    async def queues_of(topic: str) -> list[MessageQueue] | None:
+        return list(QUEUES)
+
+    for number in range(100):
+        clients.register_consumer(
+            "g",
+            Client(f"c{number}", SimpleNamespace(id=number, peer=""), 0, 513),  # type: ignore[arg-type]
+            consume_type="CONSUME_PASSIVELY",
+            message_model="CLUSTERING",
+            consume_from_where="CONSUME_FROM_LAST_OFFSET",
+            subscriptions=[],
+            notify=True,
+        )
+    caplog.clear()
+    assignment = Assignment(options, clients, RequestModes(options, tmp_path), queues_of)
+    assert await assignment.queues("t", "g", "c1", "NEW", "CLUSTERING") == (None, "PULL")
+    assert [record.getMessage() for record in caplog.records] == [
+        "no queues of t for c1 of g: strategy NEW, members 100"
+    ]
 
 
 # Order.
