@@ -16,10 +16,12 @@ from bisect import bisect_left, insort
 from typing import Final
 
 from aerobee.broker.filters import is_tag_kind
+from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.protocol.bodies.client import SubscriptionData
 
 Terms = tuple[tuple[str, str, str], ...]
-"""Topic, kind and expression of all that a member subscribes to, in one order and spelling."""
+"""Topic, kind and expression of all that a member subscribes to, in one order and spelling. Without the retry topics:
+with which of them is the client's business, and differs while a group changes between pull and pop."""
 
 DESCRIBED: Final = 3
 """So many members that differ are named."""
@@ -44,7 +46,8 @@ class Subscriptions:
     def put(self, member: int, client_id: str, subscriptions: dict[str, SubscriptionData]) -> None:
         """The member subscribes to this now, and to nothing else."""
         self.drop(member)
-        terms = tuple(sorted((topic, *_terms(wanted)) for topic, wanted in subscriptions.items()))
+        own = (pair for pair in subscriptions.items() if not pair[0].startswith(RETRY_PREFIX))
+        terms = tuple(sorted((topic, *_terms(wanted)) for topic, wanted in own))
         self._members[member] = client_id, terms, subscriptions
         for topic, wanted in subscriptions.items():
             insort(self._of_topic.setdefault(topic, []), (-wanted.sub_version, member, wanted))

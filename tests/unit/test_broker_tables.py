@@ -492,6 +492,8 @@ def test_members_that_differ_do_not_take_each_others_topics_away_and_are_noticed
     assert "new || paid" in group.mismatch and clients.table.counters["mismatches"] == 2
     clients.join("b", two, ("bills", "paid||new", 4))
     assert group.mismatch == "", "the same tags in another spelling"
+    clients.join("b", two, ("bills", "paid||new", 4), ("%RETRY%g_bills", "*", 5))
+    assert group.mismatch == "", "which retry topics a member reads differs while a group changes between pull and pop"
 
 
 def test_the_newest_subscription_is_in_force() -> None:
