@@ -93,7 +93,7 @@ mod tests {
             }
             assert!((32..32 + 2 * 63 + 1).contains(&chunk.len()));
             chunk.clear();
-            assert!(chunk.is_empty() && chunk.len() == 0);
+            assert!(chunk.is_empty() && chunk.bytes.is_empty());
         }
     }
 
