@@ -73,15 +73,17 @@ class Connection:
     def heartbeat(
         self, client_id: str, *, producer: str = "", consumer: str = "", version: int = 1, **subscriptions: str
     ) -> None:
-        """Makes this connection a member of groups. `subscriptions`: topic → SQL92, or "*"."""
+        """Makes this connection a member of groups. `subscriptions`: topic → SQL92, a tag of one letter, or "*"."""
         data: dict[str, Any] = {"clientID": client_id, "producerDataSet": [], "consumerDataSet": []}
         if producer:
             data["producerDataSet"] = [{"groupName": producer}]
         if consumer:
             wanted = [
-                {"topic": topic, "subString": text, "expressionType": "TAG" if text == "*" else "SQL92"}
-                | {"classFilterMode": False, "codeSet": [], "tagsSet": [], "subVersion": version}
+                {"topic": topic, "subString": text, "expressionType": "TAG" if len(text) == 1 else "SQL92"}
+                | {"classFilterMode": False, "subVersion": version}
+                | {"codeSet": [ord(tag) for tag in tags], "tagsSet": tags}
                 for topic, text in subscriptions.items()
+                for tags in [[text] if len(text) == 1 and text != "*" else []]
             ]
             member = {"groupName": consumer, "consumeType": "CONSUME_PASSIVELY", "messageModel": "CLUSTERING"}
             member |= {"consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET", "unitMode": False}

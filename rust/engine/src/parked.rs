@@ -17,6 +17,8 @@ pub struct Waiting {
     /// Entries before this offset were looked at and do not match.
     pub scanned: i64,
     pub deadline_ms: i64,
+    /// Its filter counts no longer: no message ends its waiting, and it is told to ask again from where it did.
+    pub outdated: bool,
 }
 
 /// All waiting pulls.
@@ -185,8 +187,18 @@ impl Parked {
 
     /// Ends the patience of all pulls that `concerned` picks: the next `take_expired` has them.
     pub fn end(&mut self, concerned: impl Fn(&Pull) -> bool) {
+        self.end_as(false, concerned);
+    }
+
+    /// As `end`, of pulls whose filter counts no longer.
+    pub fn outdate(&mut self, concerned: impl Fn(&Pull) -> bool) {
+        self.end_as(true, concerned);
+    }
+
+    fn end_as(&mut self, outdated: bool, concerned: impl Fn(&Pull) -> bool) {
         for (slot, waiting) in self.slots.iter_mut().enumerate() {
             if let Some(waiting) = waiting.as_mut().filter(|waiting| concerned(&waiting.pull)) {
+                waiting.outdated |= outdated;
                 waiting.deadline_ms = i64::MIN;
                 self.deadlines.push(Reverse((i64::MIN, slot as u32, self.uses[slot])));
             }

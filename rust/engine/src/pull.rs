@@ -136,6 +136,8 @@ pub struct Pull {
     pub count_max: u32,
     pub bytes_max: u64,
     pub filter: Filter,
+    /// The filter is what the group's members subscribed to, not the request's own.
+    pub by_group: bool,
     /// How long it may wait.
     pub hold_ms: Option<i64>,
     pub commit_offset: Option<i64>,
@@ -220,6 +222,7 @@ impl<'a> Fields<'a> {
             count_max: self.count_max.clamp(1, u32::MAX as i64) as u32,
             bytes_max: self.bytes_max.filter(|n| *n > 0).map_or(u64::MAX, |n| n as u64),
             filter,
+            by_group: self.sys_flag & PULL_SUBSCRIPTION == 0,
             hold_ms,
             commit_offset: (self.sys_flag & PULL_COMMIT != 0).then_some(self.commit_offset),
             opaque: header.opaque,
@@ -604,6 +607,15 @@ impl Reader {
         }
         Ok((!waits).then_some(found))
     }
+}
+
+/// Tells a pull to ask again from where it did. That holds whatever its filter was: a client matches what comes with a reply by
+/// what it wanted when it asked, so messages that match what it wants now must not come with it.
+pub fn reply_again(store: &Store, queue: Option<QueueRef>, pull: &Pull, settings: &Settings, out: &mut Vec<u8>) {
+    let (min_offset, max_offset) = queue.map_or((0, 0), |queue| store.bounds(queue));
+    let status = if pull.offset < max_offset { Status::NoMatchedMessage } else { Status::OffsetOverflowOne };
+    let found = Found { status, next_offset: pull.offset, min_offset, max_offset, count: 0, bytes: 0 };
+    begin_reply(out, pull, settings, &found).finish();
 }
 
 fn begin_reply<'o>(out: &'o mut Vec<u8>, pull: &Pull, settings: &Settings, found: &Found) -> Writer<'o, 'static> {

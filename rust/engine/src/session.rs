@@ -20,7 +20,8 @@ use crate::header::{Encoding, Fixed, Header, Writer};
 use crate::home::Home;
 use crate::parked::{Parked, Waiting};
 use crate::pull::{
-    Found, Limits, Pull, Reader, Status, LITE_PULL_MESSAGE, PULL_MESSAGE, PULL_NOT_FOUND, PULL_OFFSET_MOVED,
+    reply_again, Found, Limits, Pull, Reader, Status, LITE_PULL_MESSAGE, PULL_MESSAGE, PULL_NOT_FOUND,
+    PULL_OFFSET_MOVED,
 };
 use crate::record::NewRecord;
 use crate::send::{
@@ -293,14 +294,22 @@ impl Engine {
         self.parked.end(|pull| &*pull.group == group);
     }
 
-    /// The group's members subscribed; pulls that bring no subscription use this one.
+    /// The group's members subscribed; pulls that bring no subscription use this one. Those that wait by another are told at
+    /// the next `expire` to ask again, also for what the former filter had skipped.
     pub fn subscribe(&mut self, group: &str, topic: &str, version: i64, filter: Filter) {
-        self.tables.subscribe(group, topic, Subscription { version, filter });
+        if self.tables.subscribe(group, topic, Subscription { version, filter }) {
+            self.outdate(group, Some(topic));
+        }
     }
 
     pub fn unsubscribe(&mut self, group: &str, topic: Option<&str>) {
         self.tables.unsubscribe(group, topic);
-        self.parked.end(|pull| &*pull.group == group && topic.unwrap_or(&pull.topic) == &*pull.topic);
+        self.outdate(group, topic);
+    }
+
+    fn outdate(&mut self, group: &str, topic: Option<&str>) {
+        self.parked
+            .outdate(|pull| pull.by_group && &*pull.group == group && topic.unwrap_or(&pull.topic) == &*pull.topic);
     }
 
     /// A compiled SQL filter; the same text is compiled once.
@@ -773,7 +782,7 @@ impl Engine {
                 self.counters.pulls_parked += 1;
                 let deadline_ms = self.clock.now_ms() + hold_ms;
                 let scanned = pull.offset;
-                self.parked.park(Waiting { session, queue, pull, scanned, deadline_ms });
+                self.parked.park(Waiting { session, queue, pull, scanned, deadline_ms, outdated: false });
             }
             Err(error) => {
                 let (code, remark) = refusal(&error);
@@ -881,7 +890,7 @@ impl Engine {
     /// Answers one waiting pull if there is something for it; how many bytes it got.
     fn wake_one(&mut self, slot: u32, queue: QueueRef, turn: &mut Turn) -> usize {
         loop {
-            let Some(waiting) = self.parked.get_mut(slot) else { return 0 };
+            let Some(waiting) = self.parked.get_mut(slot).filter(|waiting| !waiting.outdated) else { return 0 };
             let mut out = Vec::new();
             let offset = waiting.pull.offset;
             let mut seen = None;
@@ -937,6 +946,11 @@ impl Engine {
                 continue;
             }
             let queue = self.queue(&pull, false);
+            if waiting.outdated {
+                reply_again(&self.store, queue, &pull, &self.tables.settings, &mut out);
+                turn.reply(waiting.session, out);
+                continue;
+            }
             let replied = self.reader.reply(
                 &mut self.store,
                 queue,

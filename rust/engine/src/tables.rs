@@ -143,7 +143,7 @@ impl Topic {
 }
 
 /// Which messages a pull wants.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Filter {
     All,
     /// Java hashes of the tags; the exact match is the client's.
@@ -347,8 +347,12 @@ impl Tables {
         group.fast = fast;
     }
 
-    pub fn subscribe(&mut self, group: &str, topic: &str, subscription: Subscription) {
-        self.group(group).topic(topic).subscription = Some(subscription);
+    /// Returns whether there was another filter.
+    pub fn subscribe(&mut self, group: &str, topic: &str, subscription: Subscription) -> bool {
+        let subscribed = &mut self.group(group).topic(topic).subscription;
+        let changes = subscribed.as_ref().is_some_and(|former| former.filter != subscription.filter);
+        *subscribed = Some(subscription);
+        changes
     }
 
     pub fn unsubscribe(&mut self, group: &str, topic: Option<&str>) {

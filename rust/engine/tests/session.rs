@@ -1437,6 +1437,78 @@ fn narrower_tables_end_the_waiting() {
     }
 }
 
+/// Asks again from where the pull was, whatever it had skipped.
+fn asks_again(reply: &Reply, code: i32) {
+    assert_eq!((reply.code, reply.number("nextBeginOffset"), reply.bodies().len()), (code, 0, 0), "{reply:?}");
+}
+
+#[test]
+fn a_changed_subscription_ends_the_waiting_where_it_began() {
+    let mut bench = Bench::new();
+    let properties = |tag, n| property_text(&[("UNIQ_KEY", "u"), ("TAGS", tag), ("n", n)]);
+    let (wanted_later, wanted_first) = (properties("blue", "1"), properties("red", "9"));
+    let above = bench.engine.program("n > 5").unwrap();
+    let below = bench.engine.program("n < 5").unwrap();
+    let cases = [
+        ("0", Filter::tags("red"), Some(Filter::tags("blue"))),
+        ("1", above.clone(), Some(below)),
+        ("2", Filter::tags("red"), None),
+        ("3", above, None),
+    ];
+    for (queue, old, new) in cases {
+        let waits = [("sysFlag", "2"), ("subVersion", "1"), ("queueId", queue)];
+        bench.engine.subscribe("G", "T", 1, old);
+        assert!(bench.pull(&waits).replies.is_empty());
+        assert_eq!(one(&bench.send("skipped", &[("queueId", queue), ("properties", &wanted_later)])).code, 0);
+        match new.clone() {
+            Some(new) => bench.engine.subscribe("G", "T", 2, new),
+            None => bench.engine.unsubscribe("G", Some("T")),
+        }
+        // What comes before it is told does not come to it by the old filter either.
+        assert_eq!(one(&bench.send("late", &[("queueId", queue), ("properties", &wanted_first)])).code, 0);
+        asks_again(&one(&bench.engine.expire(NOW_MS)), 20);
+        if new.is_some() {
+            assert_eq!(one(&bench.pull(&waits)).bodies(), ["skipped"]);
+        }
+    }
+    // When nothing was skipped, there is nothing new.
+    bench.engine.allow_topic("empty", 6, 4, 4, 0, true);
+    bench.engine.subscribe("G", "empty", 1, Filter::tags("red"));
+    assert!(bench.pull(&[("sysFlag", "2"), ("topic", "empty")]).replies.is_empty());
+    bench.engine.subscribe("G", "empty", 2, Filter::tags("blue"));
+    asks_again(&one(&bench.engine.expire(NOW_MS)), 19);
+}
+
+#[test]
+fn who_is_not_concerned_waits_on_when_a_subscription_changes() {
+    let mut bench = Bench::new();
+    bench.engine.allow_group("H", true, 0, true);
+    let filter = bench.engine.program("n > 5").unwrap();
+    for (group, topic) in [("G", "T"), ("G", "U"), ("H", "T")] {
+        bench.engine.allow_topic(topic, 6, 4, 4, 0, true);
+        bench.engine.subscribe(group, topic, 1, filter.clone());
+        let waits = [("sysFlag", "2"), ("consumerGroup", group), ("topic", topic)];
+        assert!(bench.pull(&waits).replies.is_empty());
+    }
+    let own = [("sysFlag", "6"), ("subscription", "red")];
+    assert!(bench.pull(&own).replies.is_empty());
+    // Heartbeats say the same again, with a newer version, or in a text that was compiled anew.
+    bench.engine.subscribe("G", "T", 1, filter.clone());
+    bench.engine.subscribe("G", "T", 2, filter);
+    for number in 0..2000 {
+        bench.engine.program(&format!("other = {number}")).unwrap();
+    }
+    let again = bench.engine.program("n > 5").unwrap();
+    bench.engine.subscribe("G", "T", 3, again);
+    assert_eq!((bench.engine.expire(NOW_MS).replies.len(), bench.engine.parked()), (0, 4));
+    bench.engine.subscribe("G", "T", 4, Filter::All);
+    assert_eq!((one(&bench.engine.expire(NOW_MS)).opaque, bench.engine.parked()), (1, 3));
+    bench.engine.unsubscribe("H", None);
+    assert_eq!((one(&bench.engine.expire(NOW_MS)).opaque, bench.engine.parked()), (3, 2));
+    bench.engine.unsubscribe("G", None);
+    assert_eq!((one(&bench.engine.expire(NOW_MS)).opaque, bench.engine.parked()), (2, 1));
+}
+
 #[test]
 fn thousands_wait_and_are_woken_without_leaving_anything_behind() {
     let mut bench = Bench::new();
