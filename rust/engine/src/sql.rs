@@ -560,8 +560,9 @@ impl<'a> Parser<'a> {
     }
 
     fn whole(&mut self) -> Result<Filter, SqlError> {
+        let at = self.at();
         let node = self.or()?;
-        self.boolean(node, 0).map(Filter)
+        self.boolean(node, at).map(Filter)
     }
 
     fn peek(&mut self) -> Result<&Token, SqlError> {
@@ -576,7 +577,9 @@ impl<'a> Parser<'a> {
         Ok(self.ahead.take().expect("just filled"))
     }
 
-    fn at(&self) -> usize {
+    /// Where the next token begins, or what can't be one.
+    fn at(&mut self) -> usize {
+        let _ = self.peek();
         self.ahead.as_ref().map_or(self.lexer.at, |(_, at)| *at)
     }
 
@@ -621,7 +624,8 @@ impl<'a> Parser<'a> {
         *links += 1;
         if *links > self.depth_max {
             self.too_deep = true;
-            return Err(self.error(self.at(), format!("more than {} comparisons in a row", self.depth_max)));
+            let at = self.at();
+            return Err(self.error(at, format!("more than {} comparisons in a row", self.depth_max)));
         }
         Ok(())
     }
@@ -695,10 +699,7 @@ impl<'a> Parser<'a> {
         let mut links = 0;
         loop {
             self.one_more(&mut links)?;
-            let at = {
-                self.peek()?;
-                self.at()
-            };
+            let at = self.at();
             let negated = self.accept(&Token::Word(Keyword::Not))?;
             let token = self.peek()?.clone();
             left = match token {
@@ -791,7 +792,8 @@ impl<'a> Parser<'a> {
         self.depth += 1;
         if self.depth > self.depth_max {
             self.too_deep = true;
-            return Err(self.error(self.at(), format!("more than {} levels deep", self.depth_max)));
+            let at = self.at();
+            return Err(self.error(at, format!("more than {} levels deep", self.depth_max)));
         }
         let (token, at) = self.take()?;
         let node = match token {
@@ -969,6 +971,13 @@ mod tests {
             ("a LIKE", 0),
             ("a AND", 6),
             ("TRUE = 1", 6),
+            ("not 'x'", 5),
+            (" 5", 2),
+            ("TRUE or  5", 10),
+            ("a and /* b */ 'x'", 15),
+            ("( 5) or TRUE", 1),
+            (" ( 5 or TRUE)", 4),
+            ("a = 5 and not  -a", 16),
             ("a > 1 > 2", 7),
             ("a CONTAINS b", 12),
         ] {
