@@ -135,6 +135,7 @@ enum Node {
     In {
         negated: bool,
         property: Vec<u8>,
+        /// In order.
         list: Vec<Vec<u8>>,
     },
 }
@@ -251,7 +252,7 @@ fn test_text(test: TextTest, negated: bool, value: Option<Value<'_>>, search: &[
 }
 
 fn is_in<'a>(text: Option<&'a [u8]>, list: &[Vec<u8>], negated: bool) -> Option<Value<'a>> {
-    text.map(|text| Value::Boolean(list.iter().any(|item| item == text) != negated))
+    text.map(|text| Value::Boolean(list.binary_search_by(|item| item.as_slice().cmp(text)).is_ok() != negated))
 }
 
 /// AND and OR of three-valued logic: the first value equal to `decisive` decides, else null wins over the rest.
@@ -738,6 +739,7 @@ impl<'a> Parser<'a> {
                         list.push(self.text()?);
                     }
                     self.expect(&Token::Symbol(")"), ")")?;
+                    list.sort_unstable();
                     match left {
                         Node::Property(property) => Node::In { negated, property, list },
                         _ => return Err(self.error(at, "only a property can be IN a list")),
@@ -996,6 +998,22 @@ mod tests {
             let most = if open.len() > 4 { NESTING_MAX / 2 } else { NESTING_MAX };
             assert!(matches(&nested(most - 2)), "{open}");
             assert!(Filter::compile(&nested(most)).is_err(), "{open}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_in_no_order_and_may_be_long() {
+        for list in ["'9', '5', '1'", "'5', '', '55', '5', '4'", "'６', '5'"] {
+            assert!(matches(&format!("a IN ({list})")), "{list}");
+            assert!(!matches(&format!("a NOT IN ({list})")), "{list}");
+        }
+        let even: Vec<String> = (0..10_000).rev().map(|n| format!("'{}'", 2 * n)).collect();
+        let filter = Filter::compile(&format!("a IN ({})", even.join(","))).unwrap();
+        for n in 0..20_002 {
+            assert_eq!(filter.matches(format!("a\x01{n}\x02").as_bytes()), n % 2 == 0 && n < 20_000, "{n}");
+        }
+        for text in ["", "00", "x", "-1"] {
+            assert!(!filter.matches(format!("a\x01{text}\x02").as_bytes()), "{text}");
         }
     }
 
