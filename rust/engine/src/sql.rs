@@ -374,12 +374,43 @@ fn hexadecimal(text: &str) -> Option<f64> {
     if whole.is_empty() && fraction.is_empty() {
         return None;
     }
-    let mut value = 0.0f64;
-    for digit in whole.chars().chain(fraction.chars()) {
-        value = value * 16.0 + f64::from(digit.to_digit(16)?);
+    // The number is bits × 2^power. Of digits that find no room in it, the last bit says whether one is not 0.
+    let (mut bits, mut power) = (0u64, 0i64);
+    for (at, digit) in whole.chars().chain(fraction.chars()).enumerate() {
+        let digit = u64::from(digit.to_digit(16)?);
+        let room = bits >> 58 == 0;
+        bits = if room { bits << 4 | digit } else { bits | u64::from(digit != 0) };
+        power += 4 * (i64::from(at < whole.len()) - i64::from(room));
     }
-    let exponent: i32 = exponent.parse().ok()?;
-    Some(value * 2f64.powi(exponent.saturating_sub(4 * fraction.len() as i32)))
+    let (negative, exponent) = match exponent.strip_prefix('-') {
+        Some(exponent) => (true, exponent),
+        None => (false, exponent.strip_prefix('+').unwrap_or(exponent)),
+    };
+    if exponent.is_empty() || !exponent.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    // One that is no `int` is as good as infinite.
+    let exponent = exponent.parse::<i32>().map_or(i64::MAX / 2, i64::from);
+    Some(nearest(bits, power + if negative { -exponent } else { exponent }))
+}
+
+/// The double nearest to bits × 2^power, the even one of two. `bits` is below 2^62: without 64 bits or more nothing is left of it.
+fn nearest(bits: u64, power: i64) -> f64 {
+    let length = i64::from(u64::BITS - bits.leading_zeros());
+    // A double has 53 bits, and none below 2^-1074.
+    let cut = (length - 53).max(-1074 - power);
+    let (kept, unit) = match cut {
+        i64::MIN..=0 => (bits, power),
+        1..=63 => {
+            let (kept, rest, half) = (bits >> cut, bits & ((1 << cut) - 1), 1 << (cut - 1));
+            (kept + u64::from(rest > half || rest == half && kept & 1 == 1), power + cut)
+        }
+        _ => (0, 0),
+    };
+    // Nothing of this rounds again; two steps, since 2^unit alone may be no double.
+    let two_to = |n: i64| f64::from_bits(((n + 1023) as u64) << 52);
+    let unit = unit.min(1024);
+    kept as f64 * two_to(unit / 2) * two_to(unit - unit / 2)
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -1027,6 +1058,57 @@ mod tests {
         for text in ["", "+", "-", "--1", " 1", "1 ", "1L", "2147483648", "²", "𝟏", &many] {
             assert!(java_integer::<i32>(text.as_bytes()).is_err(), "{text}");
         }
+    }
+
+    /// As Java's `Double.parseDouble` has them, bit by bit.
+    #[test]
+    fn hexadecimal_doubles_are_the_nearest_ones() {
+        for (text, bits) in [
+            ("0x1p-1074", 0x0000_0000_0000_0001),
+            ("-0x1.3befb6065d7c0p-998", 0x8193_befb_6065_d7c0),
+            ("0x1p-1075", 0x0000_0000_0000_0000),
+            ("0x1.8p-1075", 0x0000_0000_0000_0001),
+            ("0x1.00000000000000000001p-1075", 0x0000_0000_0000_0001),
+            ("0x3p-1075", 0x0000_0000_0000_0002),
+            ("0x.1p-1070", 0x0000_0000_0000_0001),
+            ("0x1p-1022", 0x0010_0000_0000_0000),
+            ("0x0.fffffffffffff8p-1022", 0x0010_0000_0000_0000),
+            ("0x0.fffffffffffff7ffp-1022", 0x000f_ffff_ffff_ffff),
+            ("0x1.00000000000008p0", 0x3ff0_0000_0000_0000),
+            ("0x1.000000000000080000001p0", 0x3ff0_0000_0000_0001),
+            ("0x1.00000000000018p0", 0x3ff0_0000_0000_0002),
+            ("0x1.0000000000000800000000000000000000p0", 0x3ff0_0000_0000_0000),
+            ("0x123456789abcdef01p0", 0x43f2_3456_789a_bcdf),
+            ("0x1.fffffffffffffp1023", 0x7fef_ffff_ffff_ffff),
+            ("0x1.fffffffffffff8p1023", 0x7ff0_0000_0000_0000),
+            ("0x1.fffffffffffff7ffp1023", 0x7fef_ffff_ffff_ffff),
+            ("0x1p1024", 0x7ff0_0000_0000_0000),
+            ("0x0.0000000000001p1075", 0x7fe0_0000_0000_0000),
+            ("0x1000000000000000000000000000000000p-2000", 0x0000_0000_0000_0000),
+            ("0x1p2147483647", 0x7ff0_0000_0000_0000),
+            ("0x1p2147483648", 0x7ff0_0000_0000_0000),
+            ("0x1p-2147483648", 0x0000_0000_0000_0000),
+            ("-0x1p-99999999999", 0x8000_0000_0000_0000),
+            ("-0x1p99999999999", 0xfff0_0000_0000_0000),
+            ("0x0p99999999999", 0x0000_0000_0000_0000),
+            ("-0x0.0p5", 0x8000_0000_0000_0000),
+            ("0XaBc.DeFP+004f", 0x40e5_79bd_e000_0000),
+            ("0x1.8p3d", 0x4028_0000_0000_0000),
+            ("0x.8p0", 0x3fe0_0000_0000_0000),
+            ("0x8.p0", 0x4020_0000_0000_0000),
+        ] {
+            let value = java_double(text.as_bytes()).unwrap_or_else(|_| panic!("{text}"));
+            assert_eq!(value.to_bits(), bits, "{text}: {value:e}, not {:e}", f64::from_bits(bits));
+        }
+        for text in
+            ["0x", "0x.", "0x.p0", "0xp0", "0x1", "0x1p", "0x1p+", "0x1p+-5", "0x1p5x", "0x1pf", "0xg.p0", "0x1.p１"]
+        {
+            assert!(java_double(text.as_bytes()).is_err(), "{text}");
+        }
+        let long = "0".repeat(10_000);
+        assert_eq!(java_double(format!("0x{long}1.{long}1p0").as_bytes()).unwrap(), 1.0);
+        assert_eq!(java_double(format!("0x1{long}.p-40000").as_bytes()).unwrap(), 1.0);
+        assert_eq!(java_double(format!("0x.{long}1p40004").as_bytes()).unwrap(), 1.0);
     }
 
     #[test]
