@@ -461,9 +461,15 @@ const SYMBOLS: [&str; 11] = ["<>", ">=", "<=", "=", ">", "<", "(", ")", ",", "+"
 struct Lexer<'a> {
     text: &'a str,
     at: usize,
+    /// Where the last line begins. No `--` in it is a comment, and looking at all of it for each would take long.
+    last_line: usize,
 }
 
-impl Lexer<'_> {
+impl<'a> Lexer<'a> {
+    fn new(text: &'a str) -> Self {
+        Lexer { text, at: 0, last_line: text.rfind(['\n', '\r']).map_or(0, |at| at + 1) }
+    }
+
     fn error(&self, at: usize, message: impl Into<String>) -> SqlError {
         SqlError { column: self.text[..at].chars().count() + 1, message: message.into() }
     }
@@ -475,7 +481,7 @@ impl Lexer<'_> {
             let rest = &rest[blanks..];
             self.at += blanks;
             // A comment that does not end is none: the tokenizer goes on with its first character.
-            let comment = if rest.starts_with("--") {
+            let comment = if rest.starts_with("--") && self.at < self.last_line {
                 rest.find(['\n', '\r']).map(|end| end + 1)
             } else {
                 rest.strip_prefix("/*").and_then(|inner| inner.find("*/")).map(|end| end + 4)
@@ -588,7 +594,7 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn new(text: &'a str, depth_max: usize) -> Self {
-        Parser { lexer: Lexer { text, at: 0 }, ahead: None, depth: 0, depth_max, too_deep: false }
+        Parser { lexer: Lexer::new(text), ahead: None, depth: 0, depth_max, too_deep: false }
     }
 
     fn whole(&mut self) -> Result<Filter, SqlError> {
@@ -1024,6 +1030,9 @@ mod tests {
         assert!(Filter::compile(&deep).is_err());
         assert!(Filter::compile(&format!("a = 1{}", " IS NULL".repeat(100_000))).is_err());
         assert!(matches(&format!("a = 5{}", " AND a = 5".repeat(100_000))));
+        let doubly_negated = " OR b = --1".repeat(100_000); // each looks for the end of its line in vain
+        assert!(matches(&format!("a = 5{doubly_negated}")));
+        assert!(!matches(&format!("-- a\ra = 6 -- b\n{doubly_negated}")));
         for (open, close) in [("(", ")"), ("NOT ", ""), ("(b = 'x' OR NOT ", ")")] {
             let nested = |depth: usize| format!("{}(a = 5){}", open.repeat(depth), close.repeat(depth));
             let most = if open.len() > 4 { NESTING_MAX / 2 } else { NESTING_MAX };
