@@ -624,7 +624,8 @@ class Consumer:
                 return
             process_queue.read_from = result.suggested_broker_id
             if result.status is PullStatus.OFFSET_ILLEGAL:
-                process_queue = await self._moved(process_queue, result.next_offset)
+                # Messages were deleted, or an operator reset the group's offset.
+                process_queue = await self._moved(process_queue, self._moves(process_queue, result.next_offset))
                 continue
             process_queue.next_offset = result.next_offset
             if result.messages:
@@ -677,34 +678,39 @@ class Consumer:
         else:
             self._lane_of(topic).put(Parcel(process_queue, list(messages)))
 
-    async def _moved(self, process_queue: ProcessQueue, offset: int) -> ProcessQueue:
-        """The broker says to go on elsewhere: messages were deleted, or an operator reset the group's offset."""
+    def _moves(self, process_queue: ProcessQueue, offset: int) -> ProcessQueue:
+        """The queue from another place on; from now on this is where the group is, whoever asks."""
         queue = process_queue.queue
         _log.warning(
             "group %s goes on at offset %d of %s instead of %d", self.group, offset, queue, process_queue.next_offset
         )
         process_queue.drop()
-        await process_queue.idle(HAND_OVER_S)
-        fresh = ProcessQueue(queue, offset)
+        self.queues[queue] = fresh = ProcessQueue(queue, offset)
         fresh.locked_until = process_queue.locked_until
-        self.queues[queue] = fresh
+        return fresh
+
+    async def _moved(self, process_queue: ProcessQueue, fresh: ProcessQueue) -> ProcessQueue:
+        """What is in hand of the former place has its time."""
+        await process_queue.idle(HAND_OVER_S)
         await self._offsets.commit([fresh])
         return fresh
 
     def reset(self, offsets: Mapping[MessageQueue, int]) -> None:
         """Goes on at these offsets, forwards or backwards; queues of other members are ignored. Of a queue that is just
         handed over the offset is what its next owner is told."""
+        self._offsets.forget(offsets)
         for queue, offset in offsets.items():
             pull = self._pulls.get(queue)
             if pull is not None:
                 pull.cancel()
-                self._pulls[queue] = self.client.spawn(self._reset(self.queues[queue], offset))
+                before = self.queues[queue]
+                self._pulls[queue] = self.client.spawn(self._reset(before, self._moves(before, offset)))
             elif queue in self.queues:
                 self.queues[queue] = told = ProcessQueue(queue, offset)
                 told.drop()
 
-    async def _reset(self, process_queue: ProcessQueue, offset: int) -> None:
-        await self._pull(await self._moved(process_queue, offset))
+    async def _reset(self, before: ProcessQueue, fresh: ProcessQueue) -> None:
+        await self._pull(await self._moved(before, fresh))
 
     # Sharing the queues.
 
@@ -773,7 +779,9 @@ class Consumer:
         if self.client.client_id not in members:
             await self.client.heartbeat_all()  # the broker forgot us, or has not heard of us
             return False
-        return await self._hold(topic, allocate(self.client.client_id, route.read_queues, members, self._strategy))
+        mine = allocate(self.client.client_id, route.read_queues, members, self._strategy)
+        self._offsets.forget(set(route.read_queues).difference(mine))
+        return await self._hold(topic, mine)
 
     async def _members(self, route: TopicRoute) -> list[str]:
         """The group as one broker of the topic sees it."""

@@ -15,7 +15,7 @@ from aerobee.client import calls
 from aerobee.client.client import STATIC_BROKER
 from aerobee.client.process_queue import ProcessQueue
 from aerobee.client.results import ConsumeFrom
-from aerobee.errors import AerobeeError
+from aerobee.errors import AerobeeError, ServerError
 from aerobee.protocol import message as wire
 from aerobee.protocol.message import MessageQueue
 
@@ -42,11 +42,22 @@ class BrokerOffsets:
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
+        self._untold: dict[MessageQueue, ProcessQueue] = {}
+        """Queues that were given up while their broker could not be told how far they are: it may come back."""
 
     async def start(self, queue: MessageQueue) -> int:
         """Where to go on in a queue that was just taken. Raises AerobeeError when the broker cannot say."""
         committed = await calls.query_offset(self._consumer.client, self._consumer.group, queue)
+        untold = self._untold.pop(queue, None)
+        if untold is not None:
+            # All in front of it was finished here, whoever had the queue meanwhile.
+            return max(untold.committable, committed or 0)
         return committed if committed is not None else await first_offset(self._consumer, queue)
+
+    def forget(self, queues: Iterable[MessageQueue]) -> None:
+        """What the broker could not be told of these does not count any more: others have them, or they were reset."""
+        for queue in queues:
+            self._untold.pop(queue, None)
 
     def with_pull(self, process_queue: ProcessQueue) -> int:
         """The offset to commit along with a pull, -1 for none (only a master takes it)."""
@@ -55,22 +66,46 @@ class BrokerOffsets:
         return process_queue.committable if process_queue.read_from == 0 and process_queue.committable > 0 else -1
 
     async def commit(self, process_queues: Iterable[ProcessQueue], *, last: bool = False) -> None:
-        """Tells the brokers what changed since the last time; failures are logged and tried again the next time."""
-        await asyncio.gather(
-            *(
-                self._commit(process_queue)
-                for process_queue in process_queues
-                if process_queue.committable != process_queue.persisted
-            )
-        )
+        """Tells the brokers what changed since the last time; failures are logged and tried again the next time.
 
-    async def _commit(self, process_queue: ProcessQueue) -> None:
+        The last time they are told everything: one that was killed since may have lost what it knew.
+        """
+        at_brokers: dict[tuple[str, str], list[ProcessQueue]] = {}
+        for process_queue in process_queues:
+            if last or process_queue.committable != process_queue.persisted:
+                queue = process_queue.queue
+                at_brokers.setdefault((self._consumer.client.host(queue), queue.topic), []).append(process_queue)
+        await asyncio.gather(*(self._commit_topic(queues, again=last) for queues in at_brokers.values()))
+        if last:
+            self._untold.clear()
+
+    async def _commit_topic(self, process_queues: list[ProcessQueue], *, again: bool) -> None:
+        """The first alone: where a group's table of a topic is not there yet, Apache's broker makes one for each of
+        several commits that come together, and keeps one of them. The last time it is told once more, in case it met a
+        pull that commits."""
+        first, *others = process_queues
+        failure = await self._commit(first)
+        if failure is None or isinstance(failure, ServerError):
+            await asyncio.gather(*map(self._commit, process_queues if again else others))
+            return
+        for process_queue in others:  # one that does not answer is not waited for again
+            self._not_committed(process_queue, failure)
+
+    async def _commit(self, process_queue: ProcessQueue) -> AerobeeError | None:
         offset = process_queue.committable
         try:
             await calls.update_offset(self._consumer.client, self._consumer.group, process_queue.queue, offset)
-            process_queue.persisted = offset
         except AerobeeError as error:
-            _log.warning("offset %d of %s not committed: %s", offset, process_queue.queue, error)
+            self._not_committed(process_queue, error)
+            return error
+        process_queue.persisted = offset
+        return None
+
+    def _not_committed(self, process_queue: ProcessQueue, error: AerobeeError) -> None:
+        _log.warning("offset %d of %s not committed: %s", process_queue.committable, process_queue.queue, error)
+        queue = process_queue.queue
+        if process_queue.dropped and self._consumer.queues.get(queue) is process_queue:  # else it was reset meanwhile
+            self._untold[queue] = process_queue
 
 
 class LocalOffsets:
@@ -90,6 +125,9 @@ class LocalOffsets:
             self._table = await asyncio.to_thread(self._read)
         offset = self._table.get(_key(queue))
         return offset if offset is not None else await first_offset(self._consumer, queue)
+
+    def forget(self, queues: Iterable[MessageQueue]) -> None:
+        pass  # the table has every queue's
 
     def with_pull(self, process_queue: ProcessQueue) -> int:
         return -1

@@ -61,6 +61,7 @@ async def test_one_broker_and_one_name_server_killed(clusters: MakeCluster) -> N
 
             await eventually(both_used, 40, 0.5)
             await eventually(lambda: not sent - set(seen))
+            assert [body for body, count in seen.items() if count > 1] == []
 
 
 async def test_all_name_servers_restarted_lose_nothing(clusters: MakeCluster) -> None:

@@ -13,11 +13,12 @@ import pytest
 from in_process import one_broker
 
 from aerobee import ConsumeFrom, Consumer, Message, MessageExt, MessageModel, MessageQueue, Producer, PullConsumer, sync
-from aerobee.client import offsets
+from aerobee.client import calls, offsets
 from aerobee.client import pull as pull_module
+from aerobee.client.client import Client
 from aerobee.client.process_queue import ProcessQueue
 from aerobee.client.results import PullResult
-from aerobee.errors import TopicNotExist
+from aerobee.errors import ConnectError, TopicNotExist
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.testing import eventually
 
@@ -324,6 +325,105 @@ async def test_a_reset_while_queues_go_to_another_member_counts_for_all(names: s
         released.set()
         await handing_over
         assert await consumer._offsets.start(going) == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("meanwhile", ["nobody", "another member", "reset", "reset while it was given up"])
+async def test_a_queue_given_up_while_its_broker_is_away_goes_on_where_it_was(
+    names: str, monkeypatch: pytest.MonkeyPatch, meanwhile: str, told: bool
+) -> None:
+    # Claim: what the broker could not be told counts when it is back, unless others had the queue or it was reset.
+    async def away(*_: object) -> None:
+        if meanwhile == "reset while it was given up":
+            consumer.reset({queue: 0})
+        raise ConnectError("the broker is away")
+
+    def nothing(*_: object) -> list[MessageQueue]:
+        return []
+
+    consumer = Consumer(names, group="g", start_from=ConsumeFrom.FIRST_OFFSET)
+    monkeypatch.setattr(consumer._offsets, "with_pull", lambda _: -1)
+    seen: list[bytes] = []
+
+    @consumer.on("t")
+    async def handle(message: MessageExt) -> None:
+        seen.append(message.body)
+
+    async with Producer(names) as producer, consumer:
+        queue = (await producer.queues("t"))[0]
+        await producer.send(Message("t", b"0"), queue=queue)
+        await eventually(lambda: seen == [b"0"])
+        if told:
+            await consumer._offsets.commit(consumer.queues.values())
+        await producer.send(Message("t", b"1"), queue=queue)
+        await eventually(lambda: consumer.queues[queue].committable == 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(calls, "update_offset", away)
+            await consumer._hold("t", [])
+        if meanwhile == "reset":
+            consumer.reset({queue: 0})
+        elif meanwhile == "another member":
+            with monkeypatch.context() as patch:
+                patch.setattr(consumer, "_strategy", nothing)
+                await consumer._rebalance_topic("t")
+        await consumer._hold("t", [queue])
+        await producer.send(Message("t", b"2"), queue=queue)
+        await eventually(lambda: seen[-1] == b"2")
+        again = [] if meanwhile == "nobody" else [b"1"] if told else [b"0", b"1"]
+        assert seen == [b"0", b"1", *again, b"2"]
+
+
+async def test_a_reset_at_the_last_moment_is_what_the_broker_is_told_at_the_stop(
+    names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[MessageQueue, int]] = []
+
+    async def recorded(_client: Client, _group: str, queue: MessageQueue, offset: int) -> None:
+        told.append((queue, offset))
+
+    monkeypatch.setattr(calls, "update_offset", recorded)
+    async with Producer(names) as producer:
+        queue = (await producer.send(Message("t", b"x"))).queue
+    async with Consumer(names, group="g", subscriptions=["t"], start_from=ConsumeFrom.FIRST_OFFSET) as consumer:
+        async for message in consumer:
+            consumer.ack(message)
+            break
+        await consumer._offsets.commit(consumer.queues.values())
+        assert (queue, 1) in told
+        told.clear()
+        consumer.reset({queue: 0})
+    assert {offset for about, offset in told if about == queue} == {0}
+
+
+async def test_the_first_offset_of_a_topic_is_told_alone_and_at_the_stop_all_are_told_again(
+    names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: of the first commits of a group that come together Apache's broker keeps one only; and a broker that was
+    # killed has forgotten what it was told last.
+    told: list[MessageQueue] = []
+    beside: list[int] = []
+    under_way = 0
+    update_offset = calls.update_offset
+
+    async def counted(client: Client, group: str, queue: MessageQueue, offset: int) -> None:
+        nonlocal under_way
+        told.append(queue)
+        beside.append(under_way)
+        under_way += 1
+        await update_offset(client, group, queue, offset)
+        under_way -= 1
+
+    monkeypatch.setattr(calls, "update_offset", counted)
+    async with Consumer(names, group="g", subscriptions=["t"]) as consumer:
+        await eventually(lambda: sum(queue.topic == "t" for queue in consumer.queues) == 2)
+        queues = sorted(queue for queue in consumer.queues if queue.topic == "t")
+        await consumer._offsets.commit([consumer.queues[queue] for queue in queues])
+        assert (told, beside) == (queues, [0, 0])
+        await consumer._offsets.commit([consumer.queues[queue] for queue in queues])
+        assert told == queues
+        told.clear()
+        await consumer._offsets.commit([consumer.queues[queue] for queue in queues], last=True)
+        assert told == [queues[0], *queues]
 
 
 async def test_a_plain_loop_has_acknowledged_what_it_has_gone_on_from(names: str) -> None:
