@@ -253,17 +253,20 @@ class Client:
         self, make: Callable[[], RemotingCommand], timeout_s: float | None = None
     ) -> RemotingCommand:
         """Asks one name server, the next ones when it cannot be reached; the first that answers is asked first from
-        then on."""
+        then on. `timeout_s` is for all of them together: a silent one leaves the others their share."""
         failure: AerobeeError | None = None
-        for _ in range(len(self.name_servers)):
-            address = self.name_servers[self._name_server % len(self.name_servers)]
+        now = asyncio.get_running_loop().time
+        deadline = now() + (self.timeout_s if timeout_s is None else timeout_s)
+        first, count = self._name_server, len(self.name_servers)
+        for step in range(count):
+            address = self.name_servers[(first + step) % count]
             try:
-                return await self.invoke(address, make(), timeout_s)
+                return await self.invoke(address, make(), (deadline - now()) / (count - step))
             except (ConnectError, RequestTimeout) as error:
                 _log.warning("name server %s: %s", address, error)
                 failure = error
-                self._name_server += 1
-        if failure is not None and len(self.name_servers) == 1:
+                self._name_server = first + step + 1  # the same for all that ask beside each other
+        if failure is not None and count == 1:
             raise failure
         raise ConnectError(f"none of the name servers {', '.join(self.name_servers)} answers; the last: {failure}")
 

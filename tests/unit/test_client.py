@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from in_process import one_broker
 
-from aerobee import ConnectError, Consumer, Message, Producer, RequestTimeout, SendResult, ServerError, sync
+from aerobee import (
+    ConnectError,
+    ConsumeFrom,
+    Consumer,
+    Message,
+    Producer,
+    RequestTimeout,
+    SendResult,
+    ServerError,
+    sync,
+)
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.client import client as client_module
@@ -462,6 +472,22 @@ async def test_a_silent_name_server_holds_no_send_up_for_longer_than_its_time_ou
         with pytest.raises(RequestTimeout, match="route of topic t"):
             await producer.send_oneway(Message("t", b"x"))
         assert time.monotonic() - began < 2
+    server.close()
+
+
+async def test_a_silent_name_server_leaves_the_next_one_its_share_of_the_time(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with one_broker(tmp_path) as (names, _):
+        names = f"127.0.0.1:{port};{names}"
+        async with Producer(names, client=Client(names, timeout_ms=1000), timeout_ms=1000) as producer:
+            sends = (producer.send(Message(topic, b"x")) for topic in ("t", "u"))  # both meet the silent one
+            assert {result.queue.topic for result in await asyncio.gather(*sends)} == {"t", "u"}
+        client = Client(names, timeout_ms=1000)
+        async with Consumer(group="g", client=client, subscriptions=["t"], start_from=ConsumeFrom.FIRST_OFFSET) as some:
+            async for message in some:
+                assert message.body == b"x"
+                break
     server.close()
 
 
