@@ -15,7 +15,7 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Self, TypeVar
 
@@ -169,9 +169,9 @@ class Producer(_Face[aio.Producer]):
         """Sends and forgets."""
         _background.run(self._aio().send_oneway(message, **how))
 
-    def send_batch(self, messages: Sequence[Message], **how: Any) -> SendResult:
+    def send_batch(self, messages: Iterable[Message], **how: Any) -> SendResult:
         """Sends messages of one topic as one request."""
-        return _background.run(self._aio().send_batch(messages, **how))
+        return _background.run(self._aio().send_batch(list(messages), **how))
 
     def send_all(self, messages: Sequence[Message], **how: Any) -> list[SendResult]:
         """Sends all, many at a time, each as a message of its own; results in the same order. Raises the first

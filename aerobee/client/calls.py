@@ -21,10 +21,8 @@ from aerobee.protocol.bodies.client import (
 )
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
-from aerobee.protocol.message import MessageExt, MessageQueue, compressed_bytes, decode_records
+from aerobee.protocol.message import MessageExt, MessageQueue, any_compressed, decode_records
 
-DECODE_IN_THREAD_BYTES: Final = 16 * 1024
-"""More than this in compressed bodies is decompressed outside of the event loop's thread."""
 PULL_COMMIT: Final = 1
 PULL_SUSPEND: Final = 2
 PULL_SUBSCRIPTION: Final = 4
@@ -121,7 +119,7 @@ async def pull(
     messages: Sequence[MessageExt] = ()
     if status is PullStatus.FOUND:
         data = reply.body
-        if len(data) > DECODE_IN_THREAD_BYTES and compressed_bytes(data) > DECODE_IN_THREAD_BYTES:
+        if any_compressed(data):  # a few bytes may unfold to megabytes
             messages = await asyncio.to_thread(decode_records, data, broker_name=queue.broker_name)
         else:
             messages = decode_records(data, broker_name=queue.broker_name)

@@ -61,11 +61,16 @@ POSTS_A_TURN: Final = 64
 """So many posts in a row, then the loop's other tasks have their turn and the requests leave."""
 COMPRESS_IN_THREAD_BYTES: Final = 64 * 1024
 """Bodies above this are compressed outside of the event loop's thread: 64 KiB take about a millisecond."""
+BATCH_IN_THREAD_MESSAGES: Final = 128
+BATCH_IN_THREAD_BYTES: Final = 1024 * 1024
+"""Batches above either are put together outside of the event loop's thread: so many messages take a millisecond."""
 ZLIB_LEVEL: Final = 5
 SYS_FLAG_COMPRESSED_ZLIB: Final = 0x1 | 0x300
 STOPPED: Final = "the producer was stopped before the message had its answer"
 ROOM: Final = ""
 """The line of those that `in_flight_max` holds up; no topic is called so."""
+BATCHES: Final = " "
+"""Begins the name of a line of batches that are put together, which its topic ends."""
 
 _Body = tuple[bytes, int]
 """As it travels, with its system flag."""
@@ -253,9 +258,10 @@ class Producer:
         """Sends and forgets: nobody learns whether it arrived. Raises only when there is no route, or no connection to
         send on, within the producer's `timeout_ms`."""
         self._check(message)
+        choose = self._chooser(message, queue, sharding_key, selector)
         deadline = self._deadline(None)
         route = await self._route(message.topic, self._timeout_s)
-        chosen = self._chooser(message, queue, sharding_key, selector)(route, message, "")
+        chosen = choose(route, message, "")
         host = route.host(chosen)
         command = self._command(message, chosen, *await self._body(message), host)
         command.flag |= FLAG_ONEWAY
@@ -264,7 +270,7 @@ class Producer:
 
     async def send_batch(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         *,
         queue: MessageQueue | None = None,
         sharding_key: str | None = None,
@@ -274,21 +280,20 @@ class Producer:
 
         Delayed messages and those to retry topics cannot be batched (ValueError).
         """
+        messages = list(messages)
         if not messages:
             raise ValueError("a batch needs at least one message")
-        for message in messages:
-            self._check(message)
-            if message.topic != messages[0].topic:
-                raise ValueError(f"a batch has one topic, not {messages[0].topic} and {message.topic}")
-            if message.is_delayed or message.topic.startswith(wire.RETRY_TOPIC_PREFIX):
-                raise ValueError("messages with a delay and messages to retry topics cannot be sent in a batch")
-        batch = wire.batch_of(messages)
-        if len(batch.body) > self._body_bytes_max:
-            raise ValueError(
-                f"the batch has {len(batch.body)} bytes, the limit is {self._body_bytes_max}; send it in parts"
-            )
+        self._check_started()
         deadline = self._deadline(timeout_ms)
-        return await self._send(batch, self._chooser(messages[0], queue, sharding_key, None), deadline)
+        choose = self._chooser(messages[0], queue, sharding_key, None)
+        line = BATCHES + messages[0].topic
+        many = len(messages) > BATCH_IN_THREAD_MESSAGES
+        if many or line in self._turns or sum(len(m.body) for m in messages) > BATCH_IN_THREAD_BYTES:
+            async with _Turn(self._turns, line):
+                batch = await asyncio.to_thread(self._batch, messages)
+        else:
+            batch = self._batch(messages)
+        return await self._send(batch, choose, deadline)
 
     async def flush(self) -> None:
         """Returns when every `post` has its answer."""
@@ -308,6 +313,16 @@ class Producer:
         """In loop time."""
         timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
         return asyncio.get_running_loop().time() + timeout_s
+
+    def _batch(self, messages: Sequence[Message]) -> Message:
+        for message in messages:
+            message.check(self._body_bytes_max)
+        batch = wire.batch_of(messages)
+        if len(batch.body) > self._body_bytes_max:
+            raise ValueError(
+                f"the batch has {len(batch.body)} bytes, the limit is {self._body_bytes_max}; send it in parts"
+            )
+        return batch
 
     async def _post_to_topic(self, posted: _Posted, turn: _Turn) -> None:
         """A message whose queue cannot be chosen yet, and those to its topic behind it."""
@@ -548,6 +563,8 @@ class Producer:
                 return self._spread
         if sum(given is not None for given in (queue, sharding_key, selector)) > 1:
             raise ValueError("give one of queue, sharding_key and selector")
+        if queue is not None and queue.topic != message.topic:
+            raise ValueError(f"a message to {message.topic} cannot be sent to a queue of {queue.topic}")
         return _Fixed(queue, sharding_key, selector)
 
     def _next_queue(self, route: TopicRoute, failed_at: str) -> MessageQueue:
@@ -571,10 +588,13 @@ class Producer:
         return queues[turn % len(queues)]
 
     def _check(self, message: Message) -> None:
-        if not self._started:
-            raise ConnectError("the producer is not started; use `async with Producer(...)`, or call start()")
+        self._check_started()
         message.check(self._body_bytes_max)
         message.give_unique_id()
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise ConnectError("the producer is not started; use `async with Producer(...)`, or call start()")
 
     def _check_open(self) -> None:
         """For those that have waited: a stop waits for them too, unless it is cancelled."""
@@ -703,7 +723,10 @@ class _Fixed:
         if self._sharding_key is not None:
             return route.write_queues[abs(java_hash(self._sharding_key)) % len(route.write_queues)]
         assert self._selector is not None
-        return self._selector(route.write_queues, message)
+        chosen = self._selector(route.write_queues, message)
+        if not isinstance(chosen, MessageQueue) or chosen.topic != message.topic:
+            raise ValueError(f"the selector returned {chosen!r}, which is not a queue of {message.topic}")
+        return chosen
 
 
 def _packed(body: bytes) -> _Body:

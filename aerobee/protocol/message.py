@@ -190,8 +190,12 @@ class Message(Labels):
         deliver_at_ms: int = 0,
         sharding_key: str = "",
     ) -> None:
+        if isinstance(body, str):
+            body = body.encode()
+        elif not isinstance(body, bytes | bytearray | memoryview):
+            raise TypeError(f"the body must be bytes or str, not {type(body).__name__}")
         self.topic = topic
-        self.body = body.encode() if isinstance(body, str) else body
+        self.body = bytes(body)
         self.properties: dict[str, str] = dict(properties) if properties else {}
         self.flag = flag
         self.batch_ids: tuple[str, ...] = ()
@@ -395,17 +399,17 @@ def decode_records(
     return messages
 
 
-def compressed_bytes(data: bytes) -> int:
-    """How many bytes of the records in `data` are compressed: whether decoding takes long enough for a thread."""
-    at, end, total = 0, len(data), 0
+def any_compressed(data: bytes) -> bool:
+    """Whether any of the records in `data` is compressed."""
+    at, end = 0, len(data)
     while at + 88 <= end:
         size = int.from_bytes(data[at : at + 4], "big", signed=True)
         if size <= 0:
             break
-        if int.from_bytes(data[at + 36 : at + 40], "big") & SYS_FLAG_COMPRESSED:
-            total += size
+        if data[at + 39] & SYS_FLAG_COMPRESSED:  # the last byte of the system flag
+            return True
         at += size
-    return total
+    return False
 
 
 def _long_hosts(data: bytes, at: int, sys_flag: int, message: MessageExt) -> tuple[int, bytes, bytes, int]:

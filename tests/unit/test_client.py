@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from aerobee import (
     Consumer,
     Message,
     Producer,
+    PullConsumer,
     RequestTimeout,
     SendResult,
     ServerError,
@@ -25,11 +27,13 @@ from aerobee import (
 )
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
+from aerobee.client import calls
 from aerobee.client import client as client_module
 from aerobee.client.client import Client, TopicRoute, parse_name_servers
 from aerobee.errors import TopicNotExist
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
+from aerobee.protocol import message as wire
 from aerobee.protocol.bodies.route import BrokerData, QueueData, TopicQueueMappingInfo, TopicRouteData
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -343,8 +347,21 @@ async def test_wrong_arguments_are_refused_before_anything_is_sent() -> None:
         for batch in ([], [Message("t", b"x"), Message("u", b"x")], [Message("t", b"x", delay_level=3)]):
             with pytest.raises(ValueError):
                 await producer.send_batch(batch)
+        elsewhere = MessageQueue("other", "broker-a", 0)
+        for send in (producer.send, producer.post, producer.send_oneway):
+            with pytest.raises(ValueError, match="to t cannot be sent to a queue of other"):
+                await send(Message("t", b"x"), queue=elsewhere)
+        with pytest.raises(ValueError, match="to t cannot be sent to a queue of other"):
+            await producer.send_batch([Message("t", b"x")], queue=elsewhere)
+        producer.client.routes["t"] = route("b")
+        for chosen in (None, 0, elsewhere):
+            for send in (producer.send, producer.post):
+                with pytest.raises(ValueError, match="which is not a queue of t"):
+                    await send(Message("t", b"x"), selector=lambda *_, chosen=chosen: chosen)
     with pytest.raises(ValueError, match="group"):
         Consumer("127.0.0.1:1", group="")
+    with pytest.raises(TypeError, match="must be bytes or str, not dict"):
+        Message("t", {"a": 1})  # type: ignore[arg-type]
 
 
 def test_plain_calls_raise_the_same_errors() -> None:
@@ -353,6 +370,36 @@ def test_plain_calls_raise_the_same_errors() -> None:
             producer.send(Message("t", b"x"))
         with pytest.raises(ConnectError):
             producer.post(Message("t", b"x")).result(10)
+
+
+async def test_large_batches_are_put_together_and_unfolded_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: the loop goes on meanwhile, and batches to a queue arrive in the order of the calls all the same.
+    threads: list[tuple[str, bool]] = []
+
+    def noted(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **how: Any) -> Any:
+            threads.append((what, threading.current_thread() is threading.main_thread()))
+            return function(*args, **how)
+
+        return call
+
+    monkeypatch.setattr(wire, "batch_of", noted("batch", wire.batch_of))
+    monkeypatch.setattr(calls, "decode_records", noted("decode", calls.decode_records))
+    async with one_broker(tmp_path) as (names, _), Producer(names) as producer:
+        queue = (await producer.send(Message("t", b"0" * 5000))).queue
+        sizes = (1, 3000, 2, 2000, 3)
+        results = await asyncio.gather(
+            *(producer.send_batch((Message("t", b"1") for _ in range(size)), queue=queue) for size in sizes)
+        )
+        assert [result.queue_offset for result in results] == [1, 2, 3002, 3004, 5004]
+        assert [("batch", True)] + [("batch", False)] * 4 == sorted(threads, reverse=True)
+        threads.clear()
+        async with PullConsumer(names, group="g") as consumer:
+            assert len((await consumer.pull(queue, 0, max_messages=1)).messages[0].body) == 5000
+            assert (await consumer.pull(queue, 1, max_messages=1)).messages[0].body == b"1"
+        assert threads == [("decode", False), ("decode", True)]
 
 
 async def test_a_broker_that_does_not_read_holds_no_post_up_for_longer_than_its_time_out(tmp_path: Path) -> None:
