@@ -341,6 +341,8 @@ class BrokerOptions(Options):
             problems.append("brokerName must not be empty")
         if not self.broker_cluster_name:
             problems.append("brokerClusterName must not be empty")
+        if not self.store_path_root_dir:
+            problems.append("storePathRootDir must not be empty; it names the directory of the store")
         path = self.store_path_commit_log
         if path and os.path.realpath(path) != os.path.realpath(self.log_dir):
             problems.append(

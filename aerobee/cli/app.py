@@ -123,11 +123,20 @@ def doctor(
 
 def run() -> int:
     """Runs the command; returns the exit code."""
+    from aerobee.cli.text import fail
+
+    code = 0
     try:
         app(standalone_mode=True)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        code = stop.code if isinstance(stop.code, int) else 1
     except BrokenPipeError:  # `aerobee consume | head`
+        code = 1
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # the interpreter would try again, and say so at length
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+        if not code:
+            code = 1 if isinstance(error, BrokenPipeError) else fail(f"the output cannot be written: {error.strerror}")
+    return code

@@ -6,11 +6,12 @@ The figures are those of the Python client and the broker together; `bench/` mea
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from functools import partial
 
-from aerobee.cli.text import fail, milliseconds, percentile, rate
+from aerobee.cli.text import fail, milliseconds, percentile, rate, say, show_log
 from aerobee.client.consumer import Consumer
 from aerobee.client.producer import Producer
 from aerobee.client.results import ConsumeFrom, SendResult
@@ -25,6 +26,7 @@ def bench(name_servers: str, topic: str, *, size: int, seconds: float, in_flight
     """Sends for `seconds`, then consumes what was sent; prints both. Returns the exit code."""
     import uvloop
 
+    show_log(logging.CRITICAL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(name_servers, topic, size, seconds, in_flight))
@@ -62,7 +64,7 @@ async def _run(name_servers: str, topic: str, size: int, seconds: float, in_flig
         return fail(f"{len(errors)} sends failed: {errors[0]}")
     latencies.sort()
     spread = ", ".join(f"p{share:g} {milliseconds(percentile(latencies, share / 100))}" for share in (50, 99, 99.9))
-    print(f"sent      {len(latencies)} of {size} bytes in {took:.2f} s: {rate(len(latencies), took)}, {spread}")
+    say(f"sent      {len(latencies)} of {size} bytes in {took:.2f} s: {rate(len(latencies), took)}, {spread}")
 
     got = 0
     began = time.perf_counter()
@@ -85,5 +87,5 @@ async def _run(name_servers: str, topic: str, size: int, seconds: float, in_flig
     except TimeoutError:
         return fail(f"only {got} of {len(latencies)} messages came back within {CONSUME_S:.0f} s")
     took = time.perf_counter() - began
-    print(f"consumed  {got} in {took:.2f} s: {rate(got, took)}")
+    say(f"consumed  {got} in {took:.2f} s: {rate(got, took)}")
     return 0

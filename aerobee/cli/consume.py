@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 import time
 
-from aerobee.cli.text import fail
+from aerobee.cli.text import fail, say, show_log
 from aerobee.client.consumer import Consumer
 from aerobee.client.results import ConsumeFrom
 from aerobee.errors import AerobeeError
@@ -35,7 +36,7 @@ def consume(name_servers: str, topic: str, group: str, *, filter: str, count: in
         async def read() -> None:
             nonlocal seen, quiet_since
             async for message in consumer:
-                print(line(message), flush=True)
+                say(line(message), flush=True)
                 consumer.ack(message)
                 seen += 1
                 quiet_since = time.monotonic()
@@ -43,6 +44,7 @@ def consume(name_servers: str, topic: str, group: str, *, filter: str, count: in
                     return
 
         async with consumer:
+            show_log(logging.WARNING)
             reading = asyncio.create_task(read())
             stopping = asyncio.create_task(stop.wait())
             while not reading.done() and not stopping.done():
@@ -59,6 +61,7 @@ def consume(name_servers: str, topic: str, group: str, *, filter: str, count: in
         print(f"{seen} consumed from {topic} by {group}", file=sys.stderr)
         return 0 if not count or seen >= count else 1
 
+    show_log(logging.CRITICAL)
     try:
         return asyncio.run(run())
     except (AerobeeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -11,11 +12,11 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Final
 
-from aerobee.cli.text import fail
+from aerobee.cli.text import fail, say, show_log
 from aerobee.client.producer import Producer
 from aerobee.client.results import SendResult
 from aerobee.errors import AerobeeError
-from aerobee.protocol.message import Message
+from aerobee.protocol.message import Message, check_topic
 
 CHUNK_BYTES: Final = 1 << 16
 
@@ -23,7 +24,8 @@ CHUNK_BYTES: Final = 1 << 16
 def send(
     name_servers: str, topic: str, bodies: list[str], *, tag: str, keys: list[str], repeat: int, quiet: bool
 ) -> int:
-    """Sends each body `repeat` times; without bodies, the lines of standard input. Returns the exit code.
+    """Sends each body `repeat` times; without bodies, the lines of standard input. Returns the exit code: 1 also when
+    some could not be sent, like empty lines.
 
     Raises BrokenPipeError when nobody reads what it prints.
     """
@@ -42,15 +44,21 @@ def send(
             if not quiet and not broken:
                 where = f"{result.queue.broker_name} queue {result.queue.queue_id} offset {result.queue_offset}"
                 try:
-                    print(f"{result.message_id}  {where}  {result.status.name}")
-                except BrokenPipeError as error:  # in a callback it would only be logged
+                    say(f"{result.message_id}  {where}  {result.status.name}")
+                except (AerobeeError, BrokenPipeError) as error:  # in a callback it would only be logged
                     broken.append(error)
 
         failed: list[asyncio.Future[SendResult]] = []
-        broken: list[BrokenPipeError] = []
+        refused: list[ValueError] = []
+        broken: list[AerobeeError | BrokenPipeError] = []
+        check_topic(topic)
         async with Producer(name_servers, group="aerobee-cli") as producer:
             async for body in _repeated(bodies, repeat) if bodies else _lines():
-                future = await producer.post(Message(topic, body, tag=tag, keys=keys))
+                try:
+                    future = await producer.post(Message(topic, body, tag=tag, keys=keys))
+                except ValueError as error:  # that one cannot be a message: the others are sent
+                    refused.append(error)
+                    continue
                 future.add_done_callback(landed)
                 if failed or broken:
                     break
@@ -58,12 +66,12 @@ def send(
         await asyncio.sleep(0)  # the last callbacks
         if broken:
             raise broken[0]
-        print(f"{sent} sent to {topic} in {time.monotonic() - began:.2f} s")
-        for future in failed[:1]:
-            error = future.exception()
-            return fail(f"{len(failed)} of {len(failed) + sent} not sent: {error}")
-        return 0
+        errors = [*(future.exception() for future in failed), *refused]
+        if sent or not errors:
+            say(f"{sent} sent to {topic} in {time.monotonic() - began:.2f} s")
+        return fail(f"{len(errors)} of {len(errors) + sent} not sent: {errors[0]}") if errors else 0
 
+    show_log(logging.CRITICAL)
     try:
         return asyncio.run(run())
     except (AerobeeError, ValueError) as error:

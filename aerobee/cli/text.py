@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+
+from aerobee.errors import AerobeeError
+
+
+def say(line: str, *, flush: bool = False) -> None:
+    """Prints a line. Raises AerobeeError when it cannot be written, BrokenPipeError when nobody reads any more."""
+    try:
+        print(line, flush=flush)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AerobeeError(f"the output cannot be written: {error.strerror}") from None
+
+
+def show_log(level: int) -> None:
+    """A command that ends with one sentence shows nothing of what the client logs beside it."""
+    logging.getLogger("aerobee").setLevel(level)
 
 
 def fail(sentence: str) -> int:

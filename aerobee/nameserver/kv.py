@@ -6,7 +6,9 @@ A change is on disk before it is visible and before it is answered; a file that 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -51,6 +53,12 @@ class KvConfig:
             aside = self._path.with_name(self._path.name + ".damaged")
             self._path.replace(aside)
             _log.error("%s is damaged (%s); it is now %s, the KV configuration is empty", self._path, error, aside.name)
+
+    def check(self) -> None:
+        """Raises OSError when the file could not be written. Nothing is made: the first change does that."""
+        place = next(parent for parent in self._path.absolute().parents if parent.exists())
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
     def get(self, namespace: str, key: str) -> str | None:
         """One value, or None."""

@@ -75,4 +75,6 @@ class NameServerOptions(Options):
         problems = check_listeners(self.listeners)
         if not self.bind_address:
             problems.append("bindAddress must not be empty; 0.0.0.0 stands for all addresses")
+        if not self.kv_config_path:
+            problems.append("kvConfigPath must not be empty; it names a file, which need not be there yet")
         return problems

@@ -75,8 +75,15 @@ class NameServer:
         return dict(total)
 
     async def start(self) -> None:
-        """Loads the KV configuration and listens. Raises OSError when the port is taken or the file unreadable."""
+        """Loads the KV configuration and listens. Raises OSError when the port is taken or the file unreadable, or when
+        it was given and cannot be written."""
         self._parts.kv.load()
+        try:
+            self._parts.kv.check()
+        except OSError as error:
+            if self.options.kv_config_path != NameServerOptions.ROWS["kvConfigPath"].value():
+                raise
+            _log.warning("%s cannot be written: changes of the KV configuration will be refused", error.filename)
         limits = Limits(
             connections_max=self.options.connections_max, idle_s=self.options.server_channel_max_idle_time_seconds
         )

@@ -185,6 +185,31 @@ async def test_send_ends_quietly_when_nobody_reads_what_it_prints(tmp_path: Path
         assert (found.returncode, found.stderr) == (1, b"")
 
 
+async def test_what_is_no_message_or_cannot_be_printed_is_said_and_the_rest_is_sent(tmp_path: Path) -> None:
+    """`aerobee send` with an empty line in the middle; `aerobee send x > /dev/full`."""
+    async with Cluster(directory=tmp_path) as cluster, PullConsumer(cluster.name_servers, group="reader") as reader:
+        await cluster.create_topic("lines", queues=1)
+        (queue,) = await reader.queues("lines")
+        command = ("send", "-t", "lines", "-n", cluster.name_servers)
+        found = await asyncio.to_thread(run, *command, input="a\n\nb\n")
+        assert found.stdout.count("SEND_OK") == 2 and "2 sent to lines" in found.stdout
+        assert (found.returncode, found.stderr) == (1, "aerobee: 1 of 3 not sent: the message has no body\n")
+        assert [message.body for message in (await reader.pull(queue, 0)).messages] == [b"a", b"b"]
+        full = os.open("/dev/full", os.O_WRONLY)
+        try:
+            for more in ("x", "--repeat=3000"):  # what is printed at the end, and before
+                found = await asyncio.to_thread(
+                    subprocess.run, [*AEROBEE, *command, "x", more], stdout=full, stderr=subprocess.PIPE, timeout=60,
+                    text=True, check=False,
+                )  # fmt: skip
+                said = "aerobee: the output cannot be written: No space left on device\n"
+                assert (found.returncode, found.stderr) == (1, said)
+        finally:
+            os.close(full)
+        found = await asyncio.to_thread(run, "send", "-t", "no topic", "x", "y", "-n", cluster.name_servers)
+        assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1), found.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_three(up: Callable[..., Up], number: signal.Signals) -> None:
     cluster = up()
@@ -390,7 +415,9 @@ def test_an_unreachable_name_server(tmp_path: Path) -> None:
     """Commands fail at once; a broker that nobody needs yet gives up, one that holds messages goes on trying."""
     nobody = f"127.0.0.1:{free_ports()}"
     for command in (["send", "x"], ["consume", "--wait", "1"], ["bench", "--seconds", "0.1"]):
-        one_sentence(run(*command, "-n", nobody), nobody)
+        failed = run(*command, "-n", nobody)
+        one_sentence(failed, nobody)
+        assert (failed.stdout, failed.stderr.count("\n")) == ("", 1), failed.stderr
     found = run("doctor", "-n", nobody)
     assert found.returncode == 1 and f"fail  name server {nobody} does not answer" in found.stdout
     new = ("--listen-port", "0", "--store-path-root-dir", str(tmp_path / "s"), "--name-server-wait-seconds", "1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from aerobee.nameserver.server import NameServer
 from aerobee.net.connection import Connection
 from aerobee.net.listener import Listener
 from aerobee.net.remote import RemotePool
+from aerobee.options import OptionsError
 from aerobee.protocol.bodies.route import ClusterInfo, TopicQueueMappingInfo, TopicRouteData
 from aerobee.protocol.bodies.topics import (
     DataVersion,
@@ -412,6 +414,25 @@ async def test_a_kv_file_that_cannot_be_written_refuses_the_change(house: House)
     reply = await house.put("k", "v")
     assert reply.code == ResponseCode.SYSTEM_ERROR and reply.remark
     assert await house.get("k") is None
+
+
+async def test_a_kv_file_that_cannot_be_written_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: one that was named keeps the name server from starting, one that nobody asked for does not.
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = tmp_path / "not" / "yet" / "there" / "kv.json"
+    with pytest.raises(PermissionError) as refused:
+        await NameServer(NameServerOptions(listen_port=0, kv_config_path=str(named))).start()
+    assert refused.value.filename == str(tmp_path)
+    assert not os.listdir(tmp_path)
+    server = NameServer(NameServerOptions(listen_port=0))
+    await server.start()
+    await server.stop()
+    assert f"{tmp_path} cannot be written" in caplog.text
+    with pytest.raises(OptionsError, match="kvConfigPath must not be empty"):
+        NameServerOptions(kv_config_path="")
 
 
 @pytest.mark.parametrize("content", ["{", '{"configTable": 3}', "\x00\x01"])

@@ -306,6 +306,7 @@ def test_every_row_is_explained_and_its_default_is_within_bounds(options: type[O
         ({"namesrv_addr": "10.0.0.1:9876;somewhere"}, "namesrvAddr must be host:port, several joined by ';', not"),
         ({"namesrv_addr": "10.0.0.1:98765"}, "'10.0.0.1:98765'"),
         ({"bind_address": ""}, "bindAddress must not be empty; 0.0.0.0 stands for all addresses"),
+        ({"store_path_root_dir": ""}, "storePathRootDir must not be empty"),
         ({"listen_port": 2}, "listenPort must be above 2, the second port is below: 2"),
         ({"broker_role": "SLAVE"}, "'SLAVE': there is no replication, every broker is a master of its own"),
         ({"broker_id": 1}, "not 1: there is no replication"),
