@@ -15,7 +15,7 @@ from aerobee.broker.attributes import LONG_MAX, Attribute, alter
 from aerobee.broker.config_file import ConfigFile
 from aerobee.broker.data_version import DataVersion
 from aerobee.broker.options import BrokerOptions
-from aerobee.broker.topics import QUEUES_MAX, is_light, validate_group
+from aerobee.broker.topics import QUEUES_MAX, is_light, validate_group, validate_name
 from aerobee.errors import MalformedRequest, error_for
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
@@ -163,7 +163,9 @@ class GroupTable:
         return bool(self.forbidden.get(group, {}).get(topic, 0) & FORBIDDEN_READ)
 
     async def forbid(self, group: str, topic: str, *, readable: bool) -> None:
-        """Forbids a group to read a topic, or allows it again."""
+        """Forbids a group to read a topic, or allows it again. Raises ServerError INVALID_PARAMETER for names."""
+        if not readable and (problem := validate_group(group) or validate_name(topic)) is not None:
+            raise error_for(ResponseCode.INVALID_PARAMETER, problem)
         topics = self.forbidden.setdefault(group, {})
         bits = topics.get(topic, 0)
         bits = bits & ~FORBIDDEN_READ if readable else bits | FORBIDDEN_READ

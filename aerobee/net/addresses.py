@@ -8,7 +8,7 @@ from typing import Final
 MAIN: Final = "main"
 """The listener of `bindAddress` and `listenPort`."""
 
-_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+(?:%\w+)?\]|[^\s:;,/\[\]]+):(?P<port>\d{1,5})")
+_ADDRESS: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[^\s:;,/\[\]]+):(?P<port>\d{1,5})")
 _LOOPBACK: Final = re.compile(r"127(\.\d{1,3}){3}")
 _NAMED: Final = re.compile(rf"(?P<name>[A-Za-z][A-Za-z0-9_-]*)://(?P<address>{_ADDRESS.pattern})")
 

@@ -1,13 +1,15 @@
 """Every request a server answers, with each field of its header and its body spoiled in every way.
 
 A spoiled request is answered (with an error, or with success where RocketMQ forgives), on a connection that lives on;
-it stores nothing, holds the event loop for no longer than a blink, logs no bug, and nobody else notices.
+it stores nothing and changes no table, unless RocketMQ forgives and whatever it names is a possible name; it holds the
+event loop for no longer than a blink, logs no bug, and nobody else notices.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,8 +22,12 @@ from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.nameserver.dispatch import HANDLERS as NAME_SERVER_HANDLERS
 from aerobee.nameserver.options import NameServerOptions
+from aerobee.nameserver.routes import Registration, Rules
 from aerobee.nameserver.server import NameServer
 from aerobee.net.remote import RemotePool
+from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
+from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import ROWS, RequestCode, ResponseCode, Row
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.fastjson import field_keys
@@ -129,6 +135,7 @@ GOOD_TEXT: Final = {
     "i": "",
     "properties": "",
     "expressionType": "TAG",
+    "brokerAddr": "10.0.0.2:10911",
 }
 
 
@@ -147,14 +154,61 @@ def cases(row: Row) -> Iterator[tuple[str, dict[str, str], bytes]]:
         yield f"body: {what}", good, body
 
 
-STORES: Final = {
+CHANGES: Final[dict[int, set[str]]] = {
     # A send whose one fault is in a field that RocketMQ forgives is stored, and so is what a client gives back.
-    RequestCode.SEND_MESSAGE, RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE,
-    RequestCode.CONSUMER_SEND_MSG_BACK, RequestCode.SEND_REPLY_MESSAGE, RequestCode.SEND_REPLY_MESSAGE_V2,
-    # Pops and acknowledgements are messages too, in a topic of the broker's own.
-    RequestCode.POP_MESSAGE, RequestCode.ACK_MESSAGE, RequestCode.BATCH_ACK_MESSAGE,
-    RequestCode.CHANGE_MESSAGE_INVISIBLETIME,
-}  # fmt: skip
+    RequestCode.SEND_MESSAGE: {"messages"},
+    RequestCode.SEND_MESSAGE_V2: {"messages"},
+    RequestCode.SEND_BATCH_MESSAGE: {"messages"},
+    RequestCode.CONSUMER_SEND_MSG_BACK: {"messages", "topics", "groups"},
+    RequestCode.SEND_REPLY_MESSAGE: {"messages"},
+    RequestCode.SEND_REPLY_MESSAGE_V2: {"messages"},
+    # Acknowledgements are messages too, in a topic of the broker's own. A group that reads is made, whatever it reads.
+    RequestCode.ACK_MESSAGE: {"messages"},
+    RequestCode.BATCH_ACK_MESSAGE: {"messages"},
+    RequestCode.CHANGE_MESSAGE_INVISIBLETIME: {"messages"},
+    RequestCode.POP_MESSAGE: {"messages", "groups"},
+    RequestCode.PEEK_MESSAGE: {"groups"},
+    RequestCode.NOTIFICATION: {"groups"},
+    RequestCode.POLLING_INFO: {"groups"},
+    RequestCode.PULL_MESSAGE: {"groups"},
+    RequestCode.LITE_PULL_MESSAGE: {"groups"},
+    # What is asked for is done: the field that is spoiled makes a name or a number that can be.
+    RequestCode.UPDATE_AND_CREATE_TOPIC: {"topics"},
+    RequestCode.DELETE_TOPIC_IN_BROKER: {"topics", "offsets"},
+    RequestCode.DELETE_SUBSCRIPTIONGROUP: {"groups", "offsets"},
+    RequestCode.UPDATE_AND_GET_GROUP_FORBIDDEN: {"forbidden"},
+    RequestCode.UPDATE_CONSUMER_OFFSET: {"offsets"},
+    RequestCode.INVOKE_BROKER_TO_RESET_OFFSET: {"offsets"},
+    RequestCode.CLONE_GROUP_OFFSET: {"offsets"},
+    RequestCode.REGISTER_BROKER: {"brokers", "clusters", "queues"},
+    RequestCode.UNREGISTER_BROKER: {"brokers", "clusters", "queues"},
+    RequestCode.WIPE_WRITE_PERM_OF_BROKER: {"queues"},
+    RequestCode.ADD_WRITE_PERM_OF_BROKER: {"queues"},
+    RequestCode.DELETE_TOPIC_IN_NAMESRV: {"queues"},
+    RequestCode.PUT_KV_CONFIG: {"values"},
+    RequestCode.DELETE_KV_CONFIG: {"values"},
+}
+"""What one of these cases may change."""
+
+WITHOUT_SUCCESS: Final = {"messages", "groups"}
+"""They may, though the answer is an error: nobody is there to take the reply, there is no such queue to read."""
+
+Tables = dict[str, dict[tuple[str | int, ...], Any]]
+"""What a server keeps, by what it is: names and numbers of queues → the rest."""
+
+
+def changed(before: Tables, after: Tables, row: Row, code: int, possible: re.Pattern[str]) -> Iterator[str]:
+    """What a spoiled request that was answered with `code` should have left as it was."""
+    for name, table in after.items():
+        there = {key: value for key, value in table.items() if before[name].get(key) != value}
+        gone = before[name].keys() - table.keys()
+        if not there and not gone:
+            continue
+        if name not in CHANGES.get(row.code, ()) or (code != ResponseCode.SUCCESS and name not in WITHOUT_SUCCESS):
+            yield f"answered {code}, and of the {name} {there or gone!s:.200} is another"
+        for key in there:
+            if not all(part >= 0 if isinstance(part, int) else possible.fullmatch(part) for part in key):
+                yield f"answered {code}, and of the {name} there is {key!s:.200}"
 
 
 class Lines(logging.Handler):
@@ -219,7 +273,12 @@ def served(handlers: Any) -> list[Any]:
 
 
 async def walk(
-    address: str, row: Row, stored: Callable[[], int], healthy: Callable[[RemotePool], Any], lines: Lines
+    address: str,
+    row: Row,
+    kept: Callable[[], Tables],
+    possible: re.Pattern[str],
+    healthy: Callable[[RemotePool], Any],
+    lines: Lines,
 ) -> None:
     """All cases of one code on one connection, one after the other, each answered."""
     pool, other = RemotePool(), RemotePool()
@@ -227,7 +286,7 @@ async def walk(
     gc.collect()
     gc.freeze()  # what all the tests before have left behind is not looked through while a request is timed
     try:
-        before = stored()
+        before = kept()
         for count, (what, fields, body) in enumerate(cases(row)):
             command = RemotingCommand.request(row.code, body=body)
             command.ext_fields.update(fields)
@@ -247,9 +306,9 @@ async def walk(
             if lines.bad:
                 faults.append(f"{what}: in the log: {lines.bad.pop(0)}")
                 lines.bad.clear()
-            if row.code not in STORES and stored() != before:
-                faults.append(f"{what}: something was stored")
-                before = stored()
+            after = kept()
+            faults += [f"{what}: {fault}" for fault in changed(before, after, row, reply.code, possible)]
+            before = after
             if count % 40 == 0:
                 await healthy(other)
         await healthy(other)
@@ -272,16 +331,36 @@ async def test_a_broker_answers_what_is_spoiled(broker: Broker, lines: Lines, ro
         assert reply.code == 0 and reply.ext_fields["queueOffset"] == str(sent)
         sent += 1
 
-    def stored() -> int:
-        return sum(
-            broker.store.bounds(topic, queue)[1]
-            for topic, queues in broker.store.topics().items()
-            for queue in queues
-            if topic != "well"
-        )
+    def kept() -> Tables:
+        return {
+            "messages": {
+                (topic, queue): broker.store.bounds(topic, queue)[1]
+                for topic, queues in broker.store.topics().items()
+                for queue in queues
+                if topic != "well"
+            },
+            "topics": {(name,): config.to_json() for name, config in broker.topics.table.items() if name != "well"},
+            "groups": {(name,): config.to_json() for name, config in broker.groups.table.items()},
+            "forbidden": {
+                (group, topic): bits
+                for group, topics in broker.groups.forbidden.items()
+                for topic, bits in topics.items()
+            },
+            "offsets": {
+                (*key.split("@"), queue): offset
+                for key, queues in broker.offsets.table.items()
+                for queue, offset in queues.items()
+                if "@CID_" not in key  # the broker's own
+            },
+            "request modes": {("modes",): broker.request_modes.to_json()},
+            "static topics": {("mappings",): fastjson.dumps(broker.static_topics.to_dict())},
+        }
 
     sent = 0
-    await walk(broker.address, row, stored, healthy, lines)
+    await broker.topics.update([TopicConfig(topic_name="healthy", read_queue_nums=4, write_queue_nums=4)])
+    await broker.groups.update([SubscriptionGroupConfig(group_name="spoiled")])
+    broker.offsets.commit("spoiled", "healthy", 0, 7)
+    await walk(broker.address, row, kept, re.compile(r"[%|a-zA-Z0-9_-]{1,255}"), healthy, lines)
 
 
 @pytest.mark.parametrize("row", served(NAME_SERVER_HANDLERS))
@@ -291,7 +370,28 @@ async def test_a_name_server_answers_what_is_spoiled(name_server: NameServer, li
         reply = await pool.invoke(name_server.address, RemotingCommand.request(RequestCode.GET_BROKER_CLUSTER_INFO), 10)
         assert reply.code == 0 and reply.body
 
-    await walk(name_server.address, row, lambda: 0, healthy, lines)
+    routes, file = name_server._parts.routes, Path(name_server.options.kv_config_path)
+
+    def kept() -> Tables:
+        return {
+            "brokers": {
+                (name, address): number
+                for name, data in routes.brokers.items()
+                for number, address in data.broker_addrs.items()
+            },
+            "clusters": {(cluster, name): True for cluster, names in routes.clusters.items() for name in names},
+            "queues": {
+                (topic, name): queues.to_json()
+                for topic, sets in routes.topics.items()
+                for name, queues in sets.items()
+            },
+            "values": {("values",): file.read_bytes() if file.exists() else b""},
+        }
+
+    topics = {name: TopicConfig(topic_name=name) for name in ("healthy", "orders")}
+    said = Registration("spoiled", "spoiled", 0, "10.0.0.1:10911", timeout_ms=1 << 40, topics=topics)
+    routes.register(said, 0, int(time.time() * 1000), Rules())
+    await walk(name_server.address, row, kept, re.compile(r"(?=.*\S)[^\x00-\x1f\u2028]{1,255}"), healthy, lines)
 
 
 def test_every_row_a_server_answers_has_its_handler() -> None:

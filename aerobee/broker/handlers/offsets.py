@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.clients import CPP, PULL, ConsumerGroup
+from aerobee.broker.topics import validate_group
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
 from aerobee.protocol import fastjson
@@ -66,6 +67,8 @@ def update_consumer_offset(broker: Broker, connection: Connection, command: Remo
         raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"Group {header.consumer_group} not exist!")
     if broker.topics.get(header.topic) is None:
         raise ServerError(ResponseCode.TOPIC_NOT_EXIST, f"Topic {header.topic} not exist!")
+    if header.queue_id < 0:
+        raise ServerError(ResponseCode.INVALID_PARAMETER, f"queueId[{header.queue_id}] is illegal")
     if broker.offsets.has_reset(header.consumer_group, header.topic, header.queue_id):
         return command.reply(remark="Offset has been previously reset")
     broker.offsets.commit(
@@ -237,6 +240,8 @@ def _by_queue(broker: Broker, topic: str, offsets: dict[int, int]) -> dict[Messa
 def clone_group_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """CLONE_GROUP_OFFSET."""
     header = command.header(CloneGroupOffset)
+    if (problem := validate_group(header.dest_group)) is not None:
+        raise ServerError(ResponseCode.INVALID_PARAMETER, problem)
     for topic in [header.topic] if header.topic else broker.offsets.topics_of(header.src_group):
         if broker.topics.get(topic) is None:
             continue

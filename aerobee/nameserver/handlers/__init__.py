@@ -6,11 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from aerobee.clock import Clock
+from aerobee.errors import MalformedRequest
 from aerobee.nameserver.kv import KvConfig
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.routes import MinIdChange, Routes, Rules
+
+NAME_LENGTH_MAX: Final = 255
+
+
+def check_name(what: str, name: str) -> None:
+    """MalformedRequest when nothing can be called so. What a broker's topic may be called is the broker's business;
+    brokers are called like their hosts, or as somebody likes."""
+    if not name.strip() or not name.isprintable() or len(name) > NAME_LENGTH_MAX:
+        raise MalformedRequest(f"{what} cannot be {name[:NAME_LENGTH_MAX]!r}: {len(name)} characters")
 
 
 @dataclass(slots=True)

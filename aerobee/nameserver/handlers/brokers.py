@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import zlib
 
-from aerobee.errors import ServerSystemError
-from aerobee.nameserver.handlers import Parts
+from aerobee.errors import MalformedRequest, ServerSystemError
+from aerobee.nameserver.handlers import Parts, check_name
 from aerobee.nameserver.kv import ORDER_TOPIC_CONFIG
 from aerobee.nameserver.routes import Registration
-from aerobee.net.addresses import named_addresses
+from aerobee.net.addresses import is_address, named_addresses
 from aerobee.net.listener import Connection
 from aerobee.protocol.bodies.admin import KVTable
 from aerobee.protocol.bodies.route import BrokerMemberGroup, ClusterInfo, GetBrokerMemberGroupResponseBody
@@ -36,6 +36,10 @@ def register(parts: Parts, connection: Connection, request: RemotingCommand) -> 
     header = request.header(RegisterBroker)
     if header.body_crc32 and header.body_crc32 != zlib.crc32(request.body) & 0x7FFFFFFF:
         raise ServerSystemError("crc32 not match")
+    check_name("brokerName", header.broker_name)
+    check_name("clusterName", header.cluster_name)
+    if not is_address(header.broker_addr):
+        raise MalformedRequest(f"brokerAddr must be HOST:PORT, not {header.broker_addr[:100]!r}")
     body = RegisterBrokerBody.decode(request.body, compressed=header.compressed, version=request.version)
     wrapper = body.topic_config_serialize_wrapper
     said = Registration(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from aerobee.errors import ServerSystemError, TopicNotExist
-from aerobee.nameserver.handlers import Parts
+from aerobee.nameserver.handlers import Parts, check_name
 from aerobee.nameserver.kv import ORDER_TOPIC_CONFIG
 from aerobee.nameserver.routes import UNIT_FLAG, UNIT_SUB_FLAG
 from aerobee.net.listener import Connection
@@ -109,6 +109,7 @@ def register_topic(parts: Parts, connection: Connection, request: RemotingComman
     """REGISTER_TOPIC_IN_NAMESRV."""
     header = request.header(RegisterTopic)
     if request.body and header.topic:
+        check_name("topic", header.topic)
         parts.routes.register_topic(header.topic, TopicRouteData.from_json(request.body).queue_datas)
     return request.reply()
 
