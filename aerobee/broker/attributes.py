@@ -38,9 +38,8 @@ class Attribute:
 def parse(text: str | None) -> dict[str, str]:
     """`+key=value,-key` → {"+key": "value", "-key": ""}. ValueError for anything else."""
     changes: dict[str, str] = {}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
+    text = (text or "").rstrip(",")
+    for part in text.split(",") if text else ():
         key, separator, value = part.strip().partition("=")
         if separator and "+" not in key:
             raise ValueError(f"add/alter attribute format is wrong: {key}")

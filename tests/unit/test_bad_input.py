@@ -363,6 +363,39 @@ async def test_a_broker_answers_what_is_spoiled(broker: Broker, lines: Lines, ro
     await walk(broker.address, row, kept, re.compile(r"[%|a-zA-Z0-9_-]{1,255}"), healthy, lines)
 
 
+ASKS_FOR_NOTHING: Final[list[tuple[RequestCode, dict[str, str], bytes]]] = [
+    (RequestCode.UPDATE_AND_CREATE_TOPIC_LIST, {}, b"{}"),
+    (RequestCode.UPDATE_AND_CREATE_TOPIC_LIST, {}, b'{"topicConfigList":null}'),
+    (RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST, {}, b"{}"),
+    (RequestCode.UNLOCK_BATCH_MQ, {}, b"{}"),
+    (RequestCode.QUERY_ASSIGNMENT, {}, b"{}"),
+    (RequestCode.QUERY_ASSIGNMENT, {}, b'{"topic":"healthy"}'),
+    (RequestCode.QUERY_SUBSCRIPTION_BY_CONSUMER, {"group": "g"}, b""),
+    (RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, {"topic": "", "queueId": "0", "timestamp": "0"}, b""),
+    (
+        RequestCode.UPDATE_AND_CREATE_TOPIC,
+        {
+            "topic": "healthy", "readQueueNums": "1", "writeQueueNums": "1", "perm": "6", "order": "false",
+            "topicFilterType": "SINGLE_TAG", "attributes": " ",
+        },
+        b"",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "fields", "body"), ASKS_FOR_NOTHING, ids=lambda part: getattr(part, "name", ""))
+async def test_what_asks_for_nothing_is_no_success(
+    broker: Broker, code: RequestCode, fields: dict[str, str], body: bytes
+) -> None:
+    # Claim: a request without what it is about is told so, as by Apache's broker, not that it is done.
+    pool = RemotePool()
+    command = RemotingCommand.request(code, body=body)
+    command.ext_fields.update(fields)
+    reply = await pool.invoke(broker.address, command, 10)
+    assert reply.code in (ResponseCode.INVALID_PARAMETER, ResponseCode.SYSTEM_ERROR) and reply.remark
+    await pool.close()
+
+
 @pytest.mark.parametrize("row", served(NAME_SERVER_HANDLERS))
 async def test_a_name_server_answers_what_is_spoiled(name_server: NameServer, lines: Lines, row: Row) -> None:
     # Claim: bad input costs its sender an error reply and nobody anything else.

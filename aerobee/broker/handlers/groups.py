@@ -190,7 +190,7 @@ def subscription_of_group(broker: Broker, _: Connection, command: RemotingComman
     body = QuerySubscriptionResponseBody(
         group=header.group,
         topic=header.topic,
-        subscription_data=broker.clients.subscription(header.group, header.topic or ""),
+        subscription_data=broker.clients.subscription(header.group, header.topic),
     )
     return command.reply(body=body.to_json())
 

@@ -14,7 +14,12 @@ from aerobee.log import Complaints
 from aerobee.net.connection import Connection
 from aerobee.options import JAVA_INT_MAX
 from aerobee.protocol import fastjson
-from aerobee.protocol.bodies.client import CheckClientRequestBody, HeartbeatData, LockBatchRequestBody
+from aerobee.protocol.bodies.client import (
+    CheckClientRequestBody,
+    HeartbeatData,
+    LockBatchRequestBody,
+    UnlockBatchRequestBody,
+)
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.fastjson import MessageQueue
@@ -137,7 +142,7 @@ def lock_batch(broker: Broker, _: Connection, command: RemotingCommand) -> Remot
 
 def unlock_batch(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """UNLOCK_BATCH_MQ."""
-    body = LockBatchRequestBody.from_json(command.body)
+    body = UnlockBatchRequestBody.from_json(command.body)
     broker.order.unlock(
         body.consumer_group, body.client_id, [(queue.topic, queue.broker_name, queue.queue_id) for queue in body.mq_set]
     )

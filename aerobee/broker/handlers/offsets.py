@@ -111,6 +111,8 @@ def _may_go_back(
 def search_offset(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
     """SEARCH_OFFSET_BY_TIMESTAMP."""
     header = command.header(SearchOffset)
+    if not header.topic.strip():
+        raise ServerError(ResponseCode.INVALID_PARAMETER, "The specified topic is blank.")
     upper = (header.boundary_type or "").upper() == "UPPER"
     offset = broker.store.offset_by_time(header.topic, header.queue_id, header.timestamp, upper=upper)
     return command.reply(header=SearchOffsetReply(offset=offset))

@@ -1,7 +1,8 @@
 """Bodies: what commands carry as JSON, as typed values, one file a family.
 
-Names are ours (`queue_id`), on the wire they are RocketMQ's (`queueId`). Every field has a default: senders leave out
-what is null, and old ones do not know all fields. Unknown fields are ignored.
+Names are ours (`queue_id`), on the wire they are RocketMQ's (`queueId`). Fields have defaults: senders leave out what
+is null, and old ones do not know all fields. Those without which a request asks for nothing have none, as at Apache's.
+Unknown fields are ignored.
 """
 
 from __future__ import annotations

@@ -108,6 +108,8 @@ class LockBatchRequestBody(Body):
 class UnlockBatchRequestBody(LockBatchRequestBody):
     """UNLOCK_BATCH_MQ's body."""
 
+    consumer_group: str
+
 
 class LockBatchResponseBody(Body):
     """LOCK_BATCH_MQ's answer: what was locked."""

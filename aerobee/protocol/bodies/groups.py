@@ -81,7 +81,7 @@ class SubscriptionGroupWrapper(Body):
 class SubscriptionGroupList(Body):
     """UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST's body."""
 
-    group_config_list: list[SubscriptionGroupConfig] = []
+    group_config_list: list[SubscriptionGroupConfig]
 
 
 class GroupForbidden(Body):

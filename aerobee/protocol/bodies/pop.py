@@ -70,8 +70,8 @@ class BatchAckMessageRequestBody(Body):
 class QueryAssignmentRequestBody(Body):
     """QUERY_ASSIGNMENT's body: which queues are mine?"""
 
-    topic: str = ""
-    consumer_group: str = ""
+    topic: str
+    consumer_group: str
     client_id: str = ""
     strategy_name: str | None = None
     message_model: str | None = None

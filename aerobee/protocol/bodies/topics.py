@@ -180,7 +180,7 @@ class _Reader:
 class CreateTopicListRequestBody(Body):
     """UPDATE_AND_CREATE_TOPIC_LIST's body."""
 
-    topic_config_list: list[TopicConfig] = []
+    topic_config_list: list[TopicConfig]
 
 
 class TopicConfigAndQueueMapping(TopicConfig):

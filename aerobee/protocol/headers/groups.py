@@ -84,7 +84,7 @@ class QuerySubscriptionByConsumer(Header, frozen=True):
     """QUERY_SUBSCRIPTION_BY_CONSUMER."""
 
     group: str
-    topic: str | None = None
+    topic: str
 
 
 class QueryTopicConsumeByWho(Header, frozen=True):
