@@ -1016,6 +1016,30 @@ async def test_who_made_a_topic_finds_its_route_at_once(tmp_path: Path) -> None:
     await broker.stop()
 
 
+async def test_a_stop_takes_the_broker_out_of_the_routes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: a broker that stops says so (#7182, #1589); that its connection ends need reach nobody. Clients are sent
+    # elsewhere before it answers them no more.
+    monkeypatch.setattr(NameServer, "disconnected", lambda self, connection: None)
+    servers = [NameServer(NameServerOptions(listen_port=0, kv_config_path=str(tmp_path / name))) for name in "ab"]
+    for server in servers:
+        await server.start()
+    broker = Broker(small(tmp_path, namesrv_addr=";".join(server.address for server in servers)))
+    await broker.start()
+    assert await broker.registration.first(5)
+    routes, hold, gone_before = [server._parts.routes for server in servers], broker.listeners.hold, []
+
+    def holds() -> None:
+        gone_before.append(not any(known.brokers or known.topics for known in routes))
+        hold()
+
+    monkeypatch.setattr(broker.listeners, "hold", holds)
+    assert all(known.brokers for known in routes)
+    await broker.stop()
+    assert gone_before == [True]
+    for server in servers:
+        await server.stop()
+
+
 async def test_a_stop_at_the_moment_of_a_registration(tmp_path: Path) -> None:
     # A name server that stops with its broker ends their connection, and that wakes the registration: whichever step
     # of it the stop meets, it ends.
