@@ -154,7 +154,8 @@ class BrokerOptions(Options):
     message_index_enable = setting(True, "Index messages by key, so that they can be queried.", remote=False)
     flush_disk_type = setting(
         "ASYNC_FLUSH",
-        "SYNC_FLUSH acknowledges a message when it is on the disk.",
+        "SYNC_FLUSH acknowledges a message when it is on the disk. With ASYNC_FLUSH a power cut may take what was not "
+        "flushed yet (see flushIntervalCommitLog); a killed process loses nothing with either.",
         choices=("ASYNC_FLUSH", "SYNC_FLUSH"),
         remote=False,
     )
