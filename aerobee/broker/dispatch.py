@@ -1,8 +1,9 @@
 """From a command to its handler, and the only place that refuses for reasons other than a request's content:
 
 who may (access), what is known (codes), whether the broker takes requests at all (starting, stopping), and how many one
-connection may have under way (how long ones, too: above that it is not read). Handlers only do the thing; errors they
-raise become responses in `protocol/reply`.
+connection may have under way. Where they wait for the disk nothing is refused: a connection that has too many of them,
+or too long ones of any kind, is not read until some are answered. Handlers only do the thing; errors they raise become
+responses in `protocol/reply`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.net.connection import Connection
 from aerobee.protocol.body_limits import check_body
-from aerobee.protocol.codes import ResponseCode
+from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
 from aerobee.protocol.reply import error_reply
 
@@ -30,9 +31,18 @@ Answer = RemotingCommand | None
 Handler = Callable[["Broker", Connection, RemotingCommand], Answer | Awaitable[Answer]]
 """Answers a request: a response, None when there is nothing to say (or the engine says it), or something to await."""
 
-UNDER_WAY_MAX: Final = 4096
-"""Requests of one connection that may wait (for the disk, for another client) at a time."""
+STORING: Final = frozenset(
+    {
+        RequestCode.SEND_MESSAGE, RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE,
+        RequestCode.CONSUMER_SEND_MSG_BACK, RequestCode.END_TRANSACTION, RequestCode.RECALL_MESSAGE,
+        RequestCode.ACK_MESSAGE, RequestCode.BATCH_ACK_MESSAGE, RequestCode.CHANGE_MESSAGE_INVISIBLETIME,
+    }
+)  # fmt: skip
+"""What waits for the disk alone. What waits for a client is not among it, as a reply pushed to its requester: the
+answer may have to come through the connection that is not read."""
 
+UNDER_WAY_MAX: Final = 4096
+"""Requests of one connection that may wait at a time: so many of `STORING`, and so many others."""
 
 UNDER_WAY_TOTAL_MAX: Final = 65_536
 """The same of all connections together."""
@@ -52,10 +62,13 @@ class Dispatcher:
         self._handlers = dict(handlers)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: Counter[int] = Counter()
+        self._storing: Counter[int] = Counter()
         self._bytes: Counter[int] = Counter()
         self._laden: dict[int, Connection] = {}
         self.under_way_bytes = 0
         """Bodies of all requests that wait."""
+        self.storing = 0
+        """Requests of `STORING` that wait."""
         self.accepting = True
         """False once the broker stops: what was accepted is finished, nothing else is begun."""
         self.counters: Counter[int] = Counter()
@@ -82,35 +95,52 @@ class Dispatcher:
         if inspect.isawaitable(answer):
             task = asyncio.ensure_future(self._finish(connection, command, answer))
             self._tasks.add(task)
-            self._under_way[connection.id] += 1
-            if command.body:
-                self._take_on(connection, len(command.body))
+            self._take_on(connection, command)
             task.add_done_callback(self._tasks.discard)
         else:
             self._send(connection, command, answer)
 
-    def _take_on(self, connection: Connection, size: int) -> None:
-        self._bytes[connection.id] += size
-        self.under_way_bytes += size
-        if not self._may_read(connection.id):
-            self._laden[connection.id] = connection
+    def _take_on(self, connection: Connection, command: RemotingCommand) -> None:
+        number = connection.id
+        if command.code in STORING:
+            self._storing[number] += 1
+            self.storing += 1
+        else:
+            self._under_way[number] += 1
+        if command.body:
+            self._bytes[number] += len(command.body)
+            self.under_way_bytes += len(command.body)
+        if not self._may_read(number):
+            self._laden[number] = connection
             connection.load(True)
 
-    def _let_off(self, connection: Connection, size: int) -> None:
-        self._bytes[connection.id] -= size
-        if self._bytes[connection.id] <= 0:
-            del self._bytes[connection.id]
-        before, self.under_way_bytes = self.under_way_bytes, self.under_way_bytes - size
+    def _let_off(self, connection: Connection, command: RemotingCommand) -> None:
+        number, was_full = connection.id, self._is_full
+        if command.code in STORING:
+            _subtract(self._storing, number, 1)
+            self.storing -= 1
+        else:
+            _subtract(self._under_way, number, 1)
+        if command.body:
+            _subtract(self._bytes, number, len(command.body))
+            self.under_way_bytes -= len(command.body)
         if not self._laden:
             return
-        for_all = before > UNDER_WAY_BYTES_TOTAL_MAX >= self.under_way_bytes
+        for_all = was_full and not self._is_full
         for number in list(self._laden) if for_all else [connection.id]:
             if number in self._laden and self._may_read(number):
                 self._laden.pop(number).load(False)
 
+    @property
+    def _is_full(self) -> bool:
+        """All together have as much under way as they may: no connection is read that has a part in it."""
+        return self.under_way_bytes > UNDER_WAY_BYTES_TOTAL_MAX or self.storing >= UNDER_WAY_TOTAL_MAX
+
     def _may_read(self, number: int) -> bool:
-        own = self._bytes[number]
-        return own <= UNDER_WAY_BYTES_MAX and (own == 0 or self.under_way_bytes <= UNDER_WAY_BYTES_TOTAL_MAX)
+        size, count = self._bytes[number], self._storing[number]
+        if size > UNDER_WAY_BYTES_MAX or count >= UNDER_WAY_MAX:
+            return False
+        return (size == 0 and count == 0) or not self._is_full
 
     def _refuse(self, connection: Connection, command: RemotingCommand, handler: Handler | None) -> Answer:
         if handler is None:
@@ -119,12 +149,14 @@ class Dispatcher:
             )
         if not self.accepting:
             return command.reply(ResponseCode.SERVICE_NOT_AVAILABLE, remark="the broker is stopping")
+        if command.code in STORING:
+            return None
         if self._under_way[connection.id] >= UNDER_WAY_MAX:
             return command.reply(
                 ResponseCode.SYSTEM_BUSY,
                 remark=f"this connection has {UNDER_WAY_MAX} requests under way, which is the limit",
             )
-        if len(self._tasks) >= UNDER_WAY_TOTAL_MAX:
+        if len(self._tasks) - self.storing >= UNDER_WAY_TOTAL_MAX:
             return command.reply(
                 ResponseCode.SYSTEM_BUSY,
                 remark=f"the broker has {UNDER_WAY_TOTAL_MAX} requests under way, which is the limit",
@@ -137,11 +169,7 @@ class Dispatcher:
         except Exception as error:
             reply = self._failed(connection, command, error)
         finally:
-            self._under_way[connection.id] -= 1
-            if self._under_way[connection.id] <= 0:
-                del self._under_way[connection.id]
-            if command.body:
-                self._let_off(connection, len(command.body))
+            self._let_off(connection, command)
         self._send(connection, command, reply)
 
     def _failed(self, connection: Connection, command: RemotingCommand, error: Exception) -> RemotingCommand:
@@ -157,3 +185,9 @@ class Dispatcher:
         self.accepting = False
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
+
+
+def _subtract(counter: Counter[int], number: int, amount: int) -> None:
+    counter[number] -= amount
+    if counter[number] <= 0:
+        del counter[number]

@@ -8,7 +8,8 @@ The transport counts bytes it could not hand to the kernel. Above `UNREAD_BYTES_
 * a client's connection goes on reading (the server may be waiting for exactly that), and whoever wants to send
   awaits `writable()`.
 
-Nor is a connection read whose requests, taken and not answered yet, hold too much memory (`broker/dispatch.py`).
+Nor is a connection read whose requests, taken and not answered yet, hold too much memory, or wait for the disk in too
+great a number (`broker/dispatch.py`).
 A server whose disk is behind does not read its senders either (`broker/store.py`); what they sent stays with them.
 
 A peer that lets more than `UNREAD_BYTES_MAX` pile up, by long replies or by notices it did not ask for, is cut off.
@@ -35,7 +36,7 @@ class BackPressure:
         self.blocked = False
         """The peer is not reading what we wrote."""
         self.laden = False
-        """Its requests that wait for something hold as much memory as they may."""
+        """Its requests that wait for something are as many, or hold as much memory, as they may."""
         self._reads_while_blocked = reads_while_blocked
         self._held = False
         self._writers: list[asyncio.Future[None]] | None = None
@@ -58,7 +59,7 @@ class BackPressure:
         self._set_reading()
 
     def load(self, laden: bool) -> None:
-        """Its requests that wait for something hold too much memory: it is not read until they do not any more."""
+        """Its requests that wait for something are too much: it is not read until they are not any more."""
         self.laden = laden
         self._set_reading()
         if not laden:

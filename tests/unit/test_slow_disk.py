@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aerobee.broker import fast_path
+from aerobee.broker import dispatch, fast_path
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.records import parse_record
 from aerobee.broker.server import Broker
@@ -220,6 +220,45 @@ async def test_a_flush_that_takes_too_long_is_told_with_where_the_message_is(
         assert data is not None and (stored := parse_record(data)).topic == topic
         assert stored.queue_offset == 0 and broker.store.bounds(topic, stored.queue_id) == (0, 1)
         await pool.close()
+
+
+@pytest.mark.parametrize("limit", ["UNDER_WAY_MAX", "UNDER_WAY_TOTAL_MAX"])
+@pytest.mark.parametrize("kind", ["delayed", "timed", "half"])
+async def test_what_waits_for_its_flush_is_not_refused_when_it_is_much(
+    kind: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: a producer that sends ahead what waits for its time is not read above the limit, and none of it is refused;
+    # others are served meanwhile. Each message is stored once, in the order of its connection, and answered.
+    monkeypatch.setattr(dispatch, limit, 10)
+    count = 300
+    options = dict(flush_disk_type="SYNC_FLUSH", sync_flush_timeout=60_000)
+    async with serving(tmp_path, monkeypatch, **options) as broker:
+        reader, writer = await asyncio.open_connection(*place(broker))
+        _, gone = await asyncio.open_connection(*place(broker))
+        for opaque in range(count):
+            command = _sending(kind)
+            command.opaque = opaque
+            writer.write(command.encode())
+        gone.write(_sending(kind).encode() * 20)
+        await eventually(lambda: broker.dispatcher.storing >= 10 and len(broker.dispatcher._laden) == 2)
+        for _ in range(20):
+            await healthy(broker)
+        assert broker.dispatcher.storing == (20 if limit == "UNDER_WAY_MAX" else 11)
+        gone.transport.abort()
+        replies, decoder = list[RemotingCommand](), FrameDecoder()
+        async with asyncio.timeout(60):
+            while len(replies) < count:
+                await broker.store.flush()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        replies += decoder.feed(await reader.read(1 << 20))
+        assert [reply.opaque for reply in replies] == list(range(count)) and {reply.code for reply in replies} == {0}
+        while broker.dispatcher.storing:
+            await broker.store.flush()
+            await asyncio.sleep(0.01)
+        dispatcher = broker.dispatcher
+        assert not dispatcher._laden and not dispatcher._storing and not dispatcher._bytes
+        writer.close()
 
 
 def _take_device_away(log: Path) -> None:
