@@ -24,6 +24,8 @@ const SLOT_BYTES: u64 = 4;
 const ENTRY_BYTES: u64 = 20;
 /// Slots are loaded, marked and written in pages of so many.
 const PAGE_SLOTS: usize = 1024;
+/// So many entries are read at a time when a file is repaired.
+const BLOCK_ENTRIES: usize = 4096;
 /// A search follows at most so many links in one file: a tag's chain can be millions long.
 const STEPS_MAX: usize = 1 << 20;
 
@@ -110,6 +112,15 @@ impl Header {
         bytes
     }
 
+    /// True if a file can have this header. Nothing written yet is possible too.
+    fn can_be(&self, geometry: &Geometry) -> bool {
+        self.count <= 1
+            || (self.count <= geometry.entries
+                && self.slots_used < self.count
+                && self.begin_position <= self.end_position
+                && self.begin_timestamp > 0)
+    }
+
     /// Whether a file may hold records of the time span (Apache's test, so that both find the same).
     fn covers(&self, begin_ms: i64, end_ms: i64) -> bool {
         let inside = |t: i64| t >= self.begin_timestamp && t <= self.end_timestamp;
@@ -117,6 +128,7 @@ impl Header {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Link {
     hash: u32,
     position: u64,
@@ -285,15 +297,20 @@ impl Geometry {
 struct Older {
     name: String,
     header: Header,
+    /// The header fits the file.
+    sound: bool,
     file: Option<Arc<dyn DiskFile>>,
 }
 
 struct Usable {
     header: Header,
     slots: Slots,
-    /// The header promised more.
+    /// There was more, which makes no sense.
     damaged: bool,
 }
+
+/// Store time of the record at a position, if the log has it.
+pub(crate) type TimeOf<'a> = &'a mut dyn FnMut(u64) -> Option<i64>;
 
 /// What a search found; see [`Index::search`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -359,8 +376,9 @@ impl Index {
         }
     }
 
-    /// Names and headers of the files on disk, and those whose size is wrong (to be set aside).
-    pub fn load(&mut self) -> io::Result<Vec<(String, u64)>> {
+    /// Names and headers of the files on disk, and those whose size is wrong (to be set aside). After a clean stop (`clean`)
+    /// every header has to fit its file, otherwise that of the file being filled may lag behind.
+    pub fn load(&mut self, clean: bool) -> io::Result<Vec<(String, u64)>> {
         let mut names: Vec<String> =
             self.disk.list(&self.dir)?.into_iter().filter(|e| !e.is_dir).map(|e| e.name).collect();
         names.sort();
@@ -374,9 +392,33 @@ impl Index {
             }
             let mut head = [0; HEADER_BYTES as usize];
             file.read_at(0, &mut head)?;
-            self.older.push_back(Older { name, header: Header::decode(&head), file: None });
+            let header = Header::decode(&head);
+            let settled = clean || header.count == self.geometry.entries;
+            let sound = header.can_be(&self.geometry) && (!settled || self.fits(&header, file.as_ref()));
+            self.older.push_back(Older { name, header, sound, file: None });
         }
         Ok(strange)
+    }
+
+    /// True if the header speaks of this file: its last entry is the one that was put last. Two entries are read, so that it
+    /// costs nothing however large the file is.
+    fn fits(&self, header: &Header, file: &dyn DiskFile) -> bool {
+        let entry = |number: u32| {
+            let mut raw: RawEntry = [0; ENTRY_BYTES as usize];
+            file.read_at(self.geometry.entry_at(number), &mut raw).is_ok().then_some(raw)
+        };
+        let ends = header.count == self.geometry.entries || entry(header.count) == Some([0; ENTRY_BYTES as usize]);
+        let Some(last) = entry(header.count - 1).filter(|_| header.count > 1 && ends) else { return false };
+        let last = Link::decode(&last);
+        // The seconds of the first entry are counted from the file before.
+        let seconds = (header.end_timestamp.wrapping_sub(header.begin_timestamp) / 1000).clamp(0, i64::from(i32::MAX));
+        let in_time = header.count == 2 || i64::from(last.seconds) == seconds;
+        last.position == header.end_position && in_time
+    }
+
+    /// After [`Index::load`]: true if all headers fit their files.
+    pub fn is_sound(&self) -> bool {
+        self.older.iter().all(|o| o.sound)
     }
 
     /// After [`Index::load`]: goes on filling the newest file, if it has room.
@@ -403,13 +445,20 @@ impl Index {
         Ok(())
     }
 
-    /// After an unclean stop: keeps the entries of records before `below`, which the scan of the log will not see again, as far as
-    /// they make sense one after the other, and rebuilds the slots from them. Full files that end before `below` are
-    /// not looked at. True if entries before `below` were lost; what happened is in `lines`.
-    pub fn repair(&mut self, below: u64, first_strange: Option<&str>, lines: &mut Vec<String>) -> io::Result<bool> {
+    /// After an unclean stop, or if a header does not fit: keeps the entries of records before `below`, which the scan of the
+    /// log will not see again, as far as they make sense one after the other, and rebuilds header and slots from them. Full
+    /// files that end before `below` are not looked at. True if entries before `below` were lost; what happened is in `lines`.
+    pub fn repair(
+        &mut self,
+        below: u64,
+        first_strange: Option<&str>,
+        time_of: TimeOf<'_>,
+        lines: &mut Vec<String>,
+    ) -> io::Result<bool> {
         let entries = self.geometry.entries;
         let is_strange = |name: &str| first_strange.is_some_and(|first| name > first);
-        let good = |o: &Older| o.header.count >= entries && o.header.end_position < below && !is_strange(&o.name);
+        let good =
+            |o: &Older| o.sound && o.header.count >= entries && o.header.end_position < below && !is_strange(&o.name);
         let complete = self.older.iter().take_while(|o| good(o)).count();
         let suspicious: Vec<Older> = self.older.drain(complete..).collect();
         let mut broken_off = false;
@@ -421,14 +470,20 @@ impl Index {
                 continue;
             }
             let file = self.disk.open(&path, Mode::Write)?;
-            let Usable { header, slots, damaged } = self.usable_part(file.as_ref(), &older.header, below)?;
-            if damaged {
-                let (kept, all) = (header.count - 1, older.header.count - 1);
-                lines.push(format!(
-                    "index file {}: {kept} of {all} entries are usable, the rest is rebuilt",
-                    older.name
-                ));
+            let Usable { header, slots, damaged } = self.usable_part(file.as_ref(), &older.header, below, time_of)?;
+            let kept = header.count - 1;
+            let other_begin = older.header.count > 1 && header.begin_timestamp != older.header.begin_timestamp;
+            if damaged || (kept == 0 && !older.sound) {
                 lost = true;
+                // How many there were is not said: the header that knew it may be what is damaged.
+                let part = match kept {
+                    0 => "it is".to_string(),
+                    _ => format!("what follows its entry {kept} is"),
+                };
+                lines.push(format!("index file {} is damaged: {part} made again from the log", older.name));
+            } else if kept > 0 && (!older.sound || other_begin) {
+                lines
+                    .push(format!("index file {} has a damaged header: it is made again from its entries", older.name));
             }
             if header.count <= 1 {
                 self.disk.remove_file(&path)?;
@@ -472,14 +527,18 @@ impl Index {
     }
 
     /// The entries of a file before `below`, up to the first that makes no sense.
-    fn usable_part(&self, file: &dyn DiskFile, before: &Header, below: u64) -> io::Result<Usable> {
+    fn usable_part(&self, file: &dyn DiskFile, before: &Header, below: u64, time_of: TimeOf<'_>) -> io::Result<Usable> {
         let mut slots = Slots::new(self.geometry.slots, false)?;
-        let mut header = Header { count: 1, slots_used: 0, ..*before };
-        let mut block = vec![0u8; 4096 * ENTRY_BYTES as usize];
-        let mut previous = 0;
+        let mut header = Header { count: 1, slots_used: 0, end_position: 0, ..*before };
+        let mut block = vec![0u8; BLOCK_ENTRIES * ENTRY_BYTES as usize];
+        // The newest entry taken, and the header as it was without it.
+        let mut newest: Option<(Header, Link)> = None;
         let mut damaged = false;
         'blocks: while header.count < self.geometry.entries {
-            let n = file.read_at(self.geometry.entry_at(header.count), &mut block)?;
+            let Ok(n) = file.read_at(self.geometry.entry_at(header.count), &mut block) else {
+                damaged = true;
+                break;
+            };
             if n < ENTRY_BYTES as usize {
                 break;
             }
@@ -489,37 +548,68 @@ impl Index {
                 }
                 let Ok(raw) = <&RawEntry>::try_from(bytes) else { break 'blocks };
                 let link = Link::decode(raw);
-                let slot = link.hash % self.geometry.slots;
                 let zeros = bytes.iter().all(|b| *b == 0);
-                let sane = link.position >= previous
-                    && link.seconds >= 0
+                if header.count == 1 && !zeros {
+                    // Times are counted from the header's, which is that of the first record.
+                    header.begin_timestamp = time_of(link.position).unwrap_or(before.begin_timestamp);
+                }
+                let slot = link.hash % self.geometry.slots;
+                let sane = link.seconds >= 0
                     && link.previous == slots.get(slot)
-                    && link.hash <= i32::MAX as u32;
-                // Times are counted from the header's: without it they say nothing.
-                if zeros || !sane || before.begin_timestamp <= 0 {
-                    damaged = header.count < before.count;
+                    && link.hash <= i32::MAX as u32
+                    && header.begin_timestamp > 0;
+                let late = link.position >= below;
+                let early = newest.as_ref().is_some_and(|(_, newest)| link.position < newest.position);
+                if zeros || !sane || late || early {
+                    // One of the two positions is wrong. If it is that of the entry before, all up to it would be taken
+                    // for indexed.
+                    let doubtful = newest.filter(|_| early && !zeros);
+                    let end = doubtful.map_or(header.end_position, |(without, _)| without.end_position);
+                    let promised = header.count < before.count && !late;
+                    damaged = promised || self.knows_more(file, header.count, end..below);
+                    if let Some((without, newest)) = doubtful.filter(|_| damaged) {
+                        slots.set(newest.hash % self.geometry.slots, newest.previous);
+                        header = without;
+                    }
                     break 'blocks;
                 }
-                if link.position >= below {
-                    break 'blocks;
-                }
+                newest = Some((header, link));
                 if header.count == 1 {
                     header.begin_position = link.position;
                 }
                 if link.previous == 0 {
                     header.slots_used += 1;
                 }
-                previous = link.position;
                 slots.set(slot, header.count);
                 header.end_position = link.position;
                 header.end_timestamp = header.begin_timestamp + i64::from(link.seconds) * 1000;
                 header.count += 1;
             }
         }
-        if header.count >= before.count {
-            header.end_timestamp = header.end_timestamp.max(before.end_timestamp);
+        // Seconds are rounded down; a header that ends in the same second knows better.
+        if header.count >= before.count && (0..1000).contains(&before.end_timestamp.wrapping_sub(header.end_timestamp))
+        {
+            header.end_timestamp = before.end_timestamp;
         }
         Ok(Usable { header, slots, damaged })
+    }
+
+    /// True if an entry from `number` on speaks of a record in `span`, or cannot be read: what came before it is not the end.
+    fn knows_more(&self, file: &dyn DiskFile, mut number: u32, span: std::ops::Range<u64>) -> bool {
+        let mut block = vec![0u8; BLOCK_ENTRIES * ENTRY_BYTES as usize];
+        while number < self.geometry.entries {
+            let Ok(n) = file.read_at(self.geometry.entry_at(number), &mut block) else { return true };
+            let entries = block[..n].chunks_exact(ENTRY_BYTES as usize).flat_map(<&RawEntry>::try_from);
+            let mut put = entries.filter(|raw| raw.iter().any(|b| *b != 0)).peekable();
+            if put.peek().is_none() {
+                break;
+            }
+            if put.any(|raw| span.contains(&Link::decode(raw).position)) {
+                return true;
+            }
+            number += BLOCK_ENTRIES as u32;
+        }
+        false
     }
 
     /// Forgets all files, written or not, so that they can be loaded again.
@@ -773,7 +863,7 @@ impl Index {
     pub fn retire_full(&mut self) -> Option<Arc<dyn DiskFile>> {
         let done = self.full.front().is_some_and(|f| !f.has_work() && f.slots.clean());
         let full = if done { self.full.pop_front() } else { None }?;
-        self.older.push_back(Older { name: full.name, header: full.header, file: None });
+        self.older.push_back(Older { name: full.name, header: full.header, sound: true, file: None });
         Some(full.file)
     }
 
@@ -955,9 +1045,9 @@ mod tests {
         assert_eq!(first.search(4, 64, 0, i64::MAX).positions, want);
         for unclean in [false, true] {
             let mut second = index(&disk);
-            assert!(second.load().unwrap().is_empty());
+            assert!(second.load(!unclean).unwrap().is_empty());
             if unclean {
-                assert!(!second.repair(u64::MAX, None, &mut Vec::new()).unwrap());
+                assert!(!second.repair(u64::MAX, None, &mut |_| None, &mut Vec::new()).unwrap());
             } else {
                 second.resume().unwrap();
             }
@@ -978,16 +1068,40 @@ mod tests {
         let path = std::path::Path::new("/index").join(name);
         disk.flip_bit(&path, first.geometry.entry_at(20) + 16, 6);
         let mut second = index(&disk);
-        second.load().unwrap();
+        second.load(false).unwrap();
         let mut lines = Vec::new();
-        assert!(second.repair(u64::MAX, None, &mut lines).unwrap());
-        assert!(lines[0].contains("19 of 30 entries"));
+        assert!(second.repair(u64::MAX, None, &mut |_| None, &mut lines).unwrap());
+        assert!(lines[0].contains("is damaged: what follows its entry 19 is made again from the log"));
         assert_eq!(second.end_position(), Some(1800));
         write_all(&mut second);
         let mut third = index(&disk);
-        third.load().unwrap();
-        assert!(!third.repair(1000, None, &mut Vec::new()).unwrap());
+        third.load(false).unwrap();
+        assert!(!third.repair(1000, None, &mut |_| None, &mut Vec::new()).unwrap());
         assert_eq!(third.end_position(), Some(900));
         assert_eq!(third.search(7, 64, 0, i64::MAX).positions.len(), 10);
+    }
+
+    #[test]
+    fn repair_trusts_no_entry_that_the_next_one_contradicts_behind_what_the_header_knew_too() {
+        let disk = SimDisk::new();
+        let mut first = index(&disk);
+        let mut put = |from: u64, to: u64| {
+            for n in from..to {
+                first.put(&KeyHash { hash: n as u32 + 1, position: n * 100, store_timestamp: 1000 });
+            }
+            write_all(&mut first);
+        };
+        put(0, 10);
+        let name = disk.list("/index".as_ref()).unwrap().remove(0).name;
+        let path = std::path::Path::new("/index").join(name);
+        let older_header = disk.read_file(&path).unwrap()[..HEADER_BYTES as usize].to_vec();
+        put(10, 20);
+        let mut second = index(&disk);
+        disk.open(&path, Mode::Write).unwrap().write_at(0, &older_header).unwrap();
+        disk.flip_bit(&path, second.geometry.entry_at(15) + 9, 1);
+        second.load(false).unwrap();
+        assert!(second.repair(u64::MAX, None, &mut |_| None, &mut Vec::new()).unwrap());
+        assert_eq!(second.end_position(), Some(1300));
+        assert_eq!(second.search(15, 64, 0, i64::MAX).positions, []);
     }
 }

@@ -13,7 +13,8 @@
 //! 5. Queue entries from the scan's start on are replaced by what the log says; entries beyond the log's end are cut. An entry
 //!    whose record is damaged stays, so that its offset is not given to another message. After a clean stop a topic without queues
 //!    has been deleted: what the checkpoint vouches for does not come back.
-//! 6. The index keeps the entries that make sense (after an unclean stop its slots are rebuilt from them); later records are added.
+//! 6. The index keeps the entries that make sense; after an unclean stop, or if a header does not fit its file, header and slots
+//!    are rebuilt from them. Records from the first that makes none on are added again.
 //!
 //! A full disk does not stop the start: what has no room (queue and index entries, the checkpoint) waits in memory, writes are
 //! refused, and the flusher goes on when there is room.
@@ -135,6 +136,7 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(&
         lost_bytes: 0,
         vouched: None,
         index_from: 0,
+        index_only: false,
         look,
         progress: Progress { say: progress, started: Instant::now(), last: Instant::now() },
         changed: false,
@@ -220,6 +222,8 @@ struct Recovery<'a> {
     vouched: Option<Position>,
     /// Records at this position and later are not in the index.
     index_from: Position,
+    /// The log is read once more, for the index alone.
+    index_only: bool,
     look: Option<Look>,
     progress: Progress<'a>,
     /// Something was repaired, so that a checkpoint is worth writing.
@@ -250,7 +254,7 @@ impl Recovery<'_> {
         // The newest record any queue knows was found: no entry can lie beyond the end.
         let complete = self.clean && reached.newest == Some(start);
         self.finish_queues(end, complete)?;
-        self.finish_index(end)?;
+        self.finish_index(&bases, end)?;
         let synced_ms = match self.clean {
             true => i64::MAX,
             false => self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS,
@@ -480,23 +484,24 @@ impl Recovery<'_> {
         let Some(index) = state.index.as_mut() else { return Ok(()) };
         let dir = index.dir.clone();
         let failed = |e: io::Error| Error::open("reading", &dir, &e);
-        let strange = index.load().map_err(failed)?;
+        let strange = index.load(self.clean).map_err(failed)?;
         let had_index = self.checkpoint.index_timestamp.max(self.checkpoint.indexed_timestamp) > 0;
         let is_new = index.is_empty() && strange.is_empty() && !had_index;
         let first_strange = strange.iter().map(|(name, _)| name.as_str()).find(|name| is_index_name(name));
         let mut lines = Vec::new();
-        let lost = if self.clean && first_strange.is_none() {
+        let intact = self.clean && first_strange.is_none() && index.is_sound();
+        let lost = if intact {
             index.resume().map_err(failed)?;
             index.is_empty()
         } else {
-            index.repair(below, first_strange, &mut lines).map_err(failed)?
+            index.repair(below, first_strange, &mut |p| self.record_at(p), &mut lines).map_err(failed)?
         };
         let end = index.end_position();
         drop(state);
         self.index_from = match end {
             _ if is_new => below,
             // The newest entry may be only the first of its record's keys: that record is indexed again.
-            Some(end) if lost => end,
+            Some(end) if lost || (self.clean && !intact) => end,
             // What the index does not have of the scanned part it gets; a complete one has it already.
             Some(end) if self.clean => end + 1,
             Some(_) => below,
@@ -663,7 +668,7 @@ impl Recovery<'_> {
     fn dispatch(&mut self, view: &RecordView<'_>, start: Position) -> Result<(), Error> {
         let Ok(topic) = std::str::from_utf8(view.topic) else { return Ok(()) };
         let known = scan(view.properties);
-        if has_queue_entry(view.sys_flag) && can_be(topic, view.queue_id) {
+        if !self.index_only && has_queue_entry(view.sys_flag) && can_be(topic, view.queue_id) {
             self.place_entries(topic, view, &known, start);
         }
         {
@@ -960,7 +965,7 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    fn finish_index(&mut self, end: Position) -> Result<(), Error> {
+    fn finish_index(&mut self, bases: &[Position], end: Position) -> Result<(), Error> {
         let shared = self.store.shared.clone();
         let beyond = shared.state().index.as_ref().and_then(|i| i.end_position()).is_some_and(|p| p >= end);
         if !beyond {
@@ -973,13 +978,21 @@ impl Recovery<'_> {
         let Some(index) = state.index.as_mut() else { return Ok(()) };
         let failed = |e: io::Error| Error::open("repairing the index in", &shared.options.root, &e);
         index.forget_files();
-        index.load().map_err(failed)?;
+        index.load(false).map_err(failed)?;
         let mut said = Vec::new();
-        index.repair(end, None, &mut said).map_err(failed)?;
+        let lost = index.repair(end, None, &mut |p| self.record_at(p), &mut said).map_err(failed)?;
+        let from = index.end_position().unwrap_or(0);
         self.changed = true;
         drop(state);
         for line in said {
             self.progress.line(&line);
+        }
+        if lost {
+            (self.index_from, self.index_only) = (from, true);
+            let bases: Vec<Position> = bases.iter().copied().filter(|b| *b < end).collect();
+            let log_min = bases.first().copied().unwrap_or(0);
+            let start = self.believe(&bases, from, i64::MAX).max(log_min);
+            self.scan(&bases, start, Some(end))?;
         }
         Ok(())
     }

@@ -842,6 +842,100 @@ fn a_lost_index_is_rebuilt_from_the_log() {
     }
 }
 
+/// A filled store, where its records lie and since when; not `clean`, it was killed with messages behind those the checkpoint vouches for.
+fn indexed(clean: bool) -> (Bench, Vec<(u64, i64)>) {
+    let bench = filled();
+    let mut store = bench.open();
+    let record = |n: u32| (entry(&mut store, "t", n % 2, i64::from(n / 2)).unwrap().position, n);
+    let records = (0..30).map(record).map(|(position, n)| (position, START_MS + i64::from(n + 1) * 1000)).collect();
+    for n in 0..5 {
+        append(&mut store, "later", 0, b"later", &format!("later{n}"));
+    }
+    if clean {
+        store.close().unwrap();
+    } else {
+        bench.clock.advance(2000);
+        store.tick().unwrap();
+        drop(store);
+        bench.disk.kill();
+    }
+    (bench, records)
+}
+
+fn index_file(bench: &Bench) -> std::path::PathBuf {
+    let root = std::path::Path::new("/store/index");
+    root.join(&bench.disk.list(root).unwrap()[0].name)
+}
+
+/// Keys whose record the index does not name, asked for the time when it was stored.
+fn keys_without_answer(store: &mut Store, records: &[(u64, i64)]) -> Vec<String> {
+    let mut lost = Vec::new();
+    for (n, (position, time)) in records.iter().enumerate() {
+        for key in [format!("U-k{n}"), format!("k{n}"), format!("other-k{n}")] {
+            if !store.search_index("t", &key, "", 64, time - 1000, time + 1000).positions.contains(position) {
+                lost.push(key);
+            }
+        }
+    }
+    lost
+}
+
+#[test]
+fn a_flipped_bit_in_the_index_costs_at_most_its_own_key_after_a_kill() {
+    let first_entry = 40 + 500 * 4 + 20;
+    let header = (0..40 * 8).step_by(3).map(|bit| (bit / 8, bit % 8));
+    let entries = (0..125 * 20 * 8).step_by(67).map(|bit| (first_entry + bit / 8, bit % 8));
+    for (at, bit) in header.chain(entries) {
+        let (bench, records) = indexed(false);
+        bench.disk.flip_bit(&index_file(&bench), at, bit as u8);
+        let mut store = bench.open();
+        let lost = keys_without_answer(&mut store, &records);
+        assert!(lost.len() <= usize::from(at >= first_entry), "bit {bit} of byte {at}: {lost:?} {:?}", bench.lines);
+        assert_eq!(append(&mut store, "t", 0, b"next", "next").queue_offset, 15);
+        store.close().unwrap();
+        let mut store = bench.open();
+        assert!(bench.silent(), "bit {bit} of byte {at}: {:?}", bench.lines);
+        assert_eq!(keys_without_answer(&mut store, &records), lost);
+        assert_eq!(found_by_key(&mut store, "t", "next").len(), 1);
+    }
+}
+
+#[test]
+fn an_index_whose_header_is_damaged_is_made_again_after_a_clean_stop_too() {
+    for bit in (0..40 * 8).step_by(3) {
+        let (bench, records) = indexed(true);
+        bench.disk.flip_bit(&index_file(&bench), bit / 8, (bit % 8) as u8);
+        let mut store = bench.open();
+        assert_eq!(keys_without_answer(&mut store, &records), [""; 0], "bit {bit}: {:?}", bench.lines);
+        store.close().unwrap();
+        let mut store = bench.open();
+        assert!(bench.silent(), "bit {bit}: {:?}", bench.lines);
+        assert_eq!(keys_without_answer(&mut store, &records), [""; 0]);
+    }
+}
+
+#[test]
+fn an_index_of_garbage_or_zeros_is_made_again_after_either_stop() {
+    for (clean, garbage) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (bench, records) = indexed(clean);
+        let path = index_file(&bench);
+        let bytes = bench.disk.file_len(&path).unwrap() as u32;
+        let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8;
+        let content: Vec<u8> = (0..bytes).map(|n| if garbage { noise(n) } else { 0 }).collect();
+        bench.write(&path, 0, &content);
+        let mut store = bench.open();
+        assert_eq!(keys_without_answer(&mut store, &records), [""; 0], "{clean} {garbage}: {:?}", bench.lines);
+        if garbage {
+            let said = bench.lines.lock().unwrap().clone();
+            assert!(said.len() == 1 && said[0].ends_with("is damaged: it is made again from the log"), "{said:?}");
+        }
+        store.close().unwrap();
+        let mut store = bench.open();
+        assert!(bench.silent(), "{:?}", bench.lines);
+        assert_eq!(keys_without_answer(&mut store, &records), [""; 0]);
+    }
+}
+
 #[test]
 fn a_lost_checkpoint_costs_time_and_nothing_else() {
     for clean in [true, false] {
@@ -1032,6 +1126,26 @@ fn missing_newest_log_files_take_their_queue_and_index_entries_with_them() {
     let mut store = bench.open();
     assert_eq!(body(&mut store, "t", 0, left as i64).unwrap(), b"new");
     assert_eq!(bounds(&store, "t", 0), (0, left as i64 + 1));
+}
+
+#[test]
+fn an_index_damaged_as_well_is_made_again_when_the_newest_log_file_is_missing() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    let staged: Vec<_> = (0..60).map(|n| append(&mut store, "t", 0, &[1; 600], &format!("k{n}"))).collect();
+    store.close().unwrap();
+    let last = staged[59].position / (16 << 10);
+    bench.disk.remove_file(&bench.log_file(last)).unwrap();
+    bench.disk.flip_bit(&index_file(&bench), 40 + 500 * 4 + 50 * 20 + 4, 7);
+    let records = staged.iter().map(|s| (s.position, s.store_timestamp));
+    let left: Vec<(u64, i64)> = records.filter(|(position, _)| *position < last * (16 << 10)).collect();
+    for _ in 0..2 {
+        let mut store = bench.open();
+        assert_eq!(keys_without_answer(&mut store, &left), [""; 0], "{:?}", bench.lines);
+        assert_eq!(found_by_key(&mut store, "t", &format!("k{}", left.len())), []);
+        assert_eq!(bounds(&store, "t", 0), (0, left.len() as i64));
+        store.close().unwrap();
+    }
 }
 
 #[test]
