@@ -178,16 +178,15 @@ class Pops:
         """Brings again what is due, ends waiting, frees ordered queues; for ever."""
         while True:
             try:
-                came = await self.tick()
+                busy = await self.tick()
             except Exception:
-                came = 0
+                busy = False
                 _log.exception("popping stumbled")
-            if not came:
-                await self._clock.sleep(TICK_S)
+            await self._clock.sleep(0 if busy else TICK_S)
 
-    async def tick(self) -> int:
-        """One look at everything that time brings; returns how many messages came again."""
-        came = await self.revive.revive_due()
+    async def tick(self) -> bool:
+        """One look at everything that time brings; True: messages came again, and there may be more."""
+        busy = await self.revive.revive_due() > 0
         now_ms = self._clock.now_ms()
         while self._frees and self._frees[0][0] <= now_ms:
             _, topic, group, queue_id = heapq.heappop(self._frees)
@@ -196,7 +195,7 @@ class Pops:
             _, _, waiter = heapq.heappop(self._deadlines)
             if self._drop(waiter) and not waiter.connection.closed:
                 waiter.again(True)
-        return came
+        return busy
 
     async def save(self) -> None:
         """Writes the ordered queues' state and notes progress; save the consumer offsets next. Raises OSError."""

@@ -70,8 +70,12 @@ TIMER_LOOK_MS: Final = 100
 """So often it is asked how far the timer is."""
 FAR_BEHIND: Final = 50_000
 """Records of a queue behind which an open check point is written again."""
-DUE_BATCH: Final = 256
-"""Check points looked at in one go; others get their turn in between."""
+WRITE_BATCH: Final = 256
+"""Check points written in one go."""
+TURN_MESSAGES: Final = 128
+"""So many messages come again in one go, or the rest of a check point more: about 2 ms. Others get their turn then."""
+TURN_LOOKS: Final = 2048
+"""Entries of the list of what will be due looked at in one go; most are long acknowledged."""
 
 CheckPointKey = tuple[str, str, int, int, int]
 """Topic, group, queue id, first offset, pop time."""
@@ -366,7 +370,7 @@ class ReviveLog:
     def forget_topic(self, topic: str) -> None:
         """The topic was deleted: none of its messages comes again, whatever lies at its offsets in another life."""
         points = [point for point in self._open.values() if point.topic == topic]
-        for some in (points[at : at + DUE_BATCH] for at in range(0, len(points), DUE_BATCH)):
+        for some in (points[at : at + WRITE_BATCH] for at in range(0, len(points), WRITE_BATCH)):
             try:
                 self._append([self._ack_record(point, point.offsets_left(), point.broker_name) for point in some])
             except StoreError as error:
@@ -419,12 +423,12 @@ class ReviveLog:
     # Time.
 
     async def revive_due(self) -> int:
-        """Brings what is due again, at most `DUE_BATCH` check points; returns how many messages came."""
+        """Brings what is due again, as much as one turn may; returns how many messages are through with waiting."""
         self._catch_up()
         now_ms = self._clock.now_ms()
-        came = 0
-        for _ in range(DUE_BATCH):
-            if not self._due or self._due[0][0] > now_ms:
+        through = 0
+        for _ in range(TURN_LOOKS):
+            if through >= TURN_MESSAGES or not self._due or self._due[0][0] > now_ms:
                 break
             _, _, point = heapq.heappop(self._due)
             if self._open.get(point.key) is not point:
@@ -433,7 +437,7 @@ class ReviveLog:
                 heapq.heappush(self._due, (now_ms + TIMER_LOOK_MS, next(self._sequence), point))
                 continue
             try:
-                came += await self._revive(point)
+                through += await self._revive(point)
             except (StoreError, OSError) as error:
                 _log.error("messages of %s cannot come again now, they are tried later: %s", point.topic, error)
                 heapq.heappush(self._due, (now_ms + RETRY_MS, next(self._sequence), point))
@@ -441,15 +445,10 @@ class ReviveLog:
             except Exception:
                 _log.exception("messages of %s cannot come again, they are tried later", point.topic)
                 heapq.heappush(self._due, (now_ms + STUCK_RETRY_MS, next(self._sequence), point))
-        return came
-
-    def next_due_ms(self) -> int | None:
-        """When the next check point is due; None: there is none."""
-        while self._due and self._open.get(self._due[0][2].key) is not self._due[0][2]:
-            heapq.heappop(self._due)
-        return self._due[0][0] if self._due else None
+        return through
 
     async def _revive(self, point: CheckPoint) -> int:
+        """Ends a check point; returns how many messages were open in it, also if they are gone. Raises StoreError."""
         place = await self._place(point.topic, point.group)
         if self._open.get(point.key) is not point:
             return 0  # acknowledged while the retry topic was made
@@ -476,7 +475,7 @@ class ReviveLog:
             self._append([done])
         self._settle(point.key, offsets)
         self.counters["revived"] += len(again)
-        return len(again)
+        return len(offsets)
 
     def _come_alone(self, stored: Stored, point: CheckPoint, topic: str, queues: int) -> bool:
         """One of several that the store has refused: without our properties if they do not fit. Raises StoreError."""
@@ -524,7 +523,7 @@ class ReviveLog:
         """Writes check points of the queue that are far behind again. Raises StoreError."""
         oldest = self._seen[queue] - FAR_BEHIND
         behind = [*itertools.takewhile(lambda point: point.revive_offset < oldest, self._by_queue[queue].values())]
-        for some in (behind[at : at + DUE_BATCH] for at in range(0, len(behind), DUE_BATCH)):
+        for some in (behind[at : at + WRITE_BATCH] for at in range(0, len(behind), WRITE_BATCH)):
             for point in some:
                 point.renewed = True
             receipts = self._append([self._check_point_record(point) for point in some])

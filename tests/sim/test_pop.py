@@ -17,7 +17,7 @@ import pytest
 from aerobee.broker.options import BrokerOptions
 from aerobee.broker.pop_names import format_handle, retry_flag, retry_topic, topic_of_flag
 from aerobee.broker.records import Stored, format_properties, parse_records
-from aerobee.broker.revive import FIRST_POP_TIME, GROUP
+from aerobee.broker.revive import FIRST_POP_TIME, GROUP, TURN_MESSAGES
 from aerobee.broker.server import Broker
 from aerobee.broker.store import Record
 from aerobee.clock import ManualClock
@@ -919,6 +919,27 @@ async def test_what_cannot_come_again_now_comes_later(bench: Bench, monkeypatch:
     await bench.later(3)
     await eventually(lambda: bench.broker.pop.revive.open == 0)
     assert bodies(await bench.pop_all()) == ["a"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_many_that_come_again_let_others_have_their_turn(bench: Bench, gone: bool) -> None:
+    count = 3000
+    await bench.send("0")
+    bench.broker.store.append([Record(TOPIC, 0, b"%d" % number, b"") for number in range(1, count)])
+    for _ in range(0, count, 32):
+        await bench.pop(queueId=0, invisibleTime=1_000)
+    if gone:
+        assert (await bench.call(RequestCode.DELETE_SUBSCRIPTIONGROUP, groupName="g")).code == 0
+    revive = bench.broker.pop.revive
+    left = [revive.in_flight.total()]
+    assert left == [count]
+    time = asyncio.ensure_future(bench.clock.advance(2))
+    while revive.open:
+        await asyncio.sleep(0)
+        left.append(revive.in_flight.total())
+    await time
+    assert max(before - after for before, after in itertools.pairwise(left)) < TURN_MESSAGES + 32
+    assert revive.counters["revived"] == (0 if gone else count)
 
 
 async def test_synchronous_flush(tmp_path: Path) -> None:
