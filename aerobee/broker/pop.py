@@ -106,6 +106,8 @@ class Popped:
     records: list[bytes] = field(default_factory=list)
     count: int = 0
     rest: int = 0
+    by_topic: list[tuple[str, int, int]] = field(default_factory=list)
+    """Of each queue: its topic, perhaps one of retries, and how many messages and bytes it gave."""
     start_offsets: list[str] = field(default_factory=list)
     message_offsets: list[str] = field(default_factory=list)
     order_counts: list[str] = field(default_factory=list)
@@ -345,6 +347,7 @@ class Pops:
         popped.start_offsets.append(f"{retry_flag(topic)} {queue_id} {offset}")
         popped.message_offsets.append(f"{retry_flag(topic)} {queue_id} {','.join(map(str, offsets))}")
         popped.count += len(offsets)
+        popped.by_topic.append((topic, len(offsets), len(batch.records)))
         if topic == wanted.topic or broker.options.pop_response_return_actual_retry_topic:
             popped.records.append(batch.records)
         else:

@@ -631,6 +631,17 @@ async def test_waiting_with_a_filter_is_not_disturbed(bench: Bench) -> None:
     assert bodies(messages(await waiting)) == ["b"]
 
 
+async def test_what_comes_again_is_counted_where_it_was_popped(bench: Bench) -> None:
+    await bench.send("a", "b")
+    await bench.pop(invisibleTime=1_000)
+    await bench.later(2)
+    again = await bench.pop_all()
+    assert {message.topic for message in again} == {TOPIC}
+    for topic, size in ((TOPIC, 2), (f"%RETRY%g_{TOPIC}", 2)):
+        seen = bench.broker.stats.view("GROUP_GET_NUMS", f"{topic}@g")
+        assert seen is not None and seen["minute"][0] == size, topic
+
+
 async def test_retry_topics_of_both_forms(tmp_path: Path) -> None:
     bench = await Bench(tmp_path, enable_retry_topic_v2=True).start()
     await bench.send("a")

@@ -109,9 +109,9 @@ async def _popped(broker: Broker, command: RemotingCommand, wanted: Wanted, popp
     await broker.pop.settled(popped)
     if not popped.count:
         return command.reply(ResponseCode.POLLING_TIMEOUT, _pop_reply(wanted, popped), remark=_NOTHING)
-    body = b"".join(popped.records)
-    broker.stats.popped(wanted.group, wanted.topic, popped.count, len(body))
-    return command.reply(ResponseCode.SUCCESS, _pop_reply(wanted, popped), body, remark="FOUND")
+    for topic, count, size in popped.by_topic:
+        broker.stats.popped(wanted.group, topic, count, size)
+    return command.reply(ResponseCode.SUCCESS, _pop_reply(wanted, popped), b"".join(popped.records), remark="FOUND")
 
 
 def _pop_reply(wanted: Wanted, popped: Popped) -> PopMessageReply:
