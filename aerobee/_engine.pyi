@@ -18,7 +18,6 @@ __all__ = [
     "Receipt",
     "Record",
     "Turn",
-    "check_sql",
     "encode_frame",
     "look_ahead",
     "loose_json",
@@ -50,9 +49,6 @@ def loose_json(json: bytes, pretty: bool, bare_keys: bool) -> bytes:
 
 def look_ahead(root: str, queue_file_units: int) -> object:
     """Begins, in threads, to look at the files of a store with many queues that will be opened soon; for `open`."""
-
-def check_sql(expression: str) -> str | None:
-    """What is wrong with an SQL92 filter and where; None: nothing."""
 
 @final
 class Decoder:
@@ -228,6 +224,8 @@ class Engine:
         requests that store messages wait. `fileno()` becomes readable when it is worth asking again."""
     def durable(self) -> int:
         """Positions up to here are acknowledged: written, or flushed with synchronous flush."""
+    def check_sql(self, expression: str) -> str | None:
+        """What is wrong with an SQL92 filter and where; None: nothing. It is compiled then and need not be again."""
     def pull(
         self, session: int, command: CommandTuple, tags: list[int] | None, park: bool, sql: str | None = None
     ) -> Turn:

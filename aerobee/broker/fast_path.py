@@ -155,7 +155,9 @@ def filter_of(broker: Broker, group: str, topic: str, expression: str) -> str:
         return expression
     members = broker.clients.consumers.get(group)
     return (
-        of_retries(wanted for wanted in members.subscriptions.values() if wanted.topic != topic) if members else "TRUE"
+        of_retries(broker.store, (wanted for wanted in members.subscriptions.values() if wanted.topic != topic))
+        if members
+        else "TRUE"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from aerobee.broker.store import check_sql
+from aerobee.broker.store import Store
 from aerobee.protocol.bodies.client import SubscriptionData
 from aerobee.protocol.message import java_hash
 
@@ -21,12 +21,17 @@ def tag_codes(expression: str | None) -> list[int] | None:
     return [java_hash(tag.strip()) for tag in expression.split("||") if tag.strip()]
 
 
-def of_retries(subscriptions: Iterable[SubscriptionData]) -> str:
+def is_only_bars(expression: str) -> bool:
+    """A tag expression without even a blank between its bars: Apache's broker refuses to read it."""
+    return expression != "" and not any(expression.split("||"))
+
+
+def of_retries(store: Store, subscriptions: Iterable[SubscriptionData]) -> str:
     """SQL92 for a group's retry topic: each message by the expression of the topic it comes from, if that has one."""
     by_topic = {
         wanted.topic: wanted.sub_string or ""
         for wanted in subscriptions
-        if not is_tag_kind(wanted.expression_type) and check_sql(wanted.sub_string or "") is None
+        if not is_tag_kind(wanted.expression_type) and store.check_sql(wanted.sub_string or "") is None
     }
     known = ", ".join(f"'{topic}'" for topic in by_topic)
     others = f"RETRY_TOPIC IS NULL OR RETRY_TOPIC NOT IN ({known})" if known else "TRUE"

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aerobee.broker.filters import is_tag_kind, tag_codes
+from aerobee.broker.filters import is_only_bars, is_tag_kind, tag_codes
 from aerobee.broker.groups import priority_factor
 from aerobee.broker.message_types import type_of_topic
 from aerobee.broker.pop_names import ORDER_QUEUE, format_handle, normal_topic, retry_flag, retry_topic
 from aerobee.broker.pop_order import OrderInfo, OrderTable, plain
 from aerobee.broker.records import encode_record, parse_records
 from aerobee.broker.revive import CheckPoint, CheckPointKey, OrderState, ReviveLog
-from aerobee.broker.store import Batch, Receipt, check_sql
+from aerobee.broker.store import Batch, Receipt, Store
 from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import MessageIllegal, ServerError, StoreError
 from aerobee.net.connection import Connection
@@ -65,16 +65,15 @@ class Filter:
     sql: str | None = None
 
     @classmethod
-    def of(cls, kind: str | None, expression: str | None) -> Filter:
+    def of(cls, store: Store, kind: str | None, expression: str | None) -> Filter:
         """Raises ServerError SUBSCRIPTION_PARSE_FAILED."""
         if not expression:
             return cls()
         if is_tag_kind(kind):
-            codes = tag_codes(expression)
-            if codes == []:
+            if is_only_bars(expression):
                 raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, "parse the consumer's subscription failed")
-            return cls(tags=codes)
-        problem = check_sql(expression) if kind == "SQL92" else f"there is no filter type {kind}"
+            return cls(tags=tag_codes(expression))
+        problem = store.check_sql(expression) if kind == "SQL92" else f"there is no filter type {kind}"
         if problem is not None:
             raise ServerError(
                 ResponseCode.SUBSCRIPTION_PARSE_FAILED, f"parse the consumer's subscription failed: {problem}"

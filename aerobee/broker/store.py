@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, check_sql, look_ahead
+from aerobee._engine import Batch, CommandTuple, Engine, Receipt, Record, Turn, look_ahead
 from aerobee.clock import Clock
 from aerobee.errors import DiskFailed, MalformedRequest, error_for
 from aerobee.log import Complaints
@@ -26,7 +26,7 @@ from aerobee.net.connection import Connection
 from aerobee.net.hub import RECEIVE_BYTES
 from aerobee.protocol.codes import ResponseCode
 
-__all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store", "check_sql", "look_ahead"]
+__all__ = ["Batch", "CommandTuple", "Receipt", "Record", "Store", "look_ahead"]
 
 EXPIRE_TICK_S: Final = 0.2
 """Parked pulls end at most this much late."""
@@ -322,6 +322,10 @@ class Store:
         waiter: asyncio.Future[None] = self._loop.create_future()
         heapq.heappush(self._unflushed, (end, next(self._order), waiter))
         return waiter
+
+    def check_sql(self, expression: str) -> str | None:
+        """What is wrong with an SQL92 filter and where; None: nothing. One that `pull` and `read` know costs little."""
+        return self.engine.check_sql(expression)
 
     def pull(
         self,

@@ -15,7 +15,7 @@ import raw
 from official import Client, CommandFailed, Reply
 from room import Room, eventually
 
-from aerobee._engine import Engine, Record, check_sql
+from aerobee._engine import Engine, Record
 from aerobee.broker.records import parse_record
 
 pytestmark = pytest.mark.apache
@@ -152,7 +152,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 def ours(engine: Engine, count: int, expression: str) -> str | None:
     """What `Filter.java` answers: None, or a character a message."""
-    if check_sql(expression) is not None:
+    if engine.check_sql(expression) is not None:
         return None
     matched = bytearray(b"0" * count)
     offset = 0
@@ -178,7 +178,7 @@ def differences(client: Client, engine: Engine, texts: list[str], expressions: l
             continue
         if own is None or verdict is None:
             what = "refused" if verdict is None else "accepted"
-            yield f"{expression!r}: {what} by Apache, not so by us ({check_sql(expression)})"
+            yield f"{expression!r}: {what} by Apache, not so by us ({engine.check_sql(expression)})"
         else:
             at = next(index for index, (a, b) in enumerate(zip(own, verdict, strict=True)) if a != b)
             yield f"{expression!r} on {texts[at]!r}: Apache {verdict[at]}, we {own[at]}"

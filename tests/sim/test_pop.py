@@ -165,6 +165,14 @@ class Bench:
             message.stored_topic, "broker-a", message.queue, message.offset,
         )  # fmt: skip
 
+    async def pull(self, expression: str, kind: str) -> RemotingCommand:
+        """With a subscription of its own."""
+        return await self.call(
+            RequestCode.PULL_MESSAGE, consumerGroup="g", topic=TOPIC, queueId=0, queueOffset=0, maxMsgNums=32,
+            sysFlag=4, commitOffset=0, suspendTimeoutMillis=0, subscription=expression, subVersion=0,
+            expressionType=kind,
+        )  # fmt: skip
+
     def hold_flushes(self) -> asyncio.Event:
         """Nothing counts as flushed until the event is set."""
         store, gate = self.broker.store, asyncio.Event()
@@ -617,6 +625,27 @@ async def test_filters(bench: Bench) -> None:
     await bench.ack(popped[1])
     await bench.later(61)
     assert bodies(await bench.pop_all(expType="TAG", exp="x || z")) == ["0x", "4x", "5z"]
+
+
+@pytest.mark.parametrize("expression", ["||", "||||", " ", "|| "])
+async def test_a_tag_expression_of_bars_is_none_and_one_of_blanks_asks_for_nothing(
+    bench: Bench, expression: str
+) -> None:
+    await bench.send("a", properties="TAGS\x01x\x02")
+    bad = " " not in expression
+    popped, pulled = await bench.ask(expType="TAG", exp=expression), await bench.pull(expression, "TAG")
+    assert popped.code == (ResponseCode.SUBSCRIPTION_PARSE_FAILED if bad else ResponseCode.POLLING_TIMEOUT)
+    assert pulled.code == (ResponseCode.SUBSCRIPTION_PARSE_FAILED if bad else ResponseCode.PULL_RETRY_IMMEDIATELY)
+
+
+@pytest.mark.parametrize("how", ["pull", "pop"])
+async def test_a_filter_that_cannot_be_read_is_refused_with_the_place(bench: Bench, how: str) -> None:
+    await bench.send("a")
+    text = "n BETWEEN 1 OR"
+    reply = await (bench.pull(text, "SQL92") if how == "pull" else bench.ask(expType="SQL92", exp=text))
+    assert reply.code == ResponseCode.SUBSCRIPTION_PARSE_FAILED
+    remark = reply.remark or ""
+    assert remark.startswith("parse the consumer's subscription failed: ") and "column 13" in remark
 
 
 async def test_waiting_with_a_filter_is_not_disturbed(bench: Bench) -> None:

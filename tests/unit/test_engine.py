@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aerobee._engine import CommandTuple, Decoder, Engine, Record, Turn, check_sql, encode_frame
+from aerobee._engine import CommandTuple, Decoder, Engine, Record, Turn, encode_frame
 from aerobee.errors import MessageIllegal, StoreError, StoreLocked
 
 
@@ -148,7 +148,20 @@ def test_a_subscription_filters_pulls_that_bring_none(engine: Engine) -> None:
         engine.subscribe("G", "T", 5, "SQL92", "n >")
     engine.unsubscribe("G")
     assert len(engine.feed(session, bare).commands) == 1
-    assert check_sql("n > 1") is None and "column" in str(check_sql("n >"))
+    assert engine.check_sql("n > 1") is None and "column" in str(engine.check_sql("n >"))
+
+
+def test_a_filter_that_every_request_brings_is_compiled_once(engine: Engine) -> None:
+    def seconds(text: str) -> float:
+        began = time.perf_counter()
+        assert engine.check_sql(text) is None
+        engine.read("T", 0, 0, 1, 1, sql=text)
+        return time.perf_counter() - began
+
+    texts = [" OR ".join(f"id = '{n}-{number}'" for number in range(5000)) for n in range(3)]
+    compiled = [seconds(text) for text in texts]
+    known = [seconds(text) for text in texts]
+    assert min(known) < min(compiled) / 3
 
 
 def test_a_filter_looks_past_what_does_not_match(engine: Engine) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.broker.clients import PULL, Client
 from aerobee.broker.filters import is_tag_kind
-from aerobee.broker.store import check_sql
 from aerobee.broker.topics import RETRY_PREFIX
 from aerobee.errors import MalformedRequest, ServerError
 from aerobee.log import Complaints
@@ -118,7 +117,7 @@ def check_client_config(broker: Broker, _: Connection, command: RemotingCommand)
             f"The broker does not support consumer to filter message by {subscription.expression_type}",
         )
     if subscription.expression_type == "SQL92":
-        problem = check_sql(subscription.sub_string)
+        problem = broker.store.check_sql(subscription.sub_string)
     else:
         problem = f"there are no filters of type {subscription.expression_type}"
     if problem is not None:

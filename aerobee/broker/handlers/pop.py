@@ -52,7 +52,7 @@ async def pop(broker: Broker, connection: Connection, command: RemotingCommand) 
     await broker.groups.settled()  # messages of a group that nobody knows after a crash would not come again
     wanted = Wanted(
         header.topic, header.consumer_group, max(header.queue_id, -1), header.max_msg_nums, header.invisible_time,
-        header.init_mode, header.order, header.attempt_id, Filter.of(header.exp_type, header.exp),
+        header.init_mode, header.order, header.attempt_id, Filter.of(broker.store, header.exp_type, header.exp),
     )  # fmt: skip
     popped = broker.pop.pop(wanted)
     if popped.count:
@@ -158,7 +158,7 @@ def notification(broker: Broker, connection: Connection, command: RemotingComman
     header = command.header(Notification)
     _check_readable(broker, header)
     filters = broker.options.use_message_filter_for_notification and header.exp_type and header.exp
-    chosen = Filter.of(header.exp_type, header.exp) if filters else Filter()
+    chosen = Filter.of(broker.store, header.exp_type, header.exp) if filters else Filter()
 
     def reply(has_message: bool, *, full: bool = False) -> RemotingCommand:
         return command.reply(header=NotificationReply(has_msg=has_message, polling_full=full))

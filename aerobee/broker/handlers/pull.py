@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aerobee.broker import fast_path
 from aerobee.broker.clients import BROADCASTING, PULL, PUSH
-from aerobee.broker.filters import is_tag_kind, tag_codes
-from aerobee.broker.store import check_sql
+from aerobee.broker.filters import is_only_bars, is_tag_kind, tag_codes
 from aerobee.broker.topics import PERM_READ, SEE_FAQ
 from aerobee.errors import ServerError
 from aerobee.net.connection import Connection
@@ -162,15 +161,19 @@ def _filter(broker: Broker, header: PullMessage) -> tuple[str, str]:
             # while what we know may leave out what they want now.
             return "TAG", "*"
         kind, expression = subscription.expression_type or "TAG", subscription.sub_string or "*"
-        if not is_tag_kind(kind) and check_sql(expression) is not None:
+        if not is_tag_kind(kind) and broker.store.check_sql(expression) is not None:
             raise ServerError(
                 ResponseCode.FILTER_DATA_NOT_EXIST,
                 "The broker's consumer filter data is not exist!Your expression may be wrong!",
             )
         return kind, expression
     kind, expression = header.expression_type or "TAG", header.subscription or ""
-    if not is_tag_kind(kind) and (not expression or check_sql(expression) is not None):
-        raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, "parse the consumer's subscription failed")
+    remark = "parse the consumer's subscription failed"
+    if is_tag_kind(kind):
+        if is_only_bars(expression):
+            raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, remark)
+    elif (problem := broker.store.check_sql(expression)) is not None:
+        raise ServerError(ResponseCode.SUBSCRIPTION_PARSE_FAILED, f"{remark}: {problem}")
     return kind, expression
 
 

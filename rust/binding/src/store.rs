@@ -577,6 +577,10 @@ impl Engine {
         self.enter(py, |engine| engine.store.durable())
     }
 
+    fn check_sql(&self, py: Python<'_>, expression: &str) -> PyResult<Option<String>> {
+        self.enter(py, |engine| engine.program(expression).err().map(|error| error.to_string()))
+    }
+
     #[pyo3(signature = (session, command, tags, park, sql = None))]
     fn pull(
         &self,
@@ -847,19 +851,12 @@ fn has_key(record: &[u8], topic: &str, key: &str, kind: &str) -> bool {
         }
 }
 
-/// None: the SQL92 expression is well formed; else what is wrong with it and where.
-#[pyfunction]
-pub fn check_sql(expression: &str) -> Option<String> {
-    sql::Filter::compile(expression).err().map(|error| error.to_string())
-}
-
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Engine>()?;
     m.add_class::<Turn>()?;
     m.add_class::<Record>()?;
     m.add_class::<Receipt>()?;
     m.add_class::<Batch>()?;
-    m.add_function(wrap_pyfunction!(check_sql, m)?)?;
     m.add_function(wrap_pyfunction!(look_ahead, m)?)?;
     // What a command looks like is said in the stub; a tuple needs no class.
     m.add("CommandTuple", m.py().get_type::<PyTuple>())?;
