@@ -21,7 +21,7 @@ from aerobee.broker.revive import FIRST_POP_TIME, GROUP, TURN_MESSAGES
 from aerobee.broker.server import Broker
 from aerobee.broker.store import Record
 from aerobee.clock import ManualClock
-from aerobee.errors import AerobeeError, DiskFull
+from aerobee.errors import AerobeeError, DiskFull, MalformedRequest
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
 from aerobee.protocol.bodies.pop import BatchAck, BatchAckMessageRequestBody
@@ -814,6 +814,33 @@ async def test_peek_takes_nothing(bench: Bench) -> None:
     assert len(await bench.pop()) == 2
     reply = await bench.call(RequestCode.PEEK_MESSAGE, consumerGroup="g", topic=TOPIC, queueId=-1, maxMsgNums=8)
     assert reply.code == ResponseCode.PULL_NOT_FOUND
+
+
+@pytest.mark.parametrize("code", [RequestCode.POP_MESSAGE, RequestCode.PEEK_MESSAGE])
+async def test_fewer_messages_than_none_cannot_be_asked_for(bench: Bench, code: RequestCode) -> None:
+    await bench.send("a")
+    reply = await bench.call(code, **{**HEADERS[code], "maxMsgNums": -1})
+    assert (reply.code, reply.remark) == (ResponseCode.SYSTEM_ERROR, "maxMsgNums is -1, it must not be negative")
+    assert bodies(await bench.pop()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [RequestCode.POP_MESSAGE, RequestCode.PEEK_MESSAGE, RequestCode.NOTIFICATION, RequestCode.POLLING_INFO],
+)
+async def test_a_queue_that_the_topic_does_not_have(bench: Bench, code: RequestCode) -> None:
+    await bench.send("a")
+    reply = await bench.call(code, **{**HEADERS[code], "queueId": 9})
+    assert reply.code == ResponseCode.INVALID_PARAMETER
+    assert "queueId[9]" in str(reply.remark) and "consumer:[127.0.0.1:" in str(reply.remark)
+
+
+@pytest.mark.parametrize("missing", ["topic", "consumerGroup", "messageModel"])
+async def test_an_assignment_needs_to_know_whose_queues(bench: Bench, missing: str) -> None:
+    body = BODIES[RequestCode.QUERY_ASSIGNMENT]
+    assert (await bench.call(RequestCode.QUERY_ASSIGNMENT, fastjson.dumps(body))).code == 0
+    reply = await bench.call(RequestCode.QUERY_ASSIGNMENT, fastjson.dumps({**body, missing: None}))
+    assert reply.code == MalformedRequest.code and missing in str(reply.remark)
 
 
 # In order.

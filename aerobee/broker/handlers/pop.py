@@ -50,9 +50,11 @@ async def pop(broker: Broker, connection: Connection, command: RemotingCommand) 
         )
     _check(broker, connection, header)
     await broker.groups.settled()  # messages of a group that nobody knows after a crash would not come again
+    chosen = Filter.of(broker.store, header.exp_type, header.exp)
+    _check_count(header)
     wanted = Wanted(
         header.topic, header.consumer_group, max(header.queue_id, -1), header.max_msg_nums, header.invisible_time,
-        header.init_mode, header.order, header.attempt_id, Filter.of(broker.store, header.exp_type, header.exp),
+        header.init_mode, header.order, header.attempt_id, chosen,
     )  # fmt: skip
     popped = broker.pop.pop(wanted)
     if popped.count:
@@ -129,7 +131,8 @@ def _pop_reply(wanted: Wanted, popped: Popped) -> PopMessageReply:
 def peek(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
     """PEEK_MESSAGE: as a pop would find them; they stay for everybody."""
     header = command.header(PeekMessage)
-    _check_readable(broker, header)
+    _check_readable(broker, connection, header)
+    _check_count(header)
     group, lot = header.consumer_group, random.randrange(100)
     retries = retry_topic(header.topic, group, second_form=broker.options.enable_retry_topic_v2)
     topics = [(header.topic, header.queue_id)]
@@ -156,7 +159,7 @@ def peek(broker: Broker, connection: Connection, command: RemotingCommand) -> Re
 def notification(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand | None:
     """NOTIFICATION: is there something to pop? Waits until there is, or its poll time is over. None: it waits."""
     header = command.header(Notification)
-    _check_readable(broker, header)
+    _check_readable(broker, connection, header)
     filters = broker.options.use_message_filter_for_notification and header.exp_type and header.exp
     chosen = Filter.of(broker.store, header.exp_type, header.exp) if filters else Filter()
 
@@ -246,7 +249,7 @@ def _places(broker: Broker, header: Notification) -> tuple[list[tuple[str, int]]
 def polling_info(broker: Broker, connection: Connection, command: RemotingCommand) -> RemotingCommand:
     """POLLING_INFO: how many pops wait for a queue."""
     header = command.header(PollingInfo)
-    _check_readable(broker, header)
+    _check_readable(broker, connection, header)
     waiting = broker.pop.waiting((header.topic, header.consumer_group, max(header.queue_id, -1)))
     return command.reply(header=PollingInfoReply(polling_num=waiting))
 
@@ -261,14 +264,19 @@ async def rollback(broker: Broker, connection: Connection, command: RemotingComm
     return command.reply()
 
 
-def _check_readable(broker: Broker, header: PeekMessage | Notification | PollingInfo) -> None:
+def _check_count(header: PopMessage | PeekMessage) -> None:
+    if header.max_msg_nums < 0:
+        raise ServerError(ResponseCode.SYSTEM_ERROR, f"maxMsgNums is {header.max_msg_nums}, it must not be negative")
+
+
+def _check_readable(broker: Broker, connection: Connection, header: PeekMessage | Notification | PollingInfo) -> None:
     if not broker.options.broker_permission & PERM_READ:
         raise ServerError(ResponseCode.NO_PERMISSION, f"the broker[{broker.host}] peeking message is forbidden")
-    _check(broker, None, header)
+    _check(broker, connection, header)
 
 
 def _check(
-    broker: Broker, connection: Connection | None, header: PopMessage | PeekMessage | Notification | PollingInfo
+    broker: Broker, connection: Connection, header: PopMessage | PeekMessage | Notification | PollingInfo
 ) -> None:
     """Topic, queue and group in Apache's order. Raises ServerError."""
     topic, name = header.topic, header.consumer_group
@@ -278,11 +286,10 @@ def _check(
     if not config.perm & PERM_READ:
         raise ServerError(ResponseCode.NO_PERMISSION, f"the topic[{topic}] peeking message is forbidden")
     if header.queue_id >= config.read_queue_nums:
-        peer = connection.peer if connection is not None else ""
         raise ServerError(
             ResponseCode.INVALID_PARAMETER,
             f"queueId[{header.queue_id}] is illegal, topic:[{topic}]"
-            f" topicConfig.readQueueNums:[{config.read_queue_nums}] consumer:[{peer}]",
+            f" topicConfig.readQueueNums:[{config.read_queue_nums}] consumer:[{connection.peer}]",
         )
     group = broker.groups.find(name)
     if group is None:

@@ -72,9 +72,9 @@ class QueryAssignmentRequestBody(Body):
 
     topic: str
     consumer_group: str
+    message_model: str
     client_id: str = ""
     strategy_name: str | None = None
-    message_model: str | None = None
 
 
 class MessageQueueAssignment(Body):
