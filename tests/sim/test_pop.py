@@ -1020,6 +1020,8 @@ async def test_synchronous_flush(tmp_path: Path) -> None:
     await bench.crash()
     await bench.later(61)
     expected = sorted(body for some in popped[1:] for body in bodies(some))
+    retries = retry_topic(TOPIC, "g", second_form=False)
+    await eventually(lambda: bench.broker.store.bounds(retries, 0)[1] == len(expected))  # visible once flushed
     assert bodies(await bench.pop_all()) == expected
     await bench.stop()
 
