@@ -351,10 +351,11 @@ impl Engine {
         let options = store_options(options)?;
         let look = look.and_then(|look| look.borrow_mut().0.take());
         let settings = Settings { store_host: options.store_host, ..Settings::default() };
-        let progress = |line: &str| {
+        let progress = |level: store::Level, line: &str| {
             let lines = [line.to_owned()];
+            let level = if level == store::Level::Warning { "warning" } else { "info" };
             // A line that cannot be logged is no reason not to open.
-            let _ = Python::with_gil(|py| log_lines(py, "info", &lines));
+            let _ = Python::with_gil(|py| log_lines(py, level, &lines));
         };
         let opened = enter(py, || {
             let clock = Arc::new(SystemClock);

@@ -29,7 +29,7 @@ fn run(root: &std::path::Path, flush_mode: FlushMode, body_bytes: usize, chunk: 
     let _ = std::fs::remove_dir_all(root);
     let options = StoreOptions { flush_mode, ..StoreOptions::new(root) };
     let mut store =
-        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
+        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|_, line| println!("  {line}")).unwrap();
     let queues: Vec<_> = (0..8).map(|id| store.queue("bench-topic", id)).collect();
     let body = vec![b'x'; body_bytes];
     let mut waits = 0u64;
@@ -109,13 +109,14 @@ fn run(root: &std::path::Path, flush_mode: FlushMode, body_bytes: usize, chunk: 
     let close = t4.elapsed();
     let t5 = Instant::now();
     let options = StoreOptions { flush_mode, ..StoreOptions::new(root) };
-    let store = Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
+    let store =
+        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|_, line| println!("  {line}")).unwrap();
     let open = t5.elapsed();
     drop(store);
     let t6 = Instant::now();
     let options = StoreOptions { flush_mode, ..StoreOptions::new(root) };
     let mut store =
-        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("  {line}")).unwrap();
+        Store::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &|_, line| println!("  {line}")).unwrap();
     println!("  close {close:?}, open after close {open:?}, open after a kill {:?}", t6.elapsed());
     store.close().unwrap();
     let _ = std::fs::remove_dir_all(root);

@@ -99,6 +99,10 @@ impl FileUnit for BatchEntry {
     fn read(bytes: &[u8]) -> Option<BatchEntry> {
         bytes.try_into().ok().map(BatchEntry::decode).filter(BatchEntry::is_valid)
     }
+
+    fn position(&self) -> Option<u64> {
+        Some(self.position)
+    }
 }
 
 /// What only a batch queue has. Its [`Queue`]'s own tail stays empty, `tail_base` is the next offset.

@@ -86,6 +86,9 @@ pub(crate) trait FileUnit: Sized {
 
     /// The unit, if it was ever written.
     fn read(bytes: &[u8]) -> Option<Self>;
+
+    /// Where its record is; `None` for a hole.
+    fn position(&self) -> Option<u64>;
 }
 
 impl FileUnit for Entry {
@@ -93,6 +96,10 @@ impl FileUnit for Entry {
 
     fn read(bytes: &[u8]) -> Option<Entry> {
         bytes.try_into().ok().map(Entry::decode).filter(Entry::is_valid)
+    }
+
+    fn position(&self) -> Option<u64> {
+        (!self.is_hole()).then_some(self.position)
     }
 }
 
@@ -139,6 +146,12 @@ impl Queue {
     #[inline]
     pub fn next(&self) -> i64 {
         self.tail_base + self.tail.len() as i64
+    }
+
+    /// Where it goes on: topic, queue, number of the next unit, and whether that is a batch's.
+    pub fn end(&self) -> (Arc<str>, u32, u64, bool) {
+        let next = self.batches.as_ref().map_or(self.next() as u64, |batches| batches.next());
+        (self.topic.clone(), self.queue_id, next, self.batches.is_some())
     }
 
     /// Appends; true if the queue had no tail before.
@@ -309,7 +322,8 @@ impl QueueFiles {
         self.read_unit(key, offset as u64).map(|unit| Entry::decode(&unit))
     }
 
-    /// Writes whole units from `from` on, making files and filling the holes before a consume queue's first unit.
+    /// Writes whole units from `from` on, making files and filling the holes before a consume queue's first unit. The file behind a
+    /// full one is made with it: where it is missing, it was lost.
     /// `wrote` gets the number of each file written to.
     pub fn write(&mut self, key: QueueKey<'_>, from: u64, units: &[u8], mut wrote: impl FnMut(u64)) -> io::Result<()> {
         let unit = self.unit_bytes;
@@ -325,6 +339,9 @@ impl QueueFiles {
             }
             open.write_at(first * unit as u64, &rest[..n * unit])?;
             wrote(file);
+            if first + n as u64 == self.units && self.open_for_writing(key, file + 1)?.1 {
+                wrote(file + 1);
+            }
             rest = &rest[n * unit..];
             at += n as u64;
         }

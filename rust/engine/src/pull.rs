@@ -524,12 +524,14 @@ impl Reader {
         }
     }
 
-    /// Appends the chosen records to `out`; what cannot be read is left out and the figures adjusted.
-    fn copy(&mut self, store: &mut Store, found: &mut Found, out: &mut Vec<u8>) {
+    /// Appends the chosen records to `out`; what cannot be read is left out and the figures adjusted. Where the first such should
+    /// have been.
+    fn copy(&mut self, store: &mut Store, found: &mut Found, out: &mut Vec<u8>) -> Option<Position> {
         if !self.copied.is_empty() {
             out.extend_from_slice(&self.copied);
-            return;
+            return None;
         }
+        let mut unread = None;
         let start = out.len();
         found.count = 0;
         for (number, entry) in self.chosen.iter().enumerate() {
@@ -538,12 +540,15 @@ impl Reader {
             }
             if store.copy_record(entry.position, entry.size, out) {
                 found.count += self.counts.get(number).map_or(1, |count| u32::from(*count));
+            } else {
+                unread = unread.or(Some(entry.position));
             }
         }
         found.bytes = (out.len() - start) as u64;
         if found.count == 0 && found.status == Status::Found {
             found.status = Status::MessageWasRemoving;
         }
+        unread
     }
 
     /// Reads a batch and appends its records to `out`. `scan_from`: entries before it are known not to match.
@@ -560,7 +565,9 @@ impl Reader {
     ) -> Result<Found, Error> {
         let mut found = self.choose(store, queue, offset, limits, filter, scan_from)?;
         out.reserve(found.bytes as usize);
-        self.copy(store, &mut found, out);
+        if let (Some(queue), Some(position)) = (queue, self.copy(store, &mut found, out)) {
+            store.say_no_record(queue, position);
+        }
         Ok(found)
     }
 
@@ -595,7 +602,9 @@ impl Reader {
         }
         let mut body = std::mem::take(&mut self.body);
         body.clear();
-        self.copy(store, &mut found, &mut body);
+        if let (Some(queue), Some(position)) = (queue, self.copy(store, &mut found, &mut body)) {
+            store.say_no_record(queue, position);
+        }
         let waits = wait(&found);
         if !waits {
             let writer = begin_reply(out, pull, settings, &found);

@@ -2,11 +2,12 @@
 //!
 //! The log is the truth. The rules, in the order they are applied:
 //!
-//! 1. Files that are not ours (name, size, place) are moved to `set-aside/` in the store; half-made ones (empty, too short) get their
-//!    full size back. One line each.
+//! 1. Files that are not ours (name, place) are moved to `set-aside/` in the store; half-made ones (empty, too short) get their
+//!    full size back, and those that are too long are cut to it. One line each.
 //! 2. The scan of the log starts at the newest record known to be in queues and index: what the queues reached, after an unclean stop
-//!    (`abort` is there) not beyond what the checkpoint vouches for. A start is only believed if a whole record
-//!    lies there; otherwise the scan starts at the beginning of a file, by Apache's rules.
+//!    (`abort` is there) not beyond what the checkpoint vouches for. A queue that lacks files begins there anew: the scan starts at
+//!    its newest entry before them, also when it is seen only during a scan that a queue lags. A start is only believed if a whole
+//!    record lies there; otherwise the scan starts at the beginning of a file, by Apache's rules.
 //! 3. From there each record is checked (lengths, own position, CRC). Behind a damaged one the scan goes on at the next
 //!    bytes that are a whole record in their own place and not older than what was read before: one damaged record costs that record.
 //! 4. Where nothing valid follows, the log ends. What lies behind is cut off, and the cut is synced before anything new is written.
@@ -44,7 +45,7 @@ use crate::record::{
     PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
 };
 use crate::snapshot::{self, Look, QueueBounds};
-use crate::store::{lock, Position, Store, StoreOptions};
+use crate::store::{lock, Level, Position, Store, StoreOptions};
 
 /// How much of the log is read at a time.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -54,11 +55,17 @@ const REBUILT_UNITS_MAX: usize = 1 << 20;
 const CHECKPOINT_MARGIN_MS: i64 = 3_000;
 /// A record whose queue offset is further ahead than this is damaged, unless so much of the log is lost.
 const GAP_MAX: u64 = 1024;
+/// An entry so far behind the log's end is no entry: its file holds something else.
+const BEYOND_MAX: u64 = 1 << 40;
 /// Topic whose queue entries carry the delivery time.
 const SCHEDULE_TOPIC: &[u8] = b"SCHEDULE_TOPIC_XXXX";
 
 /// An existing store keeps the file sizes it was made with.
-pub(crate) fn adopt_sizes(options: &mut StoreOptions, disk: &dyn Disk, progress: &dyn Fn(&str)) -> Result<(), Error> {
+pub(crate) fn adopt_sizes(
+    options: &mut StoreOptions,
+    disk: &dyn Disk,
+    progress: &dyn Fn(Level, &str),
+) -> Result<(), Error> {
     let dir = options.root.join("commitlog");
     let mut sizes = BTreeSet::new();
     let entries = disk.list(&dir).map_err(|e| Error::open("reading", &dir, &e))?;
@@ -75,10 +82,11 @@ pub(crate) fn adopt_sizes(options: &mut StoreOptions, disk: &dyn Disk, progress:
         // A single short first file is a half-made one, not another size.
         let credible = entries.len() > 1 || *bytes >= options.log_file_bytes || *bytes % 4096 == 0;
         if *bytes != options.log_file_bytes && credible {
-            progress(&format!(
+            let line = format!(
                 "commit log files of this store have {bytes} bytes, not {} as configured: keeping {bytes}",
                 options.log_file_bytes
-            ));
+            );
+            progress(Level::Info, &line);
             options.log_file_bytes = *bytes;
         }
     }
@@ -88,18 +96,23 @@ pub(crate) fn adopt_sizes(options: &mut StoreOptions, disk: &dyn Disk, progress:
     ];
     for (dir, kind, unit_bytes, configured) in kinds {
         let root = options.root.join(dir);
-        let found = first_queue_file_units(disk, &root, unit_bytes).map_err(|e| Error::open("reading", &root, &e))?;
+        let found =
+            queue_file_units(disk, &root, unit_bytes, *configured).map_err(|e| Error::open("reading", &root, &e))?;
         if let Some(units) = found.filter(|units| units != configured) {
-            progress(&format!(
+            let line = format!(
                 "{kind} queue files of this store hold {units} units, not {configured} as configured: keeping {units}"
-            ));
+            );
+            progress(Level::Info, &line);
             *configured = units;
         }
     }
     Ok(())
 }
 
-fn first_queue_file_units(disk: &dyn Disk, root: &Path, unit_bytes: u64) -> io::Result<Option<u64>> {
+/// Units that a store's queue files hold, by the first that has the configured size, or else the first of two that agree: one
+/// alone may have been cut.
+fn queue_file_units(disk: &dyn Disk, root: &Path, unit_bytes: u64, configured: u64) -> io::Result<Option<u64>> {
+    let mut found = None;
     for topic in disk.list(root)?.iter().filter(|e| e.is_dir) {
         let topic_dir = root.join(&topic.name);
         for queue in disk.list(&topic_dir)?.iter().filter(|e| e.is_dir) {
@@ -108,16 +121,20 @@ fn first_queue_file_units(disk: &dyn Disk, root: &Path, unit_bytes: u64) -> io::
                 let bytes = disk.open(&dir.join(&file.name), Mode::Read)?.len()?;
                 let fits = bytes > 0 && bytes % unit_bytes == 0;
                 if fits && parse_file_name(&file.name).is_some_and(|first| first % bytes == 0) {
-                    return Ok(Some(bytes / unit_bytes));
+                    let units = Some(bytes / unit_bytes);
+                    if units == Some(configured) || units == found {
+                        return Ok(units);
+                    }
+                    found = found.or(units);
                 }
             }
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Recovers; afterwards the store can be written to. `look`: somebody has begun to look at the snapshot's queues.
-pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(&str)) -> Result<(), Error> {
+pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(Level, &str)) -> Result<(), Error> {
     let shared = store.shared.clone();
     let root = shared.options.root.clone();
     for dir in ["commitlog", "consumequeue", "index"] {
@@ -134,6 +151,9 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(&
         batches: HashMap::new(),
         prefixes: HashMap::new(),
         lost_bytes: 0,
+        lags: None,
+        to_begin: Vec::new(),
+        topics_moved: false,
         vouched: None,
         index_from: 0,
         index_only: false,
@@ -181,7 +201,7 @@ pub(crate) fn save_snapshot(store: &Store) -> Result<(), Error> {
 }
 
 struct Progress<'a> {
-    say: &'a dyn Fn(&str),
+    say: &'a dyn Fn(Level, &str),
     started: Instant,
     last: Instant,
 }
@@ -189,14 +209,14 @@ struct Progress<'a> {
 impl Progress<'_> {
     /// A line for something repaired.
     fn line(&self, text: &str) {
-        (self.say)(text);
+        (self.say)(Level::Warning, text);
     }
 
     /// A line a second, from the first second on.
     fn tick(&mut self, text: impl FnOnce() -> String) {
         if self.last.elapsed() >= Duration::from_secs(1) {
             self.last = Instant::now();
-            (self.say)(&format!("{} ({} s)", text(), self.started.elapsed().as_secs()));
+            (self.say)(Level::Info, &format!("{} ({} s)", text(), self.started.elapsed().as_secs()));
         }
     }
 }
@@ -218,6 +238,12 @@ struct Recovery<'a> {
     batches: HashMap<u32, batches::Rebuilt>,
     prefixes: HashMap<Vec<u8>, i32>,
     lost_bytes: u64,
+    /// A queue was found to end before the scan's start: the scan has to begin here.
+    lags: Option<Position>,
+    /// Queues whose next file has to be there in the end.
+    to_begin: Vec<u32>,
+    /// A topic's queues were set aside: they are not those of a deleted topic.
+    topics_moved: bool,
     /// Records up to here were in queues at a clean stop, whose queues are as it left them.
     vouched: Option<Position>,
     /// Records at this position and later are not in the index.
@@ -235,21 +261,25 @@ struct Recovery<'a> {
 impl Recovery<'_> {
     fn run(&mut self) -> Result<(), Error> {
         let bases = self.load_log_files()?;
+        let log_min = bases.first().copied().unwrap_or(0);
+        let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
+        self.log().start_at(log_min, log_limit);
         let mut of_batches = Reached::default();
         self.load_batch_queues(&mut of_batches)?;
         let reached = self.load_queues()?.with(of_batches);
-        if self.clean && reached.newest.is_some() && reached.rebuild_from.is_none() {
+        if self.clean && reached.newest.is_some() && !self.topics_moved {
             self.vouched = u64::try_from(self.checkpoint.queue_position).ok();
         }
-        let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
-        self.log().start_at(bases.first().copied().unwrap_or(0), log_limit);
         let mut start = self.scan_start(&bases, &reached);
         self.load_index(start)?;
         if self.index_from < start {
-            let log_min = bases.first().copied().unwrap_or(0);
             start = self.believe(&bases, self.index_from, i64::MAX).max(log_min);
         }
-        let end = self.scan(&bases, start, reached.newest)?;
+        let mut end = self.scan(&bases, start, reached.newest)?;
+        while let Some(from) = self.lags.take() {
+            start = self.believe(&bases, from, i64::MAX).max(log_min);
+            end = self.scan(&bases, start, reached.newest)?;
+        }
         self.cut_log(&bases, end)?;
         // The newest record any queue knows was found: no entry can lie beyond the end.
         let complete = self.clean && reached.newest == Some(start);
@@ -259,7 +289,8 @@ impl Recovery<'_> {
             true => i64::MAX,
             false => self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS,
         };
-        self.store.open_compactions(synced_ms, self.progress.say)?;
+        let say = self.progress.say;
+        self.store.open_compactions(synced_ms, &|line| say(Level::Warning, line))?;
         self.finish(start, end)
     }
 
@@ -297,6 +328,35 @@ impl Recovery<'_> {
             .map_err(|e| Error::write("moving", path, &e))
     }
 
+    /// What a file has behind its full size is no part of the store; it is kept where it is no zeros.
+    fn cut_to_size(&self, path: &Path, file: &dyn DiskFile, bytes: u64, file_bytes: u64) -> Result<(), Error> {
+        let failed = |e: io::Error| Error::write("cutting", path, &e);
+        let more = bytes - file_bytes;
+        self.progress.line(&format!(
+            "{} has {bytes} bytes where {file_bytes} belong: the last {more} are cut off",
+            path.display()
+        ));
+        if !is_zero(file, file_bytes, bytes).map_err(failed)? {
+            let rest = path.with_extension("rest");
+            let kept = self.disk().open(&rest, Mode::Create).map_err(failed)?;
+            kept.set_len(0).map_err(failed)?;
+            let mut piece = vec![0; WINDOW_BYTES];
+            let mut at = 0;
+            while at < more {
+                let want = piece.len().min((more - at) as usize);
+                let n = file.read_at(file_bytes + at, &mut piece[..want]).map_err(failed)?;
+                if n == 0 {
+                    break;
+                }
+                kept.write_at(at, &piece[..n]).map_err(failed)?;
+                at += n as u64;
+            }
+            drop(kept);
+            self.set_aside(&rest, "is what was cut off")?;
+        }
+        file.set_len(file_bytes).map_err(failed)
+    }
+
     // ------------------------------------------------------------------------------------------------- what is there
 
     /// First positions of the log's files, ascending; the files have their full size.
@@ -314,8 +374,7 @@ impl Recovery<'_> {
             let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
             let bytes = file.len().map_err(|e| Error::open("reading", &path, &e))?;
             if bytes > file_bytes {
-                self.set_aside(&path, &format!("has {bytes} bytes where {file_bytes} belong"))?;
-                continue;
+                self.cut_to_size(&path, file.as_ref(), bytes, file_bytes)?;
             }
             if bytes < file_bytes {
                 self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
@@ -401,79 +460,142 @@ impl Recovery<'_> {
         Ok(reached)
     }
 
-    /// Numbers of a queue's files, ascending, and whether some are missing or were half-made. Those have their full size now.
-    fn queue_file_numbers(&self, dir: &Path, file_bytes: u64) -> Result<(Vec<u64>, bool), Error> {
-        let mut numbers: Vec<u64> = Vec::new();
-        let mut damaged = false;
+    /// A queue's files, ascending, with whether they have their size. The newest has it: that one may be half-made.
+    fn queue_files(&self, dir: &Path, file_bytes: u64) -> Result<(Vec<QueueFile>, bool), Error> {
+        let mut files: Vec<QueueFile> = Vec::new();
         for entry in self.disk().list(dir).map_err(|e| Error::open("reading", dir, &e))? {
-            let path = dir.join(&entry.name);
             let first = parse_file_name(&entry.name).filter(|f| !entry.is_dir && f % file_bytes == 0);
-            let Some(first) = first else {
-                self.set_aside(&path, "is no consume queue file")?;
-                continue;
-            };
-            numbers.push(first / file_bytes);
-        }
-        numbers.sort_unstable();
-        // Only the newest file can be half-made.
-        if let Some(last) = numbers.last() {
-            let path = dir.join(file_name(last * file_bytes));
-            let bytes = self.disk().file_len(&path).map_err(|e| Error::open("reading", &path, &e))?;
-            if bytes > file_bytes {
-                self.set_aside(&path, &format!("has {bytes} bytes where {file_bytes} belong"))?;
-                numbers.pop();
-                damaged = true;
-            } else if bytes < file_bytes {
-                self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
-                let file = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
-                file.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
-                damaged = true;
+            match first {
+                Some(first) => files.push(QueueFile { number: first / file_bytes, is_whole: true }),
+                None => self.set_aside(&dir.join(&entry.name), "is no consume queue file")?,
             }
         }
-        damaged |= numbers.windows(2).any(|p| p[0] + 1 != p[1]);
-        Ok((numbers, damaged))
+        files.sort_unstable_by_key(|file| file.number);
+        let last = files.len().saturating_sub(1);
+        let mut half_made = false;
+        for (at, file) in files.iter_mut().enumerate() {
+            let path = dir.join(file_name(file.number * file_bytes));
+            let bytes = self.disk().file_len(&path).map_err(|e| Error::open("reading", &path, &e))?;
+            if bytes == file_bytes {
+                continue;
+            }
+            let open = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
+            if bytes > file_bytes {
+                self.cut_to_size(&path, open.as_ref(), bytes, file_bytes)?;
+            } else if at == last {
+                self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
+                open.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
+                half_made = true;
+            } else {
+                // It gets its size with the entries: until then it can be seen that they are not there.
+                file.is_whole = false;
+            }
+        }
+        Ok((files, half_made))
     }
 
-    fn load_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
-        let file_bytes = self.store.shared.options.queue_file_units * UNIT_BYTES as u64;
-        let (numbers, damaged) = self.queue_file_numbers(dir, file_bytes)?;
-        let queue_ref = self.store.queue(topic, queue_id);
-        let units = self.store.shared.options.queue_file_units as i64;
-        let first = numbers.first().map_or(0, |n| *n as i64 * units);
-        let mut next = first;
-        let mut newest = None;
-        let mut oldest = None;
-        for number in numbers.iter().rev() {
-            let path = dir.join(file_name(number * file_bytes));
-            let file = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
-            let mut scan = QueueFileScan::<Entry>::new(file.as_ref(), units as u64);
+    /// Looks at a queue's files: how far they reach, and from where on the log has to say what they lack.
+    fn look_at_queue<U: FileUnit>(
+        &mut self,
+        dir: &Path,
+        number: u32,
+        units: u64,
+        reached: &mut Reached,
+    ) -> Result<Reach<U>, Error> {
+        let file_bytes = units * U::BYTES as u64;
+        let (files, half_made) = self.queue_files(dir, file_bytes)?;
+        let mut files = &files[..];
+        let log_min = self.log().min();
+        let mut hole = first_hole(files);
+        while let Some(at) = hole.filter(|at| *at > 0 && files[*at].is_whole) {
+            // Old files go one by one: what lies before the gap may be what is left of them.
+            let first = self.first_unit::<U>(dir, files[at].number * units, units)?;
+            if !first.is_some_and(|position| position <= log_min) {
+                break;
+            }
+            files = &files[at..];
+            hole = first_hole(files);
+        }
+        let reach = self.reach::<U>(dir, files, units)?;
+        let lacks_oldest = log_min == 0 && reach.first > 0 && self.first_unit::<U>(dir, reach.first, units)?.is_some();
+        reached.newest = reached.newest.max(reach.newest);
+        let what = match hole {
+            Some(at) => format!("{} is missing, or too short", file_name(first_missing(files, at) * file_bytes)),
+            None if reach.is_garbage => "its newest file holds something else than entries".to_owned(),
+            None if files.is_empty() => "it has no files".to_owned(),
+            None if lacks_oldest => "its oldest files are missing".to_owned(),
+            // The file behind a full one is made with it.
+            None if reach.is_full => {
+                format!("no file follows the full {}", file_name(reach.next * U::BYTES as u64 - file_bytes))
+            }
+            None if half_made => String::new(),
+            None => return Ok(reach),
+        };
+        if !what.is_empty() {
+            self.progress.line(&format!("{}: {what}: its entries are made again from the log", dir.display()));
+            self.to_begin.push(number);
+        }
+        let from = match hole {
+            Some(at) => self.reach::<U>(dir, &files[..at], units)?.newest,
+            None if lacks_oldest => None,
+            None => reach.newest,
+        };
+        self.changed = true;
+        let from = from.unwrap_or(0);
+        reached.rebuild_from = Some(reached.rebuild_from.map_or(from, |r| r.min(from)));
+        Ok(reach)
+    }
+
+    /// Position that the first unit of a queue's file has; `unit` is its number.
+    fn first_unit<U: FileUnit>(&self, dir: &Path, unit: u64, units: u64) -> Result<Option<Position>, Error> {
+        let path = dir.join(file_name(unit * U::BYTES as u64));
+        let open = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
+        Ok(QueueFileScan::<U>::new(open.as_ref(), units).unit(0).and_then(|unit| unit.position()))
+    }
+
+    /// How far these files of a queue reach, by the newest that has entries.
+    fn reach<U: FileUnit>(&self, dir: &Path, files: &[QueueFile], units: u64) -> Result<Reach<U>, Error> {
+        let first = files.first().map_or(0, |file| file.number * units);
+        let mut reach =
+            Reach { first, next: first, unit: None, newest: None, oldest: None, is_full: false, is_garbage: false };
+        for file in files.iter().rev() {
+            let path = dir.join(file_name(file.number * units * U::BYTES as u64));
+            let open = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
+            let mut scan = QueueFileScan::<U>::new(open.as_ref(), units);
             let count = scan.count();
             if count == 0 {
+                reach.is_garbage |= scan.bytes.iter().any(|byte| *byte != 0);
                 continue;
             }
-            next = *number as i64 * units + count as i64;
             // The newest unit that stands for a message says how far the queue came.
-            newest = (0..count).rev().map_while(|n| scan.unit(n)).find(|e| !e.is_hole()).map(|e| e.position);
-            if Some(number) == numbers.first() {
-                oldest = scan.unit(0);
+            let newest = (0..count).rev().map_while(|n| scan.unit(n)).find_map(|unit| unit.position());
+            let oldest = scan.unit(0).and_then(|unit| unit.position());
+            if newest.is_some_and(|newest| newest > self.log().written() + BEYOND_MAX || oldest > Some(newest)) {
+                reach.is_garbage = true;
+                continue;
+            }
+            (reach.newest, reach.unit) = (newest, scan.unit(count - 1));
+            reach.next = file.number * units + count;
+            reach.is_full = count == units && files.last().is_some_and(|last| last.number == file.number);
+            if file.number * units == first {
+                reach.oldest = oldest;
             }
             break;
         }
-        if let Some(newest) = newest {
-            reached.newest = reached.newest.max(Some(newest));
-        }
-        if damaged {
-            self.changed = true;
-            let from = newest.unwrap_or(0);
-            reached.rebuild_from = Some(reached.rebuild_from.map_or(from, |r| r.min(from)));
-        }
+        Ok(reach)
+    }
+
+    fn load_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
+        let number = self.store.queue(topic, queue_id).0;
+        let units = self.store.shared.options.queue_file_units;
+        let reach = self.look_at_queue::<Entry>(dir, number, units, reached)?;
         let state = &mut *self.store.shared.state();
-        let queue = &mut state.queues[queue_ref.0 as usize];
-        queue.min = first;
-        queue.tail_base = next;
-        queue.visible = next;
+        let queue = &mut state.queues[number as usize];
+        queue.min = reach.first as i64;
+        queue.tail_base = reach.next as i64;
+        queue.visible = reach.next as i64;
         // Not known yet: it is looked for when the log's minimum is known.
-        queue.min_position = oldest.filter(|e| !e.is_hole()).map_or(0, |e| e.position);
+        queue.min_position = reach.oldest.unwrap_or(0);
         Ok(())
     }
 
@@ -569,11 +691,13 @@ impl Recovery<'_> {
 
     // -------------------------------------------------------------------------------------------------------- the scan
 
-    /// Reads the log from `start` and puts each record's entries where they belong; returns the log's end.
+    /// Reads the log from `start` and puts each record's entries where they belong; returns the log's end. If it turns out that a
+    /// queue `lags`, this ends at once and is to be begun again.
     fn scan(&mut self, bases: &[Position], start: Position, reached: Option<Position>) -> Result<Position, Error> {
         // Maps would see files that are about to be cut.
         drop(self.store.reader.take_below(Position::MAX));
         let file_bytes = self.log().file_bytes;
+        self.lost_bytes = 0;
         let Some(mut at_file) = bases.iter().rposition(|b| *b <= start) else { return Ok(start) };
         let total = bases.last().map_or(0, |b| b + file_bytes);
         let mut window = self.window(bases[at_file])?;
@@ -588,6 +712,11 @@ impl Recovery<'_> {
                     let Some(view) = window.view(offset, size) else { continue };
                     newest_ms = newest_ms.max(view.store_timestamp);
                     self.dispatch(&view, start)?;
+                    if self.lags.is_some() {
+                        // What is in the index by now is not put there again.
+                        self.index_from = self.index_from.max(base + offset + 1);
+                        return Ok(base + offset);
+                    }
                     offset += size as u64;
                 }
                 Item::Blank => {
@@ -759,6 +888,17 @@ impl Recovery<'_> {
         let queue = &mut state.queues[number as usize];
         let first_seen = !self.queues.contains_key(&number);
         let before = queue.next();
+        if first_seen && offset > before && before > queue.min && start > shared.log.min() {
+            let newest = self.store.unit_at(number, queue, before - 1).filter(|e| e.is_valid() && !e.is_hole());
+            if let Some(newest) = newest.filter(|newest| newest.position < start) {
+                self.progress.line(&format!(
+                    "consume queue {topic}/{queue_id} ends at {before}, the log goes on at {offset}: it is made again from there"
+                ));
+                self.lags = Some(newest.position);
+                self.changed = true;
+                return;
+            }
+        }
         let rebuilt = self.queues.entry(number).or_insert_with(|| Rebuilt { before, unconfirmed: None });
         let units = queue.tail.len();
         if first_seen && offset < queue.next() && offset >= 0 {
@@ -892,6 +1032,9 @@ impl Recovery<'_> {
                     at += 1;
                 }
                 state.tail_units = state.tail_units + queue.tail.len() - units;
+                if queue.next() < before {
+                    self.progress.line(&cut_line(queue, before));
+                }
                 cut.push(number);
             } else if !complete && queue.batches.is_none() {
                 let before = queue.next();
@@ -904,12 +1047,7 @@ impl Recovery<'_> {
                     truncate(queue, next);
                 }
                 if queue.next() < before {
-                    self.progress.line(&format!(
-                        "consume queue {}/{}: {} entries beyond the log's end cut",
-                        queue.topic,
-                        queue.queue_id,
-                        before - queue.next()
-                    ));
+                    self.progress.line(&cut_line(queue, before));
                     cut.push(number);
                 }
             }
@@ -925,20 +1063,33 @@ impl Recovery<'_> {
                 self.cut_queue_files(number)?;
             }
         }
+        for number in std::mem::take(&mut self.to_begin) {
+            let begun = self.begin_next_file(number);
+            self.put_off(begun)?;
+        }
         lock(&self.store.queue_reader).close_all();
         lock(&self.store.batch_reader).close_all();
+        Ok(())
+    }
+
+    /// Makes the file where a queue goes on, if it is not there.
+    fn begin_next_file(&mut self, number: u32) -> Result<(), Error> {
+        let shared = self.store.shared.clone();
+        let (topic, queue_id, next, is_batch) = shared.state().queues[number as usize].end();
+        let mut files = lock(if is_batch { &shared.batch_files } else { &shared.queue_files });
+        let file = next / files.units;
+        let key = QueueKey { number, topic: &topic, queue_id };
+        let made = files.open_for_writing(key, file);
+        if made.map_err(|e| Error::write("making a file in", &files.queue_dir(&topic, queue_id), &e))?.1 {
+            lock(&shared.entries).unsynced.insert((number, file));
+        }
         Ok(())
     }
 
     /// Makes the files of a queue end where the queue ends.
     fn cut_queue_files(&mut self, number: u32) -> Result<(), Error> {
         let shared = self.store.shared.clone();
-        let (topic, queue_id, next, is_batch) = {
-            let state = shared.state();
-            let queue = &state.queues[number as usize];
-            let next = queue.batches.as_ref().map_or(queue.next() as u64, |batches| batches.next());
-            (queue.topic.clone(), queue.queue_id, next, queue.batches.is_some())
-        };
+        let (topic, queue_id, next, is_batch) = shared.state().queues[number as usize].end();
         let mut files = lock(if is_batch { &shared.batch_files } else { &shared.queue_files });
         let units = files.units;
         let unit_bytes = files.file_bytes() / units;
@@ -948,7 +1099,7 @@ impl Recovery<'_> {
             let Some(first) = parse_file_name(&entry.name) else { continue };
             let file = first / files.file_bytes();
             let path = dir.join(&entry.name);
-            if file * units >= next && file > 0 {
+            if file * units > next && file > 0 {
                 files.forget(number);
                 self.disk().remove_file(&path).map_err(failed)?;
                 self.changed = true;
@@ -1067,6 +1218,38 @@ impl<'a, U: FileUnit> QueueFileScan<'a, U> {
     }
 }
 
+/// A file of a queue.
+struct QueueFile {
+    number: u64,
+    /// It has its size.
+    is_whole: bool,
+}
+
+/// Which file is the first that does not follow the one before it, or is too short.
+fn first_hole(files: &[QueueFile]) -> Option<usize> {
+    (0..files.len()).find(|at| !files[*at].is_whole || *at > 0 && files[at - 1].number + 1 != files[*at].number)
+}
+
+/// Number of the file that the hole before (or at) a file begins with.
+fn first_missing(files: &[QueueFile], hole: usize) -> u64 {
+    hole.checked_sub(1).map_or(files[hole].number, |before| files[before].number + 1)
+}
+
+/// How far a queue's files reach.
+struct Reach<U> {
+    first: u64,
+    next: u64,
+    /// The last unit.
+    unit: Option<U>,
+    /// Positions that the newest unit with a message has, and the very first unit.
+    newest: Option<Position>,
+    oldest: Option<Position>,
+    /// The newest file has no room for another unit.
+    is_full: bool,
+    /// A file behind these units has bytes that are no units.
+    is_garbage: bool,
+}
+
 /// How far the queues came.
 #[derive(Default)]
 struct Reached {
@@ -1081,6 +1264,11 @@ impl Reached {
         let rebuild_from = [self.rebuild_from, other.rebuild_from].into_iter().flatten().min();
         Reached { newest: self.newest.max(other.newest), rebuild_from }
     }
+}
+
+fn cut_line(queue: &Queue, before: i64) -> String {
+    let gone = before - queue.next();
+    format!("consume queue {}/{}: {gone} entries beyond the log's end cut", queue.topic, queue.queue_id)
 }
 
 /// Forgets the units from `offset` on.

@@ -1,8 +1,8 @@
 //! `queues.snapshot`: the bounds of all queues as a clean stop left them, so that a start need not look into every queue's files.
 //!
 //! Not part of Apache's store and never needed: it is believed only after a clean stop, if its own checksum is right, the checkpoint
-//! is byte for byte the one it was written beside, the topics on disk are the ones it names and each queue's newest file has its
-//! size. Otherwise the files are read, as they always are in a store with few queues. It is removed when a store is opened.
+//! is byte for byte the one it was written beside, the topics on disk are the ones it names and each queue's files are there and have
+//! their size. Otherwise the files are read, as they always are in a store with few queues. It is removed when a store is opened.
 //!
 //! ```text
 //! "AEROBEE1" | checkpoint 56 | queues 4 | queues × (topic length 2, topic, queue id 4, min 8, next 8, min position 8) | CRC-32 4
@@ -95,7 +95,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<([u8; 56], Vec<QueueBounds<'_>>)> {
     Some((checkpoint, queues))
 }
 
-/// The newest files of a snapshot's queues, being looked at by threads of its own: with 80,000 queues that is most of a start.
+/// The files of a snapshot's queues, being looked at by threads of its own: with 80,000 queues that is most of a start.
 /// Whoever has something else to do before the store is opened begins with it.
 pub struct Look {
     root: PathBuf,
@@ -133,10 +133,15 @@ fn are_whole(disk: &dyn Disk, root: &Path, queue_file_units: u64, queues: &[Queu
     let are_whole = |part: &[QueueBounds<'_>]| {
         let mut name = String::new();
         part.iter().all(|bounds| {
-            let newest = (bounds.next - 1) as u64 / queue_file_units * queue_file_bytes;
-            name.clear();
-            let _ = write!(name, "{}/{}/{newest:0width$}", bounds.topic, bounds.queue_id, width = NAME_DIGITS);
-            file_len(&name).is_ok_and(|bytes| bytes == queue_file_bytes)
+            let newest = (bounds.next - 1) as u64 / queue_file_units;
+            // The one with the newest entry stays when all are too old.
+            let oldest = newest.min(bounds.min as u64 / queue_file_units);
+            (oldest..=newest).all(|file| {
+                let first = file * queue_file_bytes;
+                name.clear();
+                let _ = write!(name, "{}/{}/{first:0width$}", bounds.topic, bounds.queue_id, width = NAME_DIGITS);
+                file_len(&name).is_ok_and(|bytes| bytes == queue_file_bytes)
+            })
         })
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);

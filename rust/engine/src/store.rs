@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -256,6 +257,18 @@ pub(crate) struct Counters {
     pub free: AtomicU64,
 }
 
+/// That readers pass over something is said once in this time.
+const UNREAD_SAID_MS: i64 = 60_000;
+
+/// How the log is to say a line of an opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// How far it is.
+    Info,
+    /// Something was repaired, set aside or lost.
+    Warning,
+}
+
 /// Everything owner and threads share. Lock order: worker, entries, a compaction, queue files, state; health and notices are leaves.
 pub(crate) struct Shared {
     pub options: StoreOptions,
@@ -492,6 +505,8 @@ pub struct Store {
     waiting: usize,
     behind: bool,
     scratch: Vec<u8>,
+    /// When it was last said that a queue does not lead to its records, and how often it was not said since.
+    unread: (Option<i64>, u64),
     threads: Option<Threads>,
     lock: Option<Box<dyn Any + Send>>,
     closed: bool,
@@ -507,7 +522,7 @@ impl Store {
         options: StoreOptions,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
-        progress: &dyn Fn(&str),
+        progress: &dyn Fn(Level, &str),
     ) -> Result<Store, Error> {
         Store::open_looked_at(options, None, disk, clock, progress)
     }
@@ -521,7 +536,7 @@ impl Store {
         look: Option<Look>,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
-        progress: &dyn Fn(&str),
+        progress: &dyn Fn(Level, &str),
     ) -> Result<Store, Error> {
         let mut options = options;
         let root = options.root.clone();
@@ -605,6 +620,7 @@ impl Store {
             waiting: 0,
             behind: false,
             scratch: Vec::new(),
+            unread: (None, 0),
             threads: None,
             lock: Some(held),
             closed: false,
@@ -1257,7 +1273,8 @@ impl Store {
     /// one for each unit.
     ///
     /// # Errors
-    /// [`Error::Unusable`] when the queue's file cannot be read.
+    /// [`Error::Unusable`] when the queue's file cannot be read. One that is missing or too short ends the entries; what is no
+    /// entry is given as a hole. Both are said.
     pub fn entries(&mut self, queue: QueueRef, offset: i64, count: usize, out: &mut Vec<Entry>) -> Result<(), Error> {
         if self.is_batch(queue) {
             let mut batches = Vec::new();
@@ -1285,16 +1302,65 @@ impl Store {
         drop(state);
         let key = QueueKey { number: queue.0, topic: &topic, queue_id };
         let mut files = lock(&self.queue_reader);
-        if let Err(e) = files.read(key, offset as u64, from_file, &mut self.scratch) {
-            let path = files.path(&topic, queue_id, offset as u64 / files.units);
-            return Err(Error::Unusable(format!("reading {} failed: {e}", path.display())));
+        let read = files.read(key, offset as u64, from_file, &mut self.scratch);
+        let got = self.scratch.len() / UNIT_BYTES;
+        let path = || files.path(&topic, queue_id, (offset as u64 + got as u64) / files.units);
+        let lacking = match read {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Unusable(format!("reading {} failed: {e}", path().display())));
+            }
+            _ => (got == 0).then(|| format!("{} is missing or too short", path().display())),
+        };
+        drop(files);
+        let mut no_entry = None;
+        for (at, unit) in (offset..).zip(self.scratch.chunks_exact(UNIT_BYTES)) {
+            let Ok(unit) = unit.try_into() else { continue };
+            let entry = Entry::decode(unit);
+            if entry.is_valid() {
+                out.push(entry);
+            } else {
+                no_entry.get_or_insert(at);
+                out.push(Entry { position: 0, size: HOLE_SIZE, tags_code: 0 });
+            }
         }
-        out.extend(self.scratch.chunks_exact(UNIT_BYTES).filter_map(|unit| {
-            let entry = Entry::decode(unit.try_into().ok()?);
-            Some(if entry.is_valid() { entry } else { Entry { position: 0, size: HOLE_SIZE, tags_code: 0 } })
-        }));
-        out.extend(tail);
+        // What lies behind a lack has other offsets.
+        if got == from_file {
+            out.extend(tail);
+        }
+        if let Some(lacking) = lacking {
+            self.say_unread(queue, &lacking);
+        }
+        if let Some(at) = no_entry {
+            self.say_unread(queue, &format!("what is at offset {at} is no entry"));
+        }
         Ok(())
+    }
+
+    /// Says, not more than once a minute, that readers of a queue pass over something.
+    #[cold]
+    pub(crate) fn say_unread(&mut self, queue: QueueRef, what: &str) {
+        let now_ms = self.shared.clock.now_ms();
+        let (said_ms, more) = self.unread;
+        if said_ms.is_some_and(|said| (0..UNREAD_SAID_MS).contains(&(now_ms - said))) {
+            self.unread.1 += 1;
+            return;
+        }
+        self.unread = (Some(now_ms), 0);
+        let (topic, queue_id) = {
+            let state = self.shared.state();
+            let queue = &state.queues[queue.0 as usize];
+            (queue.topic.clone(), queue.queue_id)
+        };
+        let more = if more > 0 { format!(" ({more} more such reads since it was last said)") } else { String::new() };
+        self.shared.notice(format!("readers of consume queue {topic}/{queue_id} pass over messages: {what}{more}"));
+    }
+
+    /// Says that an entry leads to no record, unless that record is too old.
+    #[cold]
+    pub(crate) fn say_no_record(&mut self, queue: QueueRef, position: Position) {
+        if position >= self.shared.log.min() {
+            self.say_unread(queue, &format!("no whole record is at {position}, where an entry leads"));
+        }
     }
 
     /// Appends the record's bytes to `out`; false (and nothing appended) when it is damaged, deleted or a hole.

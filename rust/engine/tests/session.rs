@@ -185,7 +185,7 @@ impl Bench {
         options.background = false;
         change(&mut options);
         let settings = Settings { store_host: options.store_host, ..Settings::default() };
-        let store = Store::open(options, Arc::new(disk.clone()), clock.clone(), &|_| {}).unwrap();
+        let store = Store::open(options, Arc::new(disk.clone()), clock.clone(), &|_, _| {}).unwrap();
         let mut engine = Engine::new(store, clock.clone(), settings);
         engine.allow_topic("T", 6, 4, 4, 0, true);
         engine.allow_group("G", true, 0, true);

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use aerobee_engine::disk::{Disk, Mode, Random};
 use aerobee_engine::error::Error;
+use aerobee_engine::pull::{Limits, Reader};
 use aerobee_engine::record::NewRecord;
 use aerobee_engine::snapshot::Look;
 use aerobee_engine::store::{DeletePolicy, FlushMode, Staged, Store};
+use aerobee_engine::tables::Filter;
 use common::{append, body, bounds, entry, found_by_key, stage, Bench, START_MS};
 
 /// Thirty messages in two queues, flushed and closed properly.
@@ -976,6 +978,255 @@ fn half_made_files_get_their_size_back_and_foreign_ones_are_set_aside() {
 }
 
 #[test]
+fn a_log_file_that_is_too_long_is_cut_to_its_size() {
+    for (clean, newest, more) in [(true, true, 0u8), (false, true, 0), (true, false, 0), (false, true, 7)] {
+        let bench = with_full_queues(clean);
+        let number = (0..).find(|n| bench.disk.read_file(&bench.log_file(*n)).is_none()).unwrap();
+        let path = bench.log_file(if newest { number - 1 } else { 2 });
+        bench.write(&path, bench.options.log_file_bytes, &[more; 5]);
+        let mut store = bench.open();
+        assert!(bench.warned("has 16389 bytes where 16384 belong: the last 5 are cut off"), "{:?}", bench.lines);
+        all_of_full_queues_are_there(&mut store, FULL);
+        assert_eq!(bench.disk.read_file(&path).unwrap().len(), 16 << 10);
+        let rest = format!("/store/set-aside/commitlog-{}.rest", path.file_name().unwrap().to_str().unwrap());
+        assert_eq!(bench.disk.read_file(rest.as_ref()), (more != 0).then(|| vec![more; 5]));
+        assert_eq!(append(&mut store, "t", 0, b"new", "k").queue_offset, FULL);
+        store.close().unwrap();
+        let _ = bench.open();
+        assert!(bench.silent(), "{:?}", bench.lines);
+    }
+}
+
+/// Messages in each of the two queues of [`with_full_queues`], whose files hold 50.
+const FULL: i64 = 180;
+
+/// A store with two queues of four files, all on the device.
+fn with_full_queues(clean: bool) -> Bench {
+    with_queues_of(FULL, clean)
+}
+
+fn with_queues_of(count: i64, clean: bool) -> Bench {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..count {
+        for queue_id in 0..2 {
+            append(&mut store, "t", queue_id, format!("body-{queue_id}-{n}").as_bytes(), "k");
+        }
+    }
+    store.flush().unwrap();
+    if clean {
+        store.close().unwrap();
+    } else {
+        drop(store);
+        bench.disk.kill();
+    }
+    bench
+}
+
+fn all_of_full_queues_are_there(store: &mut Store, count: i64) {
+    for queue_id in 0..2 {
+        assert_eq!(bounds(store, "t", queue_id), (0, count));
+        for n in 0..count {
+            let expected = format!("body-{queue_id}-{n}").into_bytes();
+            assert_eq!(body(store, "t", queue_id, n), Some(expected), "message {n} of queue {queue_id}");
+        }
+    }
+}
+
+fn set_len(bench: &Bench, file: u64, bytes: u64) {
+    bench.disk.open(&bench.queue_file("t", 0, file), Mode::Write).unwrap().set_len(bytes).unwrap();
+}
+
+fn remove(bench: &Bench, file: u64) {
+    bench.disk.remove_file(&bench.queue_file("t", 0, file)).unwrap();
+}
+
+/// Bytes that are no entries, some of which look like some.
+fn garbage(bytes: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+// Claim: what queue files lack comes back from the log, and the one line that says so is a warning.
+#[test]
+fn what_is_missing_in_queue_files_is_made_again_from_the_log() {
+    type Damage = fn(&Bench);
+    let damages: [(&str, Damage); 14] = [
+        ("1000 is missing", |bench| remove(bench, 1)),
+        ("2000 is missing", |bench| remove(bench, 2)),
+        ("1000 is missing", |bench| [1, 2].iter().for_each(|file| remove(bench, *file))),
+        ("1000 is missing", |bench| [1, 3].iter().for_each(|file| remove(bench, *file))),
+        ("oldest files are missing", |bench| remove(bench, 0)),
+        ("1000 is missing, or too short", |bench| set_len(bench, 1, 0)),
+        ("1000 is missing, or too short", |bench| set_len(bench, 1, 555)),
+        ("2000 is missing, or too short", |bench| set_len(bench, 2, 400)),
+        ("0000 is missing, or too short", |bench| set_len(bench, 0, 500)),
+        ("1111 bytes where 1000 belong", |bench| set_len(bench, 1, 1111)),
+        ("no file follows the full 00000000000000002000", |bench| remove(bench, 3)),
+        ("it has no files", |bench| (0..4).for_each(|file| remove(bench, file))),
+        ("holds something else than entries", |bench| bench.write(&bench.queue_file("t", 0, 3), 0, &garbage(1000))),
+        ("holds something else than entries", |bench| bench.write(&bench.queue_file("t", 0, 3), 29 * 20, &[0x40])),
+    ];
+    for (number, (line, damage)) in damages.into_iter().enumerate() {
+        for clean in [true, false] {
+            let bench = with_full_queues(clean);
+            damage(&bench);
+            let mut store = bench.open();
+            let case = format!("damage {number}, clean {clean}: {:?}", bench.lines);
+            assert!(bench.warned(line) && bench.warnings.lock().unwrap().len() == 1, "{case}");
+            all_of_full_queues_are_there(&mut store, FULL);
+            assert_eq!(append(&mut store, "t", 0, b"new", "k").queue_offset, FULL, "{case}");
+            store.close().unwrap();
+            let mut store = bench.open();
+            assert!(bench.silent(), "{case}, then {:?}", bench.lines);
+            assert_eq!(body(&mut store, "t", 0, 99).unwrap(), b"body-0-99");
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_ends_with_a_full_file_lacks_nothing_unless_the_next_one_is_missing() {
+    for clean in [true, false] {
+        let bench = with_queues_of(100, clean);
+        let mut store = bench.open();
+        assert!(bench.silent(), "{:?}", bench.lines);
+        all_of_full_queues_are_there(&mut store, 100);
+        store.close().unwrap();
+        // Apache's broker makes no file before there is an entry for it: that is seen once.
+        remove(&bench, 2);
+        let mut store = bench.open();
+        assert!(bench.warned("no file follows the full"), "{:?}", bench.lines);
+        all_of_full_queues_are_there(&mut store, 100);
+        store.close().unwrap();
+        let mut store = bench.open();
+        assert!(bench.silent(), "{:?}", bench.lines);
+        assert_eq!(append(&mut store, "t", 0, b"new", "k").queue_offset, 100);
+    }
+}
+
+// Claim: a queue that ends before the rest of the store is noticed by its next record, and nothing is lost or counted twice.
+#[test]
+fn a_queue_that_lags_is_made_again_from_its_newest_entry() {
+    let bench = with_full_queues(false);
+    let mut store = bench.open();
+    for (n, key) in [(FULL, "later"), (FULL + 1, "latest")] {
+        for queue_id in 0..2 {
+            append(&mut store, "t", queue_id, format!("body-{queue_id}-{n}").as_bytes(), &format!("{key}{queue_id}"));
+        }
+    }
+    drop(store);
+    bench.disk.kill();
+    bench.write(&bench.queue_file("t", 0, 3), 0, &[0; 1000]);
+    let mut store = bench.open();
+    assert!(bench.warned("consume queue t/0 ends at 150, the log goes on at 1"), "{:?}", bench.lines);
+    all_of_full_queues_are_there(&mut store, FULL + 2);
+    for key in ["later0", "later1", "latest0", "latest1"] {
+        assert_eq!(found_by_key(&mut store, "t", key).len(), 1, "{key}");
+    }
+    store.close().unwrap();
+    let _ = bench.open();
+    assert!(bench.silent(), "{:?}", bench.lines);
+}
+
+#[test]
+fn a_deleted_topic_does_not_come_back_because_another_lacks_a_file() {
+    let bench = Bench::new(FlushMode::Async);
+    let mut store = bench.open();
+    for n in 0..120 {
+        append(&mut store, "t", 0, &[n], "k");
+        append(&mut store, "gone", 0, &[n], "k");
+    }
+    store.delete_topic("gone").unwrap();
+    store.close().unwrap();
+    remove(&bench, 1);
+    let mut store = bench.open();
+    assert_eq!(body(&mut store, "t", 0, 77).unwrap(), [77]);
+    assert_eq!(store.topics(), [("t".to_owned(), vec![0])]);
+}
+
+#[test]
+fn files_that_an_interrupted_deletion_has_left_are_no_hole() {
+    let bench = with_full_queues(true);
+    let mut store = bench.open();
+    let _ =
+        store.delete_files(DeletePolicy { before_ms: i64::MAX, consumed_position: u64::MAX, files_max: 2 }).unwrap();
+    let min = bounds(&store, "t", 0).0;
+    assert!((100..150).contains(&min), "{min}");
+    store.close().unwrap();
+    // Names that were removed may be there again after a power cut.
+    bench.write(
+        &bench.queue_file("t", 0, 0),
+        0,
+        &[0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 100, 0, 0, 0, 0, 0, 0, 0, 0].repeat(50),
+    );
+    let mut store = bench.open();
+    assert!(bench.silent(), "{:?}", bench.lines);
+    assert_eq!(bounds(&store, "t", 0), (min, FULL));
+    assert_eq!(body(&mut store, "t", 0, min).unwrap(), format!("body-0-{min}").as_bytes());
+}
+
+#[test]
+fn entries_of_a_lost_newest_log_file_are_said_to_be_cut() {
+    for clean in [true, false] {
+        let bench = with_full_queues(clean);
+        let newest = (0..).take_while(|n| bench.disk.read_file(&bench.log_file(*n)).is_some()).last().unwrap();
+        bench.disk.remove_file(&bench.log_file(newest)).unwrap();
+        let store = bench.open();
+        let gone = FULL - bounds(&store, "t", 0).1;
+        assert!(gone > 0 && bench.warned(&format!("consume queue t/0: {gone} entries beyond")), "{:?}", bench.lines);
+    }
+}
+
+// Claim: readers get past what is lost in a queue while it is open, and it is said once a minute.
+#[test]
+fn readers_do_not_stand_still_where_a_queue_leads_nowhere() {
+    type Damage = fn(&Bench);
+    let damages: [(&str, i64, Damage); 4] = [
+        ("1000 is missing or too short", 100, |bench| remove(bench, 1)),
+        ("1000 is missing or too short", 100, |bench| set_len(bench, 1, 0)),
+        ("what is at offset 50 is no entry", 100, |bench| bench.write(&bench.queue_file("t", 0, 1), 0, &[0; 1000])),
+        ("where an entry leads", 51, |bench| bench.write(&bench.queue_file("t", 0, 1), 6, &[0x77])),
+    ];
+    for (line, behind, damage) in damages {
+        let bench = with_full_queues(true);
+        let mut store = bench.open();
+        damage(&bench);
+        let queue = store.find_queue("t", 0);
+        let limits = Limits {
+            count_max: 32,
+            bytes_max: 1 << 20,
+            old_count_max: 32,
+            old_bytes_max: 1 << 20,
+            recent_bytes: 1 << 30,
+            filter_entries_max: 800,
+        };
+        let read_all = |store: &mut Store| {
+            let (mut offset, mut read) = (0, 0);
+            while offset < FULL {
+                let mut out = Vec::new();
+                let found = Reader::new(50).read(store, queue, offset, &limits, &Filter::All, 0, &mut out).unwrap();
+                assert!(found.next_offset > offset, "{line}: stands still at {offset}");
+                (offset, read) = (found.next_offset, read + i64::from(found.count));
+            }
+            read
+        };
+        assert_eq!(read_all(&mut store), FULL - (behind - 50), "{line}");
+        let notices = store.notices();
+        assert!(notices.len() == 1 && notices[0].contains(line) && notices[0].contains("t/0"), "{notices:?}");
+        read_all(&mut store);
+        assert_eq!(store.notices(), Vec::<String>::new());
+        bench.clock.advance(60_000);
+        read_all(&mut store);
+        let notices = store.notices();
+        assert!(notices.len() == 1 && notices[0].contains("more such reads since"), "{notices:?}");
+    }
+}
+
+#[test]
 fn an_empty_queue_file_alone_does_not_stop_the_start() {
     let bench = filled();
     let file = bench.disk.open(&bench.queue_file("t", 0, 0), Mode::Write).unwrap();
@@ -1027,8 +1278,9 @@ fn somebody_may_have_begun_to_look_at_the_queues() {
     let bench = with_many_queues();
     let disk = || Arc::new(bench.disk.clone());
     let root = Path::new("/store");
-    let open =
-        |look| Store::open_looked_at(bench.options.clone(), Some(look), disk(), bench.clock.clone(), &|_| ()).unwrap();
+    let open = |look| {
+        Store::open_looked_at(bench.options.clone(), Some(look), disk(), bench.clock.clone(), &|_, _| ()).unwrap()
+    };
     let mut store = open(Look::begin(disk(), root, bench.options.queue_file_units));
     all_many_are_there(&mut store);
     store.close().unwrap();
@@ -1065,6 +1317,36 @@ fn bounds_that_a_clean_stop_left_are_not_believed_beside_other_files() {
         all_many_are_there(&mut store);
         assert_eq!(bounds(&store, "t100", 0), (0, 0));
     }
+}
+
+#[test]
+fn bounds_that_a_clean_stop_left_are_not_believed_beside_a_hole() {
+    type Damage = fn(&Bench);
+    let damages: [Damage; 2] = [|bench| remove(bench, 1), |bench| set_len(bench, 0, 555)];
+    for damage in damages {
+        let bench = with_many_queues();
+        let mut store = bench.open();
+        for n in 0..FULL {
+            append(&mut store, "t", 0, format!("body-{n}").as_bytes(), "k");
+        }
+        store.close().unwrap();
+        assert!(bench.disk.exists("/store/queues.snapshot".as_ref()));
+        damage(&bench);
+        let mut store = bench.open();
+        assert!(bench.warned("is missing, or too short"), "{:?}", bench.lines);
+        assert_eq!(bounds(&store, "t", 0), (0, FULL));
+        for n in 0..FULL {
+            assert_eq!(body(&mut store, "t", 0, n), Some(format!("body-{n}").into_bytes()));
+        }
+    }
+}
+
+#[test]
+fn one_cut_queue_file_does_not_change_what_all_hold() {
+    let bench = with_full_queues(true);
+    set_len(&bench, 0, 500);
+    all_of_full_queues_are_there(&mut bench.open(), FULL);
+    assert!(!bench.said("keeping"), "{:?}", bench.lines);
 }
 
 #[test]

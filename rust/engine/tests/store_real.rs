@@ -11,7 +11,7 @@ use aerobee_engine::record::NewRecord;
 use aerobee_engine::store::{FlushMode, Staged, Store, StoreOptions};
 
 fn open(options: &StoreOptions) -> Result<Store, Error> {
-    Store::open(options.clone(), Arc::new(RealDisk), Arc::new(SystemClock), &|line| println!("{line}"))
+    Store::open(options.clone(), Arc::new(RealDisk), Arc::new(SystemClock), &|_, line| println!("{line}"))
 }
 
 fn stage(store: &mut Store, topic: &str, queue_id: u32, body: &[u8]) -> Staged {

@@ -16,7 +16,7 @@ fuzz_target!(|stream: &[u8]| {
     options.queue_file_units = 100;
     options.index_enable = false;
     options.background = false;
-    let store = Store::open(options, Arc::new(SimDisk::new()), clock.clone(), &|_| {}).unwrap();
+    let store = Store::open(options, Arc::new(SimDisk::new()), clock.clone(), &|_, _| {}).unwrap();
     let mut engine = Engine::new(store, clock, Settings::default());
     engine.allow_topic("T", 6, 4, 4, 0, true);
     engine.allow_group("G", true, 0, true);

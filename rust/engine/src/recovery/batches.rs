@@ -5,11 +5,9 @@
 
 use std::path::Path;
 
-use super::{QueueFileScan, Reached, Recovery, GAP_MAX};
+use super::{Reached, Recovery, GAP_MAX};
 use crate::batch_queue::{self, BatchEntry};
-use crate::commit_log::file_name;
-use crate::consume_queue::{FileUnit, Queue};
-use crate::disk::Mode;
+use crate::consume_queue::Queue;
 use crate::error::Error;
 use crate::store::{Position, Store};
 
@@ -37,6 +35,7 @@ impl Recovery<'_> {
             if self.disk().exists(&dir) {
                 self.set_aside(&dir, "belongs to a topic with batch queues")?;
                 self.changed = true;
+                self.topics_moved = true;
                 reached.rebuild_from = Some(0);
             }
         }
@@ -64,34 +63,15 @@ impl Recovery<'_> {
 
     fn load_batch_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
         let file_units = self.store.shared.options.batch_file_units;
-        let file_bytes = file_units * BatchEntry::BYTES as u64;
-        let (numbers, damaged) = self.queue_file_numbers(dir, file_bytes)?;
         let number = self.store.queue(topic, queue_id).0;
-        let (mut next, mut newest) = (numbers.first().map_or(0, |first| first * file_units), None);
-        for file in numbers.iter().rev() {
-            let path = dir.join(file_name(file * file_bytes));
-            let open = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
-            let mut scan = QueueFileScan::<BatchEntry>::new(open.as_ref(), file_units);
-            let count = scan.count();
-            if let Some(last) = count.checked_sub(1) {
-                next = file * file_units + count;
-                newest = scan.unit(last);
-                break;
-            }
-        }
-        reached.newest = reached.newest.max(newest.map(|newest| newest.position));
-        if damaged {
-            self.changed = true;
-            let from = newest.map_or(0, |newest| newest.position);
-            reached.rebuild_from = Some(reached.rebuild_from.map_or(from, |r| r.min(from)));
-        }
+        let reach = self.look_at_queue::<BatchEntry>(dir, number, file_units, reached)?;
         let shared = self.store.shared.clone();
         let state = &mut *shared.state();
         let queue = &mut state.queues[number as usize];
         let Some(batches) = queue.batches.as_mut() else { return Ok(()) };
-        batches.first = numbers.first().map_or(0, |first| first * file_units);
-        batches.tail_base = next;
-        queue.tail_base = newest.map_or(0, |newest| newest.end());
+        batches.first = reach.first;
+        batches.tail_base = reach.next;
+        queue.tail_base = reach.unit.map_or(0, |newest| newest.end());
         queue.visible = queue.tail_base;
         // Not known yet: it is looked for when the log's minimum is known.
         (queue.min, queue.min_position) = (0, 0);

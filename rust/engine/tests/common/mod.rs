@@ -8,7 +8,7 @@ use aerobee_engine::clock::ManualClock;
 use aerobee_engine::disk::{Disk, Mode, SimDisk};
 use aerobee_engine::error::Error;
 use aerobee_engine::record::{NewRecord, RecordView};
-use aerobee_engine::store::{Entry, FlushMode, Staged, Store, StoreOptions};
+use aerobee_engine::store::{Entry, FlushMode, Level, Staged, Store, StoreOptions};
 
 pub const START_MS: i64 = 1_700_000_000_000;
 
@@ -18,6 +18,8 @@ pub struct Bench {
     pub clock: Arc<ManualClock>,
     pub options: StoreOptions,
     pub lines: Arc<Mutex<Vec<String>>>,
+    /// Those of them that are warnings.
+    pub warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl Bench {
@@ -31,13 +33,24 @@ impl Bench {
             background: false,
             ..StoreOptions::new("/store")
         };
-        Bench { disk: SimDisk::new(), clock: Arc::new(ManualClock::new(START_MS)), options, lines: Arc::default() }
+        Bench {
+            disk: SimDisk::new(),
+            clock: Arc::new(ManualClock::new(START_MS)),
+            options,
+            lines: Arc::default(),
+            warnings: Arc::default(),
+        }
     }
 
     pub fn try_open(&self) -> Result<Store, Error> {
         self.lines.lock().unwrap().clear();
-        let lines = self.lines.clone();
-        let say = move |line: &str| lines.lock().unwrap().push(line.to_string());
+        self.warnings.lock().unwrap().clear();
+        let say = |level: Level, line: &str| {
+            self.lines.lock().unwrap().push(line.to_string());
+            if level == Level::Warning {
+                self.warnings.lock().unwrap().push(line.to_string());
+            }
+        };
         Store::open(self.options.clone(), Arc::new(self.disk.clone()), self.clock.clone(), &say)
     }
 
@@ -47,6 +60,10 @@ impl Bench {
 
     pub fn said(&self, part: &str) -> bool {
         self.lines.lock().unwrap().iter().any(|l| l.contains(part))
+    }
+
+    pub fn warned(&self, part: &str) -> bool {
+        self.warnings.lock().unwrap().iter().any(|l| l.contains(part))
     }
 
     pub fn silent(&self) -> bool {
