@@ -43,7 +43,7 @@ ASK_FOR_NOTHING = {
     "CreateTopicListRequestBody": ["topic_config_list"],
     "SubscriptionGroupList": ["group_config_list"],
     "UnlockBatchRequestBody": ["consumer_group"],
-    "QueryAssignmentRequestBody": ["topic", "consumer_group"],
+    "QueryAssignmentRequestBody": ["topic", "consumer_group", "message_model"],
 }
 """Bodies without which Apache's broker fails as well, by what they need."""
 
