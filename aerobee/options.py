@@ -38,7 +38,7 @@ T = TypeVar("T", bool, int, float, str)
 Value = bool | int | float | str
 
 ONLY_IN_FILE: Final = "can only be changed in the configuration file on the machine itself"
-_A_PATH: Final = re.compile(r"^storePath|Path$|Home$|File$|BlackList$")
+_A_PATH: Final = re.compile(r"^storePath|Path$|Home$|^abortFile$|BlackList$")
 """Keys of Apache's that say where something is or what may not be changed. Without effect here, and yet no success for
 who tries them over the wire."""
 JAVA_INT_MAX: Final = 2**31 - 1

@@ -173,6 +173,7 @@ def test_what_names_a_path_can_only_be_changed_locally() -> None:
         for key in keys.split():  # of no effect, but nobody is to believe that it was taken
             with pytest.raises(OptionsError, match=f"{key} can only be changed in the configuration file"):
                 options().change({key: "/tmp/x"})
+    BrokerOptions().change({"syncFromLastFile": "true"})  # of no effect either, but no path
     for options in (BrokerOptions, NameServerOptions):
         for row in options.ROWS.values():
             words = row.name.lower()
