@@ -50,7 +50,7 @@ class Workload:
         """Measures it once. A pull needs something to pull: both brokers get the same to begin with."""
         if self.mode == "pull":
             self._load("send", server, 4, 8, 1, batch=32, rate=6000)
-        # Batches write 3 GB in a run, the others at most one; the system does not take the pages touched last first.
+        # Batches write 7 GB in a run, of which the host takes some back meanwhile; the others write at most two.
         settle(12 << 30 if self.batch > 1 else 3 << 30)
         return self._load(self.mode, server, self.connections, self.in_flight, seconds, batch=self.batch)
 
