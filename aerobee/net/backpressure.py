@@ -13,17 +13,19 @@ great a number (`broker/dispatch.py`).
 A server whose disk is behind does not read its senders either (`broker/store.py`); what they sent stays with them.
 
 A peer that lets more than `UNREAD_BYTES_MAX` pile up, by long replies or by notices it did not ask for, is cut off.
+When the peers of a hub leave more than `UNREAD_BYTES_TOTAL_MAX` together, whoever leaves most is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 UNREAD_BYTES_HIGH: Final = 256 * 1024
 UNREAD_BYTES_LOW: Final = 64 * 1024
 UNREAD_BYTES_MAX: Final = 256 * 1024 * 1024
-assert UNREAD_BYTES_LOW < UNREAD_BYTES_HIGH < UNREAD_BYTES_MAX
+UNREAD_BYTES_TOTAL_MAX: Final = 512 * 1024 * 1024
+assert UNREAD_BYTES_LOW < UNREAD_BYTES_HIGH < UNREAD_BYTES_MAX < UNREAD_BYTES_TOTAL_MAX
 
 
 class BackPressure:
@@ -52,6 +54,10 @@ class BackPressure:
         self.blocked = False
         self._set_reading()
         self._wake_writers()
+
+    def unread_bytes(self) -> int:
+        """Bytes that the kernel did not take yet."""
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     def hold_reading(self, held: bool) -> None:
         """Stops (or takes up again) reading for a reason of the owner's: a shutdown, a full store."""
@@ -95,3 +101,33 @@ class BackPressure:
         for waiter in writers or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+
+_Peer = TypeVar("_Peer", bound=BackPressure)
+
+
+class Unread(Generic[_Peer]):
+    """What the blocked peers of one hub have not read, all together, as of when each was last written to."""
+
+    __slots__ = ("_bytes", "_of")
+
+    def __init__(self) -> None:
+        self._of: dict[_Peer, int] = {}
+        self._bytes = 0
+
+    def grew(self, peer: _Peer) -> _Peer | None:
+        """A blocked peer has more to read now. Returns who is to be cut off if that is too much: who has most."""
+        unread = peer.unread_bytes()
+        self._bytes += unread - self._of.get(peer, 0)
+        self._of[peer] = unread
+        if self._bytes > UNREAD_BYTES_TOTAL_MAX:
+            # They may have read since.
+            self._of = {peer: peer.unread_bytes() for peer in self._of}
+            self._bytes = sum(self._of.values())
+            if self._bytes > UNREAD_BYTES_TOTAL_MAX:
+                return max(self._of, key=self._of.__getitem__)
+        return None
+
+    def caught_up(self, peer: _Peer) -> None:
+        """It is not blocked any more, or has gone."""
+        self._bytes -= self._of.pop(peer, 0)

@@ -142,6 +142,16 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
         """The peer has nothing more to say; the transport closes when our last bytes are out."""
         return False
 
+    def pause_writing(self) -> None:
+        """It does not read as fast as we write."""
+        super().pause_writing()
+        self._left_unread()
+
+    def resume_writing(self) -> None:
+        """It caught up."""
+        self._hub.unread.caught_up(self)
+        super().resume_writing()
+
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is gone, whoever began it."""
         self.transport = None
@@ -192,6 +202,13 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
             self.quiet_ticks = 0
         elif transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
             self.abort("peer does not read")
+        else:
+            self._left_unread()
+
+    def _left_unread(self) -> None:
+        most = self._hub.unread.grew(self)
+        if most is not None:
+            most.abort("too many peers do not read")
 
     def send(self, command: RemotingCommand) -> None:
         """Sends a response, or a request that gets no answer (its opaque is set here)."""
@@ -286,7 +303,7 @@ class Connection(BackPressure, asyncio.BufferedProtocol):
 
     def tick(self) -> int:
         """Ticks of a quiet line so far. A peer that took some of what waits for it is not quiet, however slow it is."""
-        unread = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        unread = self.unread_bytes()
         self.quiet_ticks = 0 if unread < self._unread else self.quiet_ticks + 1
         self._unread = unread
         return self.quiet_ticks

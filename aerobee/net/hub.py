@@ -18,6 +18,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aerobee.log import Complaints
+from aerobee.net.backpressure import Unread
 
 if TYPE_CHECKING:
     from aerobee.net.connection import Connection
@@ -46,6 +47,7 @@ class Hub:
         "holding",
         "loop",
         "opened",
+        "unread",
         "view",
         "waiting",
     )
@@ -59,6 +61,7 @@ class Hub:
         self.dirty: list[Connection] = []
         self.holding = False  # a chunk is being handled; its end flushes
         self.waiting: set[Connection] = set()  # connections with requests that wait for a reply
+        self.unread: Unread[Connection] = Unread()
         self.closed: Counter[str] = Counter()
         """Connections that ended, by reason."""
         self.opened = 0
@@ -89,6 +92,7 @@ class Hub:
         if known:
             self.closed[reason] += 1
         self.waiting.discard(connection)
+        self.unread.caught_up(connection)
         if not self.connections and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
         return known

@@ -22,6 +22,7 @@ from aerobee.broker.options import BrokerOptions
 from aerobee.broker.server import Broker
 from aerobee.nameserver.options import NameServerOptions
 from aerobee.nameserver.server import NameServer
+from aerobee.net.connection import Connection
 from aerobee.net.remote import RemotePool
 from aerobee.protocol.bodies.admin import KVTable
 from aerobee.protocol.codes import RequestCode, ResponseCode
@@ -215,9 +216,13 @@ async def idle(server: Server, count: int, first: bytes = b"") -> list[socket.so
     return sockets
 
 
-def connections(server: Server) -> int:
+def open_connections(server: Server) -> list[Connection]:
     listeners = server.listeners.all if isinstance(server, Broker) else server.listeners.values()
-    return sum(len(listener.connections) for listener in listeners)
+    return [connection for listener in listeners for connection in listener.connections.values()]
+
+
+def connections(server: Server) -> int:
+    return len(open_connections(server))
 
 
 async def test_an_idle_connection_costs_at_most_20_kib(server: Server) -> None:
@@ -325,6 +330,34 @@ async def test_a_reader_that_never_reads_big_pulls(broker: Broker) -> None:
     slow_writer.close()
 
 
+async def test_many_readers_that_never_read(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: what all clients together do not read is bounded; who has most unread is cut off, who reads is not.
+    monkeypatch.setattr("aerobee.net.backpressure.UNREAD_BYTES_TOTAL_MAX", 4 << 20)
+    reader, writer = await asyncio.open_connection(*place(broker))
+    decoder = FrameDecoder()
+    for opaque in range(4):
+        writer.write(send("big", bytes(1_000_000), opaque=opaque))
+    sent = 0
+    while sent < 4:
+        sent += len(decoder.feed(await reader.read(65536)))
+    slow = [await asyncio.open_connection(*place(broker), limit=4096) for _ in range(8)]
+    for _, slow_writer in slow:
+        slow_writer.write(b"".join(pull("big", opaque) for opaque in range(8)))
+    cut = "closed: too many peers do not read"
+    await eventually(lambda: broker.counters.get(cut, 0) > 0)
+    for _ in range(20):
+        await healthy(broker)
+        assert sum(c.unread_bytes() for c in open_connections(broker)) <= 4 << 20
+    assert broker.counters[cut] < 8 and sum(c.blocked for c in open_connections(broker)) > 0
+    writer.write(pull("big", 9))
+    answers: list[RemotingCommand] = []
+    while not answers:
+        answers = decoder.feed(await reader.read(65536))
+    assert answers[0].opaque == 9 and len(answers[0].body) > 1_000_000
+    for _, one in [(reader, writer), *slow]:
+        one.close()
+
+
 async def test_one_message_for_many_waiting_pulls_of_a_reader_that_does_not_read(broker: Broker) -> None:
     # Claim: pulls that wait cost a few megabytes a connection when a large message comes for all of them and nobody
     # reads; whoever reads then gets every answer, once.
@@ -333,7 +366,7 @@ async def test_one_message_for_many_waiting_pulls_of_a_reader_that_does_not_read
     slow_reader, slow_writer = await asyncio.open_connection(*place(broker), limit=4096)
     slow_writer.write(b"".join(pull("big", opaque, sysFlag=6, suspendTimeoutMillis=2000) for opaque in range(count)))
     await eventually(lambda: broker.store.counters()["pulls_parked"] == count)
-    (slow,) = [c for listener in broker.listeners.all for c in listener.connections.values()]
+    (slow,) = open_connections(broker)
     pool = RemotePool()
     (large,) = FrameDecoder().feed(send("big", bytes(size)))
     assert (await pool.invoke(broker.address, large, 20)).code == 0
@@ -480,7 +513,7 @@ async def test_replies_for_a_requester_that_does_not_read(
     slow_writer.write(request(RequestCode.HEART_BEAT, json.dumps(beat).encode()))
     await slow_reader.readexactly(4)
     slow_writer.transport.pause_reading()  # type: ignore[attr-defined]
-    (slow,) = [c for listener in broker.listeners.all for c in listener.connections.values()]
+    (slow,) = open_connections(broker)
     letters = dict(a="p", b="DefaultCluster_REPLY_TOPIC", c="TBW102", d=4, e=0, f=0, g=1, h=0, j=0)
     letters["i"] = "REPLY_TO_CLIENT\x01slow\x02CORRELATION_ID\x011\x02"
 
