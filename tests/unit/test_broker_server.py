@@ -31,6 +31,7 @@ from aerobee.nameserver.server import NameServer
 from aerobee.net.connection import Connection
 from aerobee.net.remote import RemotePool
 from aerobee.protocol import fastjson
+from aerobee.protocol.bodies.groups import SubscriptionGroupConfig
 from aerobee.protocol.bodies.topics import TopicConfig
 from aerobee.protocol.codes import RequestCode, ResponseCode
 from aerobee.protocol.command import RemotingCommand
@@ -902,6 +903,16 @@ async def test_automatic_topics_can_be_switched_on_and_off_while_the_broker_runs
         await peer.pool.close()
         await broker.stop()
         await name_server.stop()
+
+
+async def test_who_asks_for_a_group_has_it_made_if_groups_are_automatic(broker: Broker, peer: Peer) -> None:
+    answer = await peer.call(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, group="new")
+    assert answer.code == 0 and SubscriptionGroupConfig.from_json(answer.body).group_name == "new"
+    assert "new" in broker.groups.table
+    assert (await peer.call(RequestCode.UPDATE_BROKER_CONFIG, b"autoCreateSubscriptionGroup=false")).code == 0
+    answers = [await peer.call(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, group=name) for name in ("newer", "new")]
+    assert [answer.code for answer in answers] == [ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, 0]
+    assert "newer" not in broker.groups.table
 
 
 async def test_a_deleted_topic_is_gone(broker: Broker, peer: Peer) -> None:

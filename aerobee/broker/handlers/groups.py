@@ -91,9 +91,9 @@ def get_all_groups(broker: Broker, _: Connection, command: RemotingCommand) -> R
 
 
 def get_group(broker: Broker, _: Connection, command: RemotingCommand) -> RemotingCommand:
-    """GET_SUBSCRIPTIONGROUP_CONFIG."""
+    """GET_SUBSCRIPTIONGROUP_CONFIG: who asks for a group uses it. A proxy asks before it lets a consumer in."""
     name = command.header(GetSubscriptionGroupConfig).group
-    config = broker.groups.get(name)
+    config = broker.groups.find(name)
     if config is None:
         raise ServerError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"No group in this broker. group: {name}")
     return command.reply(body=config.to_json())
