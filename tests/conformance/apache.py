@@ -63,8 +63,6 @@ def unavailable() -> str | None:
     missing = [name for name in ("java", "javac") if shutil.which(name) is None]
     if missing:
         return f"{' and '.join(missing)} missing: comparisons need a JDK, 17 or later"
-    if shutil.which("mvn") is None and not _jars_present():
-        return "mvn missing: the official jars cannot be resolved"
     try:
         classpath()
     except RuntimeError as error:
@@ -82,8 +80,10 @@ def classpath() -> str:
     with (BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _jars_present():
-            _resolve()
-        _compile()
+            resolve(JAVA / "pom.xml", BUILD / "lib")
+        sources = sorted((JAVA / "src").rglob("*.java"))
+        if compile_program(sources, f"{BUILD / 'lib'}/*", PROGRAM):
+            ARCHIVE.unlink(missing_ok=True)
     return ":".join(map(str, [PROGRAM, *sorted((BUILD / "lib").glob("*.jar"), reverse=True)]))
 
 
@@ -92,39 +92,39 @@ def _jars_present() -> bool:
     return all((BUILD / "lib" / f"rocketmq-{part}-{VERSION}.jar").exists() for part in parts)
 
 
-def _resolve() -> None:
-    goal = [
-        "mvn",
-        "-q",
-        "-B",
-        "-f",
-        str(JAVA / "pom.xml"),
-        "dependency:copy-dependencies",
-        f"-DoutputDirectory={BUILD}/lib",
-    ]
-    for offline in (["-o"], []):
-        done = subprocess.run([*goal, *offline], capture_output=True, text=True)
-        if done.returncode == 0:
-            return
-    raise RuntimeError(f"Maven could not resolve the official jars: {done.stdout.strip()[-300:]}")
-
-
-def _compile() -> None:
-    sources = sorted((JAVA / "src").rglob("*.java"))
-    if PROGRAM.exists() and all(source.stat().st_mtime <= PROGRAM.stat().st_mtime for source in sources):
+def resolve(pom: Path, to: Path) -> None:
+    """Has Maven copy what a pom depends on, once for each state of the pom. Raises RuntimeError."""
+    done = to / "done"
+    if done.exists() and done.read_bytes() == pom.read_bytes():
         return
-    shutil.rmtree(BUILD / "classes", ignore_errors=True)
-    (BUILD / "classes").mkdir()
-    ARCHIVE.unlink(missing_ok=True)
+    if shutil.which("mvn") is None:
+        raise RuntimeError("mvn missing: the official jars cannot be resolved")
+    goal = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={to}"]
+    for offline in (["-o"], []):
+        copied = subprocess.run([*goal, *offline], capture_output=True, text=True)
+        if copied.returncode == 0:
+            done.write_bytes(pom.read_bytes())
+            return
+    raise RuntimeError(f"Maven could not resolve the official jars: {copied.stdout.strip()[-300:]}")
+
+
+def compile_program(sources: list[Path], jars: str, program: Path) -> bool:
+    """Makes a jar of the sources, if it is missing or older than one of them; whether it was."""
+    if program.exists() and all(source.stat().st_mtime <= program.stat().st_mtime for source in sources):
+        return False
+    classes = program.with_name("classes")
+    shutil.rmtree(classes, ignore_errors=True)
+    classes.mkdir()
     started = time.time()
-    command = ["javac", "-nowarn", "-proc:none", "-d", str(BUILD / "classes"), "-cp", f"{BUILD / 'lib'}/*"]
+    command = ["javac", "-nowarn", "-proc:none", "-d", str(classes), "-cp", jars]
     done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True)
     if done.returncode:
         raise AssertionError(f"the conformance program does not compile:\n{done.stderr}")
-    with zipfile.ZipFile(PROGRAM, "w") as jar:
-        for file in sorted((BUILD / "classes").rglob("*.class")):
-            jar.write(file, file.relative_to(BUILD / "classes"))
-    os.utime(PROGRAM, (started, started))
+    with zipfile.ZipFile(program, "w") as jar:
+        for file in sorted(classes.rglob("*.class")):
+            jar.write(file, file.relative_to(classes))
+    os.utime(program, (started, started))
+    return True
 
 
 def quick_start() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import golang
 import network
 import nodejs
 import ours
+import proxy
 import pytest
 from official import Client
 from room import Room
@@ -20,6 +21,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "apache": lambda: network.unavailable() or apache.unavailable(),
     "go": golang.unavailable,
     "node": nodejs.unavailable,
+    "grpc": proxy.unavailable,
 }
 
 

@@ -28,11 +28,12 @@ class Room:
         self.group = f"{topic}_group"
         self._consumers: list[str] = []
 
-    def create(self, queues: int, perm: int = 6, topic: str | None = None) -> None:
+    def create(self, queues: int, perm: int = 6, topic: str | None = None, attributes: str = "") -> None:
         """Makes the topic with so many queues, and waits until the name server tells of it."""
         topic = topic or self.topic
         fields = {"topic": topic, "defaultTopic": "TBW102", "perm": str(perm), "topicFilterType": "SINGLE_TAG"}
         fields |= {"readQueueNums": str(queues), "writeQueueNums": str(queues), "order": "false"}
+        fields |= {"attributes": attributes} if attributes else {}
         self.call(17, fields)
         self.is_known(topic)
 
@@ -40,9 +41,9 @@ class Room:
         """Waits until the name server tells of the topic."""
         eventually(lambda: apache.call(self.cluster.namesrv_address, 105, {"topic": topic})[0]["code"] == 0)
 
-    def create_group(self, **settings: object) -> None:
-        """Makes the group, or changes it, with settings under Apache's names."""
-        self.call(200, body=json.dumps({"groupName": self.group, **settings}).encode())
+    def create_group(self, name: str | None = None, **settings: object) -> None:
+        """Makes the group (or another one), or changes it, with settings under Apache's names."""
+        self.call(200, body=json.dumps({"groupName": name or self.group, **settings}).encode())
 
     def change_settings(self, **settings: object) -> None:
         """Changes settings of the broker while it runs, under Apache's names."""
