@@ -384,7 +384,7 @@ class Store:
 
     def is_recent(self, topic: str, queue_id: int, offset: int) -> bool:
         """The message at this offset exists and still lies within the memory that the page cache may use."""
-        unit = self.engine.entries(topic, queue_id, offset, 1)
+        unit = self.entries(topic, queue_id, offset, 1)
         if len(unit) < 20:
             return False
         return self.engine.durable() - int.from_bytes(unit[:8], "big", signed=True) <= _RECENT_BYTES

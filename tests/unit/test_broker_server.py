@@ -596,6 +596,17 @@ async def test_a_reset_is_handed_out_once_and_cannot_be_undone_meanwhile(broker:
     assert (await peer.pull("orders", offset=2)).code == 0
 
 
+@pytest.mark.parametrize("fields", [{}, {"setZeroIfNotFound": "true"}])
+async def test_the_offset_of_a_queue_that_cannot_be_is_not_found(
+    broker: Broker, peer: Peer, fields: dict[str, Any]
+) -> None:
+    await peer.send("orders")
+    asked = await peer.call(
+        RequestCode.QUERY_CONSUMER_OFFSET, consumerGroup="new", topic="orders", queueId=-1, **fields
+    )
+    assert asked.code == ResponseCode.QUERY_NOT_FOUND
+
+
 async def test_only_who_means_it_commits_a_smaller_offset(broker: Broker, peer: Peer) -> None:
     other = Peer(broker.address)
     try:
