@@ -71,7 +71,8 @@ BATCH: Final = 32
 SAME_KEY_MAX: Final = 64
 """Records of one unique key that are looked at."""
 CLOCK_STEP_MS: Final = 60_000
-"""A copy is not stored earlier than this before its original, even if the clock was set back in between."""
+"""What is made of a send is not stored earlier than this before it, even if the clock was set back in between, or its
+producer's is ahead."""
 _END_OF_TIME_MS: Final = 1 << 62
 
 
@@ -334,7 +335,8 @@ class Transactions:
         unique = half.properties.get(UNIQUE_KEY)
         if not unique:
             return
-        since_ms = half.store_timestamp - CLOCK_STEP_MS
+        # A copy is stored again in every round: only its birth tells how old what was made of the send may be.
+        since_ms = min(half.store_timestamp, half.born_timestamp) - CLOCK_STEP_MS
         found = self._store.search_index(topic, unique, "U", SAME_KEY_MAX, since_ms, _END_OF_TIME_MS)[0]
         for data in found:
             record = parse_record(data)

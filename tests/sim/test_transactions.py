@@ -420,6 +420,25 @@ async def test_a_half_that_another_broker_left_twice_is_delivered_once(bench: Be
     assert len(bench.asked) == 3 and bench.transactions.pending == 0
 
 
+@pytest.mark.parametrize(("away_s", "deaf_rounds"), [(120, 0), (1, 4)])
+async def test_what_another_broker_delivered_without_a_mark_is_not_delivered_again(
+    bench: Bench, away_s: float, deaf_rounds: int
+) -> None:
+    """Claim: Apache's broker, killed before it has noted a commit, leaves message and open half; whenever its producer
+    answers, also about a copy much younger than the message, nothing comes twice."""
+    half = bench.prepare("one")
+    await bench.end(half, COMMIT)
+    bench.store.queues[OP_HALF_TOPIC, 0].clear()
+    await bench.clock.advance(away_s)
+    bench.restart()
+    await bench.rounds(deaf_rounds)
+    bench.asked.clear()
+    await bench.rounds(1)
+    (question,) = bench.asked
+    await bench.end((question.queue_offset, question.position), COMMIT, from_check=True)
+    assert bench.delivered == ["one"] and bench.transactions.pending == 0
+
+
 async def test_first_question_after_six_seconds_then_every_thirty_fifteen_times(bench: Bench) -> None:
     """Claim: with the settings nobody changed, the times are Apache's."""
     began = bench.clock.now_ms()
