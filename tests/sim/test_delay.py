@@ -75,6 +75,20 @@ async def test_after_a_restart_nothing_is_lost_and_delivered_is_not_delivered_ag
     assert [message.body for message in store.messages("orders")] == [b"soon", b"later"]
 
 
+@pytest.mark.parametrize("others", [LEVELS_MS[:5], [*LEVELS_MS, 9_000_000]], ids=["fewer", "more"])
+async def test_after_a_kill_other_levels_deliver_nothing_again(tmp_path: Path, others: list[int]) -> None:
+    """Claim: how far each level has come survives a `messageDelayLevel` with more or fewer levels, and back."""
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    for number, levels in enumerate((LEVELS_MS, others, others, LEVELS_MS)):
+        delay = Delay(store, clock, levels, tmp_path)
+        delay.load()
+        async with running(delay):  # and is never saved
+            schedule(store, delay, "orders", b"%d" % number, 1)
+            await clock.advance(3)
+    assert [message.body for message in store.messages("orders")] == [b"0", b"1", b"2", b"3"]
+
+
 async def test_a_full_disk_delays_further_but_loses_nothing(tmp_path: Path) -> None:
     clock = ManualClock()
     store = MemoryStore(clock)
