@@ -11,7 +11,8 @@ most a step late. Memory holds the positions of one slot. After each batch the p
 each unit names its record, so after a crash everything is where it was, but for one batch that may come twice.
 
 After a start with another precision the wheel is made again from the timer log; what waits then keeps the slot it has,
-or the new one that holds it, and so may come early by up to the former step.
+or the new one that holds it, and so may come early by up to the former step. A finer step makes the wheel shorter:
+what is due behind its end goes round once more.
 """
 
 from __future__ import annotations
@@ -275,16 +276,23 @@ class Timer:
         return fits
 
     def _rebuild_wheel(self, log_end: int, read_ms: int) -> None:
-        """Fills the wheel from the log. Units of another precision move to its slots: several chains become one.
+        """Fills the wheel from the log. Units of another precision move to its slots: several chains become one. Those
+        due behind its end would take the slots of others: they move to a nearer one, to be stored anew on the way.
         `read_ms`: what is due before was delivered."""
         _log.warning("the timer wheel is made again from the timer log")
         begins: dict[int, int] = {}
         foreign = read_ms != self.read_ms
+        end_ms = self.read_ms + (SLOTS - SPARE_SLOTS) * self.precision_ms
+        own: set[int] = set()
         for at, unit in self._log.units(self._log.base, log_end):
             if unit.due_ms >= read_ms:
-                foreign = foreign or unit.due_ms % self.precision_ms > 0
+                foreign = foreign or unit.due_ms % self.precision_ms > 0 or unit.due_ms >= end_ms
+                own.add(self._floor(unit.due_ms))
                 if unit.previous < 0:
                     begins[unit.due_ms] = at
+        near_ms = self.read_ms + self._roll_slots * self.precision_ms
+        while near_ms in own:  # a chain of its own: a kill half way leaves nobody else's begin behind some of them
+            near_ms += self.precision_ms
         delivered = 0
         if foreign:
             delivered, self._index = self._index, 0
@@ -297,6 +305,10 @@ class Timer:
                 delivered -= 1
                 continue
             due_ms = self._floor(unit.due_ms)
+            if due_ms >= end_ms:
+                due_ms = near_ms
+                write_ms = unit.write_ms if abs(due_ms - unit.write_ms) < _DELAY_MS_MAX else due_ms
+                unit = unit._replace(magic=unit.magic | ROLL, write_ms=write_ms)
             slot = slots.setdefault(due_ms, Slot())
             if foreign and (unit.due_ms, unit.previous) != (due_ms, slot.last):
                 self._log.move(at, unit, due_ms, slot.last)

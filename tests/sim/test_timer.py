@@ -21,7 +21,7 @@ from aerobee.broker import forward
 from aerobee.broker.delay import Delay
 from aerobee.broker.records import Stored, format_properties, parse_records
 from aerobee.broker.timer import BATCH, Timer, read_handle, recall_handle
-from aerobee.broker.timer_files import Check
+from aerobee.broker.timer_files import SLOTS, Check
 from aerobee.clock import ManualClock
 from aerobee.errors import DiskFull, ServerError
 from aerobee.log import Complaints
@@ -296,6 +296,36 @@ async def test_another_precision(
         assert -before < late_ms <= max(before, after) + 200
     timer.close()
     assert make(store, clock, tmp_path, step_ms=before).waiting == 0
+
+
+@pytest.mark.parametrize("lost", ["", "timerwheel"])
+async def test_a_finer_precision_whose_wheel_is_shorter(
+    lost: str, store: RealStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    """Claim: 100 ms make a wheel of 33 hours, 1000 ms let messages wait in it for 48: who shares a place of it with
+    another then comes all the same, at its time, and a recall still finds it."""
+    span_s = SLOTS // 10
+    timer = make(store, clock, tmp_path)
+    due: dict[str, int] = {}
+    for body, delay_s in (("near", 36_000), ("far", 36_000 + span_s), ("farther", 36_010 + span_s)):
+        due[body] = int(send(store, timer, body, TIMER_DELAY_SEC=delay_s)["TIMER_OUT_MS"])
+    recalled = send(store, timer, "recalled", TIMER_DELAY_SEC=36_000 + span_s)
+    drain(timer)
+    timer.close()
+    if lost:
+        os.unlink(tmp_path / lost)
+    timer = make(store, clock, tmp_path, step_ms=100)
+    assert timer.waiting == 4
+    recall = {"TIMER_DELIVER_MS": str(int(recalled["TIMER_OUT_MS"]) + 1), "TIMER_DEL_UNIQKEY": "recalled"}
+    topic, queue_id, code = timer.place(TOPIC, 0, recall)
+    store.append([Record(topic, queue_id, b"", format_properties(recall), tags_code=code)])
+    for at_ms in sorted({*due.values(), *range(NOW_MS, max(due.values()), 36_000_000)}):
+        for late_ms in (50, 150):  # the slot that begins here is over after 100
+            clock.jump((at_ms - clock.now_ms() + late_ms) / 1000)
+            drain(timer)
+            assert set(bodies(store)) == {body for body, due_ms in due.items() if due_ms + 100 <= clock.now_ms()}
+    assert Counter(bodies(store)) == Counter(due.keys()) and timer.recalled == 1 and timer.waiting == 0
+    timer.close()
 
 
 # Claim: killed in the middle of a slot, nothing is lost by going on with another precision; what comes twice is at
