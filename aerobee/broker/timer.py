@@ -278,41 +278,49 @@ class Timer:
     def _rebuild_wheel(self, log_end: int, read_ms: int) -> None:
         """Fills the wheel from the log. Units of another precision move to its slots: several chains become one. Those
         due behind its end would take the slots of others: they move to a nearer one, to be stored anew on the way.
-        `read_ms`: what is due before was delivered."""
+        `read_ms`: what is due before was delivered.
+
+        A kill half way loses nothing: what was cut off a chain leaves its slot for good first, and units move the
+        newest first. So one that refers to none is at any time the first of its slot, and what is in front of it is
+        not in it."""
         _log.warning("the timer wheel is made again from the timer log")
         begins: dict[int, int] = {}
         foreign = read_ms != self.read_ms
         end_ms = self.read_ms + (SLOTS - SPARE_SLOTS) * self.precision_ms
-        own: set[int] = set()
         for at, unit in self._log.units(self._log.base, log_end):
             if unit.due_ms >= read_ms:
                 foreign = foreign or unit.due_ms % self.precision_ms > 0 or unit.due_ms >= end_ms
-                own.add(self._floor(unit.due_ms))
                 if unit.previous < 0:
                     begins[unit.due_ms] = at
         near_ms = self.read_ms + self._roll_slots * self.precision_ms
-        while near_ms in own:  # a chain of its own: a kill half way leaves nobody else's begin behind some of them
-            near_ms += self.precision_ms
         delivered = 0
         if foreign:
             delivered, self._index = self._index, 0
             self._note()  # first: should it end half way, some come again and none is passed over
         slots: dict[int, Slot] = {}
+        moves = tuple(array("q") for _ in range(3))
         for at, unit in self._log.units(self._log.base, log_end):
-            if unit.due_ms < read_ms or at < begins.get(unit.due_ms, 0):
+            if unit.due_ms < read_ms:
+                continue
+            if at < begins.get(unit.due_ms, 0):
+                if foreign:
+                    self._log.move(at, unit._replace(write_ms=0), 0, -1)
                 continue
             if delivered and unit.due_ms == read_ms:
                 delivered -= 1
                 continue
-            due_ms = self._floor(unit.due_ms)
-            if due_ms >= end_ms:
-                due_ms = near_ms
-                write_ms = unit.write_ms if abs(due_ms - unit.write_ms) < _DELAY_MS_MAX else due_ms
-                unit = unit._replace(magic=unit.magic | ROLL, write_ms=write_ms)
+            due_ms = near_ms if unit.due_ms >= end_ms else self._floor(unit.due_ms)
             slot = slots.setdefault(due_ms, Slot())
             if foreign and (unit.due_ms, unit.previous) != (due_ms, slot.last):
-                self._log.move(at, unit, due_ms, slot.last)
+                for column, value in zip(moves, (at, due_ms, slot.last), strict=True):
+                    column.append(value)
             _grow(slot, at, unit.magic)
+        for at, due_ms, previous in zip(*map(reversed, moves), strict=True):
+            unit = self._log.unit(at)
+            if unit.due_ms >= end_ms:
+                write_ms = unit.write_ms if abs(due_ms - unit.write_ms) < _DELAY_MS_MAX else due_ms
+                unit = unit._replace(magic=unit.magic | ROLL, write_ms=write_ms)
+            self._log.move(at, unit, due_ms, previous)
         if foreign:
             self._log.sync(0)
         self._wheel.replace(slots)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from aerobee.broker import forward
 from aerobee.broker.delay import Delay
 from aerobee.broker.records import Stored, format_properties, parse_records
 from aerobee.broker.timer import BATCH, Timer, read_handle, recall_handle
-from aerobee.broker.timer_files import SLOTS, Check
+from aerobee.broker.timer_files import SLOTS, Check, TimerLog
 from aerobee.clock import ManualClock
 from aerobee.errors import DiskFull, ServerError
 from aerobee.log import Complaints
@@ -325,6 +326,44 @@ async def test_a_finer_precision_whose_wheel_is_shorter(
             drain(timer)
             assert set(bodies(store)) == {body for body, due_ms in due.items() if due_ms + 100 <= clock.now_ms()}
     assert Counter(bodies(store)) == Counter(due.keys()) and timer.recalled == 1 and timer.waiting == 0
+    timer.close()
+
+
+@pytest.mark.parametrize("left", [1, 6, 12, BATCH - 10])
+async def test_a_kill_while_units_move_to_other_slots(
+    left: int, store: RealStore, clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: a start with another precision that is killed anywhere, and one after it, lose and repeat nothing: not
+    where several chains become one, nor where some of one was delivered and cut off before."""
+    timer = make(store, clock, tmp_path, step_ms=100)
+    slots_ms = [4200, 4100, 4050, 4200, 4300, 4050, 6200, 6050, 6200, 6100, 6050]
+    for number, after_ms in enumerate(slots_ms * 2 + [4050] * BATCH):
+        send(store, timer, str(number), TIMER_DELIVER_MS=NOW_MS // 1000 * 1000 + after_ms)
+    drain(timer)
+    clock.jump(4.85 - NOW_MS % 1000 / 1000)
+    timer.turn()
+    timer.close()  # the slot's first batch is delivered, and leaves its chain
+    assert len(bodies(store)) == BATCH
+    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("commitlog", "timerwheel"))
+    moved, dies_at, move = 0, -1, TimerLog.move
+
+    def counted(*args: Any) -> None:
+        nonlocal moved
+        if moved == dies_at:
+            raise Killed
+        moved += 1
+        move(*args)
+
+    monkeypatch.setattr(TimerLog, "move", counted)
+    make(store, clock, tmp_path / "copy", step_ms=1000).close()
+    moved, dies_at = 0, max(0, moved - left)
+    with pytest.raises(Killed):
+        make(store, clock, tmp_path, step_ms=1000)
+    monkeypatch.setattr(TimerLog, "move", move)
+    timer = make(store, clock, tmp_path, step_ms=1000)
+    async with running(timer):
+        await clock.advance(10)
+    assert Counter(bodies(store)) == Counter(map(str, range(len(slots_ms) * 2 + BATCH)))
     timer.close()
 
 
