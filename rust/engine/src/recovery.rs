@@ -20,7 +20,7 @@
 //! A full disk does not stop the start: what has no room (queue and index entries, the checkpoint) waits in memory, writes are
 //! refused, and the flusher goes on when there is room.
 //!
-//! After a clean stop rule 3 does not look beyond what the queues reached: a stale tail of an earlier life is not revived.
+//! After a clean stop rule 3 does not look beyond what queues or checkpoint know: a stale tail of an earlier life is not revived.
 
 mod batches;
 
@@ -732,8 +732,10 @@ impl Recovery<'_> {
                 }
                 Item::Damaged => {
                     let damaged = base + offset;
-                    // After a clean stop nothing valid can lie behind what the queues know.
-                    let limit = if self.clean { reached.map_or(damaged, |r| r + 1) } else { Position::MAX };
+                    // After a clean stop nothing valid can lie behind what queues or checkpoint know, if they know anything.
+                    let known =
+                        reached.max(u64::try_from(self.checkpoint.queue_position).ok().filter(|known| *known > 0));
+                    let limit = known.filter(|_| self.clean).map_or(Position::MAX, |known| known + 1);
                     let Some((file, resume)) = self.resync(bases, at_file, offset, newest_ms, limit)? else {
                         return Ok(damaged);
                     };

@@ -755,6 +755,20 @@ fn one_damaged_record_costs_that_record() {
 }
 
 #[test]
+fn one_damaged_record_costs_no_more_when_the_queues_are_lost_as_well() {
+    let bench = filled();
+    let mut store = bench.open();
+    let damaged = entry(&mut store, "t", 0, 4).unwrap();
+    store.close().unwrap();
+    bench.disk.flip_bit(&bench.log_file(0), damaged.position + 89, 3);
+    bench.disk.remove_tree("/store/consumequeue".as_ref()).unwrap();
+    let mut store = bench.open();
+    let read: Vec<i64> = (0..15).filter(|offset| body(&mut store, "t", 0, *offset).is_some()).collect();
+    assert_eq!(read, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], "{:?}", bench.lines);
+    assert_eq!(bounds(&store, "t", 1), (0, 15));
+}
+
+#[test]
 fn a_long_gap_does_not_hide_what_lies_before_it() {
     let bench = Bench::new(FlushMode::Async);
     let mut store = bench.open();
