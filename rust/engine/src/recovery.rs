@@ -510,14 +510,17 @@ impl Recovery<'_> {
         while let Some(at) = hole.filter(|at| *at > 0 && files[*at].is_whole) {
             // Old files go one by one: what lies before the gap may be what is left of them.
             let first = self.first_unit::<U>(dir, files[at].number * units, units)?;
-            if !first.is_some_and(|position| position <= log_min) {
+            if !first.and_then(|unit| unit.position()).is_some_and(|position| position <= log_min) {
                 break;
             }
             files = &files[at..];
             hole = first_hole(files);
         }
         let reach = self.reach::<U>(dir, files, units)?;
-        let lacks_oldest = log_min == 0 && reach.first > 0 && self.first_unit::<U>(dir, reach.first, units)?.is_some();
+        let lacks_oldest = log_min == 0 && reach.first > 0 && {
+            // A queue that began late has holes there.
+            !self.first_unit::<U>(dir, reach.first, units)?.is_some_and(|unit| unit.position().is_none())
+        };
         reached.newest = reached.newest.max(reach.newest);
         let what = match hole {
             Some(at) => format!("{} is missing, or too short", file_name(first_missing(files, at) * file_bytes)),
@@ -546,11 +549,11 @@ impl Recovery<'_> {
         Ok(reach)
     }
 
-    /// Position that the first unit of a queue's file has; `unit` is its number.
-    fn first_unit<U: FileUnit>(&self, dir: &Path, unit: u64, units: u64) -> Result<Option<Position>, Error> {
+    /// The first unit of a queue's file, if it was ever written; `unit` is its number.
+    fn first_unit<U: FileUnit>(&self, dir: &Path, unit: u64, units: u64) -> Result<Option<U>, Error> {
         let path = dir.join(file_name(unit * U::BYTES as u64));
         let open = self.disk().open(&path, Mode::Read).map_err(|e| Error::open("opening", &path, &e))?;
-        Ok(QueueFileScan::<U>::new(open.as_ref(), units).unit(0).and_then(|unit| unit.position()))
+        Ok(QueueFileScan::<U>::new(open.as_ref(), units).unit(0))
     }
 
     /// How far these files of a queue reach, by the newest that has entries.

@@ -1182,6 +1182,18 @@ fn a_deleted_topic_does_not_come_back_because_another_lacks_a_file() {
     assert_eq!(store.topics(), [("t".to_owned(), vec![0])]);
 }
 
+// Claim: what is left of a queue may be a file that has no entries yet.
+#[test]
+fn a_queue_of_which_only_the_last_and_empty_file_is_left_is_made_again_from_the_log() {
+    for clean in [true, false] {
+        let bench = with_queues_of(100, clean);
+        [0, 1].iter().for_each(|file| remove(&bench, *file));
+        let mut store = bench.open();
+        assert!(bench.warned("oldest files are missing"), "{:?}", bench.lines);
+        all_of_full_queues_are_there(&mut store, 100);
+    }
+}
+
 #[test]
 fn files_that_an_interrupted_deletion_has_left_are_no_hole() {
     let bench = with_full_queues(true);
