@@ -494,14 +494,15 @@ impl Recovery<'_> {
         Ok((files, half_made))
     }
 
-    /// Looks at a queue's files: how far they reach, and from where on the log has to say what they lack.
+    /// Looks at a queue's files: how far they reach, and if some are missing, how far those before them do. From there on the log
+    /// has to say what they lack.
     fn look_at_queue<U: FileUnit>(
         &mut self,
         dir: &Path,
         number: u32,
         units: u64,
         reached: &mut Reached,
-    ) -> Result<Reach<U>, Error> {
+    ) -> Result<(Reach<U>, Option<Reach<U>>), Error> {
         let file_bytes = units * U::BYTES as u64;
         let (files, half_made) = self.queue_files(dir, file_bytes)?;
         let mut files = &files[..];
@@ -532,21 +533,21 @@ impl Recovery<'_> {
                 format!("no file follows the full {}", file_name(reach.next * U::BYTES as u64 - file_bytes))
             }
             None if half_made => String::new(),
-            None => return Ok(reach),
+            None => return Ok((reach, None)),
         };
         if !what.is_empty() {
             self.progress.line(&format!("{}: {what}: its entries are made again from the log", dir.display()));
             self.to_begin.push(number);
         }
-        let from = match hole {
-            Some(at) => self.reach::<U>(dir, &files[..at], units)?.newest,
-            None if lacks_oldest => None,
-            None => reach.newest,
+        let before = match hole {
+            Some(at) => Some(self.reach::<U>(dir, &files[..at], units)?),
+            None if lacks_oldest => Some(self.reach::<U>(dir, &[], units)?),
+            None => None,
         };
         self.changed = true;
-        let from = from.unwrap_or(0);
+        let from = before.as_ref().unwrap_or(&reach).newest.unwrap_or(0);
         reached.rebuild_from = Some(reached.rebuild_from.map_or(from, |r| r.min(from)));
-        Ok(reach)
+        Ok((reach, before))
     }
 
     /// The first unit of a queue's file, if it was ever written; `unit` is its number.
@@ -591,7 +592,7 @@ impl Recovery<'_> {
     fn load_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
         let number = self.store.queue(topic, queue_id).0;
         let units = self.store.shared.options.queue_file_units;
-        let reach = self.look_at_queue::<Entry>(dir, number, units, reached)?;
+        let (reach, _) = self.look_at_queue::<Entry>(dir, number, units, reached)?;
         let state = &mut *self.store.shared.state();
         let queue = &mut state.queues[number as usize];
         queue.min = reach.first as i64;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use aerobee_engine::batch_queue::{BatchEntry, INNER_BATCH, NEED_UNWRAP};
 use aerobee_engine::clock::SystemClock;
-use aerobee_engine::disk::{Disk, Random};
+use aerobee_engine::disk::{Disk, Mode, Random};
 use aerobee_engine::error::Error;
 use aerobee_engine::property::find;
 use aerobee_engine::pull::Status;
@@ -316,6 +316,53 @@ fn one_damaged_batch_costs_that_batch() {
         assert_eq!(bounds(&store, "b", 0), (0, end), "{damaged} {lost_queue}");
         assert_eq!(all(&mut store), expected, "{damaged} {lost_queue} {:?}", bench.lines);
         assert_eq!(send(&mut store, 2, b"next").queue_offset, end);
+    }
+}
+
+#[test]
+fn what_is_missing_in_the_files_of_a_batch_queue_is_made_again_from_the_log() {
+    for clean in [true, false] {
+        for (number, bytes) in (0..4).flat_map(|number| [(number, None), (number, Some(0)), (number, Some(100))]) {
+            let bench = bench(FlushMode::Async);
+            let mut store = bench.open();
+            let sent = fill(&bench, &mut store, 70);
+            store.flush().unwrap();
+            if clean {
+                store.close().unwrap();
+            }
+            drop(store);
+            bench.disk.kill();
+            let path = batch_file(number);
+            match bytes {
+                None => bench.disk.remove_file(&path).unwrap(),
+                Some(bytes) => bench.disk.open(&path, Mode::Write).unwrap().set_len(bytes).unwrap(),
+            }
+            let mut store = bench.open();
+            assert_eq!(all(&mut store), sent, "file {number}, bytes {bytes:?}, clean {clean}: {:?}", bench.lines);
+            store.close().unwrap();
+            let mut store = bench.open();
+            assert_eq!(all(&mut store), sent);
+            assert!(bench.silent(), "file {number}, bytes {bytes:?}, clean {clean}: {:?}", bench.lines);
+        }
+    }
+}
+
+#[test]
+fn units_that_a_power_cut_took_from_the_middle_come_back() {
+    for (from, to) in [(50, 60), (55, 57), (55, 60)] {
+        let bench = bench(FlushMode::Async);
+        let mut store = bench.open();
+        let mut sent = fill(&bench, &mut store, 50);
+        store.flush().unwrap();
+        let checkpoint = bench.disk.read_file("/store/checkpoint".as_ref()).unwrap();
+        sent.extend(fill(&bench, &mut store, 20));
+        store.flush().unwrap();
+        drop(store);
+        bench.disk.kill();
+        // As if the second flush had not come to its end.
+        bench.write("/store/checkpoint".as_ref(), 0, &checkpoint);
+        bench.write(&batch_file(2), from % FILE_UNITS * 46, &vec![0; (to - from) as usize * 46]);
+        assert_eq!(all(&mut bench.open()), sent, "{from}..{to}: {:?}", bench.lines);
     }
 }
 

@@ -64,7 +64,9 @@ impl Recovery<'_> {
     fn load_batch_queue(&mut self, topic: &str, queue_id: u32, dir: &Path, reached: &mut Reached) -> Result<(), Error> {
         let file_units = self.store.shared.options.batch_file_units;
         let number = self.store.queue(topic, queue_id).0;
-        let reach = self.look_at_queue::<BatchEntry>(dir, number, file_units, reached)?;
+        let (reach, before_hole) = self.look_at_queue::<BatchEntry>(dir, number, file_units, reached)?;
+        // Units are searched by their offsets, which needs all of them: what lies behind missing files is made again with those.
+        let reach = before_hole.unwrap_or(reach);
         let shared = self.store.shared.clone();
         let state = &mut *shared.state();
         let queue = &mut state.queues[number as usize];
@@ -92,7 +94,12 @@ impl Recovery<'_> {
         if !self.batches.contains_key(&number) {
             // Units of an earlier scan or flush: replaced from here on, if this record is the one they speak of.
             let units = self.store.units(number, queue, batches);
-            let from = units.first_that(|unit| unit.position < entry.position && unit.end() <= entry.base);
+            let is_before = |unit: &BatchEntry| unit.position < entry.position && unit.end() <= entry.base;
+            let mut from = units.first_that(is_before);
+            // Units that were never written, as a power cut leaves them in the middle, count as before it too.
+            while from > batches.first && !units.get(from - 1).is_some_and(|unit| is_before(&unit)) {
+                from -= 1;
+            }
             if units.get(from).is_some_and(|unit| unit.position < start) && entry.base != 0 {
                 return;
             }
