@@ -261,10 +261,10 @@ impl QueueFiles {
         self.open.get(&number).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// The file for writing, made at full size when missing; the flag says that it was made.
-    pub fn open_for_writing(&mut self, key: QueueKey<'_>, file: u64) -> io::Result<(Arc<dyn DiskFile>, bool)> {
+    /// The file for writing, at full size; with how many bytes it had, if those were not all (0: it is new).
+    pub fn open_for_writing(&mut self, key: QueueKey<'_>, file: u64) -> io::Result<(Arc<dyn DiskFile>, Option<u64>)> {
         if let Some(open) = self.cached((key.number, file)) {
-            return Ok((open.file.clone(), false));
+            return Ok((open.file.clone(), None));
         }
         let path = self.path(key.topic, key.queue_id, file);
         let open = match self.disk.open(&path, Mode::Create) {
@@ -274,12 +274,12 @@ impl QueueFiles {
             }
             other => other?,
         };
-        let made = open.len()? != self.file_bytes();
-        if made {
+        let had = Some(open.len()?).filter(|bytes| *bytes != self.file_bytes());
+        if had.is_some() {
             open.set_len(self.file_bytes())?;
         }
         self.keep((key.number, file), open.clone(), None);
-        Ok((open, made))
+        Ok((open, had))
     }
 
     /// Reads the units `from..from + count`; stops early at the end of what is there.
@@ -333,13 +333,15 @@ impl QueueFiles {
             let file = at / self.units;
             let first = at % self.units;
             let n = (rest.len() / unit).min((self.units - first) as usize);
-            let (open, made) = self.open_for_writing(key, file)?;
-            if made && first > 0 && unit == UNIT_BYTES {
-                open.write_at(0, &HOLE.repeat(first as usize))?;
+            let (open, had) = self.open_for_writing(key, file)?;
+            // A file that was cut keeps the units it has.
+            let whole = had.map_or(first, |bytes| bytes / unit as u64);
+            if whole < first && unit == UNIT_BYTES {
+                open.write_at(whole * unit as u64, &HOLE.repeat((first - whole) as usize))?;
             }
             open.write_at(first * unit as u64, &rest[..n * unit])?;
             wrote(file);
-            if first + n as u64 == self.units && self.open_for_writing(key, file + 1)?.1 {
+            if first + n as u64 == self.units && self.open_for_writing(key, file + 1)?.1.is_some() {
                 wrote(file + 1);
             }
             rest = &rest[n * unit..];

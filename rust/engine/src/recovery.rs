@@ -460,7 +460,8 @@ impl Recovery<'_> {
         Ok(reached)
     }
 
-    /// A queue's files, ascending, with whether they have their size. The newest has it: that one may be half-made.
+    /// A queue's files, ascending, with whether they have their size. The newest counts as if it had; whether it is half-made is
+    /// said beside.
     fn queue_files(&self, dir: &Path, file_bytes: u64) -> Result<(Vec<QueueFile>, bool), Error> {
         let mut files: Vec<QueueFile> = Vec::new();
         for entry in self.disk().list(dir).map_err(|e| Error::open("reading", dir, &e))? {
@@ -479,12 +480,11 @@ impl Recovery<'_> {
             if bytes == file_bytes {
                 continue;
             }
-            let open = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
             if bytes > file_bytes {
+                let open = self.disk().open(&path, Mode::Write).map_err(|e| Error::open("opening", &path, &e))?;
                 self.cut_to_size(&path, open.as_ref(), bytes, file_bytes)?;
             } else if at == last {
                 self.progress.line(&format!("{} has {bytes} of {file_bytes} bytes: size restored", path.display()));
-                open.set_len(file_bytes).map_err(|e| Error::write("restoring", &path, &e))?;
                 half_made = true;
             } else {
                 // It gets its size with the entries: until then it can be seen that they are not there.
@@ -537,8 +537,8 @@ impl Recovery<'_> {
         };
         if !what.is_empty() {
             self.progress.line(&format!("{}: {what}: its entries are made again from the log", dir.display()));
-            self.to_begin.push(number);
         }
+        self.to_begin.push(number);
         let before = match hole {
             Some(at) => Some(self.reach::<U>(dir, &files[..at], units)?),
             None if lacks_oldest => Some(self.reach::<U>(dir, &[], units)?),
@@ -1086,7 +1086,7 @@ impl Recovery<'_> {
         let file = next / files.units;
         let key = QueueKey { number, topic: &topic, queue_id };
         let made = files.open_for_writing(key, file);
-        if made.map_err(|e| Error::write("making a file in", &files.queue_dir(&topic, queue_id), &e))?.1 {
+        if made.map_err(|e| Error::write("making a file in", &files.queue_dir(&topic, queue_id), &e))?.1.is_some() {
             lock(&shared.entries).unsynced.insert((number, file));
         }
         Ok(())

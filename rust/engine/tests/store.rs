@@ -1194,6 +1194,32 @@ fn a_queue_of_which_only_the_last_and_empty_file_is_left_is_made_again_from_the_
     }
 }
 
+// Claim: a queue whose first messages are lost has holes in their place, also after its file was cut, and units that it has stay.
+#[test]
+fn a_queue_that_begins_late_is_whole_again_after_its_file_was_cut() {
+    for bytes in [0, 15, 20, 30, 15 * 20] {
+        let bench = with_queues_of(30, true);
+        bench.write(&bench.log_file(0), 0, &[0; 2000]);
+        bench.disk.remove_tree("/store/consumequeue".as_ref()).unwrap();
+        let mut store = bench.open();
+        let (min, _) = bounds(&store, "t", 0);
+        assert!((3..15).contains(&min), "{min}");
+        store.close().unwrap();
+        set_len(&bench, 0, bytes);
+        let mut store = bench.open();
+        assert!(bench.warned("size restored"), "cut to {bytes}: {:?}", bench.lines);
+        store.flush().unwrap();
+        drop(store);
+        bench.disk.kill();
+        let mut store = bench.open();
+        assert!(bench.silent(), "cut to {bytes}: {:?}", bench.lines);
+        assert_eq!(bounds(&store, "t", 0), (min, 30), "cut to {bytes}");
+        for n in min..30 {
+            assert_eq!(body(&mut store, "t", 0, n).unwrap(), format!("body-0-{n}").as_bytes());
+        }
+    }
+}
+
 #[test]
 fn files_that_an_interrupted_deletion_has_left_are_no_hole() {
     let bench = with_full_queues(true);
