@@ -357,7 +357,7 @@ struct Sim {
     hold_syncs: bool,
     writes: u64,
     syncs: u64,
-    /// After so many more writes or syncs nothing happens any more: the moment of a crash.
+    /// After so many more writes, syncs, removals or renames nothing happens any more: the moment of a crash.
     stop_after: Option<u64>,
 }
 
@@ -524,7 +524,8 @@ impl SimDisk {
         self.sim().hold_syncs = hold;
     }
 
-    /// After `operations` more writes and syncs each further one fails with EIO and changes nothing: the crash comes there.
+    /// After `operations` more writes, syncs, removals and renames each further one fails with EIO and changes nothing: the crash
+    /// comes there.
     pub fn stop_after(&self, operations: u64) {
         self.sim().stop_after = Some(operations);
     }
@@ -872,6 +873,7 @@ impl Disk for SimDisk {
         if !matches!(sim.names.get(path), Some(Node::File(_))) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        sim.step()?;
         sim.change(Change::Remove(path.to_path_buf()));
         Ok(())
     }
@@ -880,6 +882,7 @@ impl Disk for SimDisk {
         let mut sim = self.sim();
         let inside: Vec<PathBuf> = sim.names.keys().filter(|p| p.starts_with(dir)).cloned().collect();
         for path in inside.into_iter().rev() {
+            sim.step()?;
             sim.change(Change::Remove(path));
         }
         Ok(())
@@ -890,6 +893,7 @@ impl Disk for SimDisk {
         if !sim.names.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        sim.step()?;
         sim.change(Change::Rename(from.to_path_buf(), to.to_path_buf()));
         Ok(())
     }

@@ -463,10 +463,11 @@ impl Index {
         let suspicious: Vec<Older> = self.older.drain(complete..).collect();
         let mut broken_off = false;
         let mut lost = first_strange.is_some();
+        let mut useless = Vec::new();
         for older in suspicious {
             let path = self.dir.join(&older.name);
             if broken_off || is_strange(&older.name) {
-                self.disk.remove_file(&path)?;
+                useless.push(path);
                 continue;
             }
             let file = self.disk.open(&path, Mode::Write)?;
@@ -486,7 +487,7 @@ impl Index {
                     .push(format!("index file {} has a damaged header: it is made again from its entries", older.name));
             }
             if header.count <= 1 {
-                self.disk.remove_file(&path)?;
+                useless.push(path);
                 broken_off = true;
                 continue;
             }
@@ -522,6 +523,10 @@ impl Index {
             if let Some(file) = self.retire_full() {
                 file.sync_data()?;
             }
+        }
+        // The damaged one last: if this is interrupted, the next start sees that something is lost.
+        for path in useless.into_iter().rev() {
+            self.disk.remove_file(&path)?;
         }
         Ok(lost)
     }

@@ -20,6 +20,9 @@
 //! A full disk does not stop the start: what has no room (queue and index entries, the checkpoint) waits in memory, writes are
 //! refused, and the flusher goes on when there is room.
 //!
+//! A start may be interrupted as well. Before it changes anything it says in the checkpoint from where on queues and index are made
+//! again, and makes `abort`: the next start does not take half of it for what a clean stop left.
+//!
 //! After a clean stop rule 3 does not look beyond what queues or checkpoint know: a stale tail of an earlier life is not revived.
 
 mod batches;
@@ -27,7 +30,7 @@ mod batches;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -45,7 +48,7 @@ use crate::record::{
     PHYSICAL_OFFSET_AT, RECORD_BYTES_MIN,
 };
 use crate::snapshot::{self, Look, QueueBounds};
-use crate::store::{lock, Level, Position, Store, StoreOptions};
+use crate::store::{lock, Level, Position, Shared, Store, StoreOptions};
 
 /// How much of the log is read at a time.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -143,10 +146,11 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(L
     }
     let abort = root.join("abort");
     let checkpoint_path = root.join("checkpoint");
+    let checkpoint = Checkpoint::load(shared.disk.as_ref(), &checkpoint_path)
+        .map_err(|e| Error::open("reading", &checkpoint_path, &e))?;
     let mut recovery = Recovery {
         clean: !shared.disk.exists(&abort),
-        checkpoint: Checkpoint::load(shared.disk.as_ref(), &checkpoint_path)
-            .map_err(|e| Error::open("reading", &checkpoint_path, &e))?,
+        checkpoint,
         queues: HashMap::new(),
         batches: HashMap::new(),
         prefixes: HashMap::new(),
@@ -154,6 +158,8 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(L
         lags: None,
         to_begin: Vec::new(),
         topics_moved: false,
+        newest_known: checkpoint.queue_position,
+        again_from: None,
         vouched: None,
         index_from: 0,
         index_only: false,
@@ -165,6 +171,13 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(L
     };
     recovery.run()?;
     snapshot::remove(shared.disk.as_ref(), &root).map_err(|e| Error::write("removing the snapshot in", &root, &e))?;
+    make_abort(&shared)
+}
+
+/// Makes the file that says until a clean stop that there was none.
+fn make_abort(shared: &Shared) -> Result<(), Error> {
+    let root = &shared.options.root;
+    let abort = root.join("abort");
     let made = shared.disk.open(&abort, Mode::Create).and_then(|f| {
         f.set_len(0)?;
         match f.write_at(0, std::process::id().to_string().as_bytes()) {
@@ -172,7 +185,7 @@ pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(L
             other => other?,
         }
         f.sync_data()?;
-        shared.disk.sync_dir(&root)
+        shared.disk.sync_dir(root)
     });
     made.map_err(|e| Error::write("writing", &abort, &e))
 }
@@ -244,6 +257,10 @@ struct Recovery<'a> {
     to_begin: Vec<u32>,
     /// A topic's queues were set aside: they are not those of a deleted topic.
     topics_moved: bool,
+    /// What the checkpoint said before anything was repaired: position of the newest record in the queues.
+    newest_known: i64,
+    /// The next start begins here if this one does not come to its end.
+    again_from: Option<Position>,
     /// Records up to here were in queues at a clean stop, whose queues are as it left them.
     vouched: Option<Position>,
     /// Records at this position and later are not in the index.
@@ -264,20 +281,32 @@ impl Recovery<'_> {
         let log_min = bases.first().copied().unwrap_or(0);
         let log_limit = bases.last().map_or(0, |b| b + self.log().file_bytes);
         self.log().start_at(log_min, log_limit);
+        let synced_ms = match self.clean {
+            true => i64::MAX,
+            false => self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS,
+        };
         let mut of_batches = Reached::default();
         self.load_batch_queues(&mut of_batches)?;
         let reached = self.load_queues()?.with(of_batches);
         if self.clean && reached.newest.is_some() && !self.topics_moved {
-            self.vouched = u64::try_from(self.checkpoint.queue_position).ok();
+            self.vouched = u64::try_from(self.newest_known).ok();
         }
         let mut start = self.scan_start(&bases, &reached);
-        self.load_index(start)?;
+        if !self.clean || reached.rebuild_from.is_some() || reached.newest != Some(start) {
+            self.begin_from(start)?;
+        }
+        let strange = self.load_index(start)?;
         if self.index_from < start {
             start = self.believe(&bases, self.index_from, i64::MAX).max(log_min);
+            self.begin_from(start)?;
+        }
+        for (path, bytes) in &strange {
+            self.set_aside(path, &format!("is no index file of the configured size ({bytes} bytes)"))?;
         }
         let mut end = self.scan(&bases, start, reached.newest)?;
         while let Some(from) = self.lags.take() {
             start = self.believe(&bases, from, i64::MAX).max(log_min);
+            self.begin_from(start)?;
             end = self.scan(&bases, start, reached.newest)?;
         }
         self.cut_log(&bases, end)?;
@@ -285,10 +314,6 @@ impl Recovery<'_> {
         let complete = self.clean && reached.newest == Some(start);
         self.finish_queues(end, complete)?;
         self.finish_index(&bases, end)?;
-        let synced_ms = match self.clean {
-            true => i64::MAX,
-            false => self.checkpoint.log_timestamp.min(self.checkpoint.queue_timestamp) - CHECKPOINT_MARGIN_MS,
-        };
         let say = self.progress.say;
         self.store.open_compactions(synced_ms, &|line| say(Level::Warning, line))?;
         self.finish(start, end)
@@ -300,6 +325,24 @@ impl Recovery<'_> {
 
     fn disk(&self) -> &dyn Disk {
         self.store.shared.disk.as_ref()
+    }
+
+    /// Says on disk that queues and index are complete only up to `position`, before they are changed: a start that is interrupted
+    /// must not leave them to the next one as if they were what a clean stop or a checkpoint vouches for.
+    fn begin_from(&mut self, position: Position) -> Result<(), Error> {
+        if self.again_from.is_some_and(|from| from <= position) {
+            return Ok(());
+        }
+        self.again_from = Some(position);
+        let stored_ms = self.record_at(position).unwrap_or(0);
+        self.checkpoint.queue_position = self.checkpoint.queue_position.min(position as i64);
+        self.checkpoint.queue_timestamp = self.checkpoint.queue_timestamp.min(stored_ms);
+        self.changed = true;
+        let shared = self.store.shared.clone();
+        let path = shared.options.root.join("checkpoint");
+        // Also when it says so already: the killed process may not have synced it.
+        let saved = self.checkpoint.save(shared.disk.as_ref(), &path).map_err(|e| Error::write("writing", &path, &e));
+        self.put_off(saved.and_then(|()| make_abort(&shared)))
     }
 
     /// What a full disk has no room for is written later, by the flusher; until then nothing new is taken.
@@ -544,7 +587,6 @@ impl Recovery<'_> {
             None if lacks_oldest => Some(self.reach::<U>(dir, &[], units)?),
             None => None,
         };
-        self.changed = true;
         let from = before.as_ref().unwrap_or(&reach).newest.unwrap_or(0);
         reached.rebuild_from = Some(reached.rebuild_from.map_or(from, |r| r.min(from)));
         Ok((reach, before))
@@ -603,11 +645,12 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Loads the index; `below`: the scan of the log begins here anyway.
-    fn load_index(&mut self, below: Position) -> Result<(), Error> {
+    /// Loads the index; `below`: the scan of the log begins here anyway. Returns the files whose size is wrong: they say that
+    /// something is lost until the scan's start is settled.
+    fn load_index(&mut self, below: Position) -> Result<Vec<(PathBuf, u64)>, Error> {
         let shared = self.store.shared.clone();
         let mut state = shared.state();
-        let Some(index) = state.index.as_mut() else { return Ok(()) };
+        let Some(index) = state.index.as_mut() else { return Ok(Vec::new()) };
         let dir = index.dir.clone();
         let failed = |e: io::Error| Error::open("reading", &dir, &e);
         let strange = index.load(self.clean).map_err(failed)?;
@@ -634,13 +677,10 @@ impl Recovery<'_> {
             None if lost || had_index => 0,
             None => below,
         };
-        for (name, bytes) in &strange {
-            self.set_aside(&dir.join(name), &format!("is no index file of the configured size ({bytes} bytes)"))?;
-        }
         for line in lines {
             self.progress.line(&line);
         }
-        Ok(())
+        Ok(strange.into_iter().map(|(name, bytes)| (dir.join(name), bytes)).collect())
     }
 
     // ------------------------------------------------------------------------------------------------ where to begin
@@ -737,8 +777,7 @@ impl Recovery<'_> {
                 Item::Damaged => {
                     let damaged = base + offset;
                     // After a clean stop nothing valid can lie behind what queues or checkpoint know, if they know anything.
-                    let known =
-                        reached.max(u64::try_from(self.checkpoint.queue_position).ok().filter(|known| *known > 0));
+                    let known = reached.max(u64::try_from(self.newest_known).ok().filter(|known| *known > 0));
                     let limit = known.filter(|_| self.clean).map_or(Position::MAX, |known| known + 1);
                     let Some((file, resume)) = self.resync(bases, at_file, offset, newest_ms, limit)? else {
                         return Ok(damaged);
@@ -1149,6 +1188,7 @@ impl Recovery<'_> {
             let bases: Vec<Position> = bases.iter().copied().filter(|b| *b < end).collect();
             let log_min = bases.first().copied().unwrap_or(0);
             let start = self.believe(&bases, from, i64::MAX).max(log_min);
+            self.begin_from(start)?;
             self.scan(&bases, start, Some(end))?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use aerobee_engine::record::NewRecord;
 use aerobee_engine::snapshot::Look;
 use aerobee_engine::store::{DeletePolicy, FlushMode, Staged, Store};
 use aerobee_engine::tables::Filter;
-use common::{append, body, bounds, entry, found_by_key, stage, Bench, START_MS};
+use common::{append, body, bounds, entry, found_by_key, seeds, stage, Bench, START_MS};
 
 /// Thirty messages in two queues, flushed and closed properly.
 fn filled() -> Bench {
@@ -952,6 +952,38 @@ fn an_index_of_garbage_or_zeros_is_made_again_after_either_stop() {
     }
 }
 
+// Claim: the files behind a damaged one go before it does, so that a start that is interrupted there leaves no gap unseen.
+#[test]
+fn an_index_file_is_made_again_also_after_a_start_that_was_interrupted() {
+    for operations in (0..).step_by(2) {
+        let mut bench = Bench::new(FlushMode::Async);
+        bench.options.index_entries = 100;
+        let mut store = bench.open();
+        for n in 0..150 {
+            append(&mut store, "t", 0, b"body", &format!("key{n}"));
+            bench.clock.advance(1000);
+        }
+        store.close().unwrap();
+        let dir = Path::new("/store/index");
+        let mut names: Vec<String> = bench.disk.list(dir).unwrap().into_iter().map(|file| file.name).collect();
+        names.sort();
+        let second = dir.join(&names[1]);
+        let zeros = vec![0; bench.disk.file_len(&second).unwrap() as usize];
+        bench.write(&second, 0, &zeros);
+        bench.disk.stop_after(operations);
+        let interrupted = bench.try_open().is_err();
+        bench.disk.kill();
+        let mut store = bench.open();
+        for n in 0..150 {
+            let found = found_by_key(&mut store, "t", &format!("key{n}")).len();
+            assert_eq!(found, 1, "key{n} after {operations} operations: {:?}", bench.lines);
+        }
+        if !interrupted {
+            break;
+        }
+    }
+}
+
 #[test]
 fn a_lost_checkpoint_costs_time_and_nothing_else() {
     for clean in [true, false] {
@@ -1123,6 +1155,44 @@ fn a_queue_that_ends_with_a_full_file_lacks_nothing_unless_the_next_one_is_missi
     }
 }
 
+// Claim: what is left of a queue may be a file that has no entries yet.
+#[test]
+fn a_queue_of_which_only_the_last_and_empty_file_is_left_is_made_again_from_the_log() {
+    for clean in [true, false] {
+        let bench = with_queues_of(100, clean);
+        [0, 1].iter().for_each(|file| remove(&bench, *file));
+        let mut store = bench.open();
+        assert!(bench.warned("oldest files are missing"), "{:?}", bench.lines);
+        all_of_full_queues_are_there(&mut store, 100);
+    }
+}
+
+// Claim: a queue whose first messages are lost has holes in their place, also after its file was cut, and units that it has stay.
+#[test]
+fn a_queue_that_begins_late_is_whole_again_after_its_file_was_cut() {
+    for bytes in [0, 15, 20, 30, 15 * 20] {
+        let bench = with_queues_of(30, true);
+        bench.write(&bench.log_file(0), 0, &[0; 2000]);
+        bench.disk.remove_tree("/store/consumequeue".as_ref()).unwrap();
+        let mut store = bench.open();
+        let (min, _) = bounds(&store, "t", 0);
+        assert!((3..15).contains(&min), "{min}");
+        store.close().unwrap();
+        set_len(&bench, 0, bytes);
+        let mut store = bench.open();
+        assert!(bench.warned("size restored"), "cut to {bytes}: {:?}", bench.lines);
+        store.flush().unwrap();
+        drop(store);
+        bench.disk.kill();
+        let mut store = bench.open();
+        assert!(bench.silent(), "cut to {bytes}: {:?}", bench.lines);
+        assert_eq!(bounds(&store, "t", 0), (min, 30), "cut to {bytes}");
+        for n in min..30 {
+            assert_eq!(body(&mut store, "t", 0, n).unwrap(), format!("body-0-{n}").as_bytes());
+        }
+    }
+}
+
 /// Entries of all index files, by what their heads say.
 fn index_entries(bench: &Bench) -> u32 {
     let dir = Path::new("/store/index");
@@ -1180,44 +1250,6 @@ fn a_deleted_topic_does_not_come_back_because_another_lacks_a_file() {
     let mut store = bench.open();
     assert_eq!(body(&mut store, "t", 0, 77).unwrap(), [77]);
     assert_eq!(store.topics(), [("t".to_owned(), vec![0])]);
-}
-
-// Claim: what is left of a queue may be a file that has no entries yet.
-#[test]
-fn a_queue_of_which_only_the_last_and_empty_file_is_left_is_made_again_from_the_log() {
-    for clean in [true, false] {
-        let bench = with_queues_of(100, clean);
-        [0, 1].iter().for_each(|file| remove(&bench, *file));
-        let mut store = bench.open();
-        assert!(bench.warned("oldest files are missing"), "{:?}", bench.lines);
-        all_of_full_queues_are_there(&mut store, 100);
-    }
-}
-
-// Claim: a queue whose first messages are lost has holes in their place, also after its file was cut, and units that it has stay.
-#[test]
-fn a_queue_that_begins_late_is_whole_again_after_its_file_was_cut() {
-    for bytes in [0, 15, 20, 30, 15 * 20] {
-        let bench = with_queues_of(30, true);
-        bench.write(&bench.log_file(0), 0, &[0; 2000]);
-        bench.disk.remove_tree("/store/consumequeue".as_ref()).unwrap();
-        let mut store = bench.open();
-        let (min, _) = bounds(&store, "t", 0);
-        assert!((3..15).contains(&min), "{min}");
-        store.close().unwrap();
-        set_len(&bench, 0, bytes);
-        let mut store = bench.open();
-        assert!(bench.warned("size restored"), "cut to {bytes}: {:?}", bench.lines);
-        store.flush().unwrap();
-        drop(store);
-        bench.disk.kill();
-        let mut store = bench.open();
-        assert!(bench.silent(), "cut to {bytes}: {:?}", bench.lines);
-        assert_eq!(bounds(&store, "t", 0), (min, 30), "cut to {bytes}");
-        for n in min..30 {
-            assert_eq!(body(&mut store, "t", 0, n).unwrap(), format!("body-0-{n}").as_bytes());
-        }
-    }
 }
 
 #[test]
@@ -1630,22 +1662,16 @@ fn check(store: &mut Store, acknowledged: &[Acknowledged], seed: u64, life: u32)
     }
 }
 
-/// Seeds to try: `AEROBEE_SEEDS` of them, 60 without it.
-fn seeds(from: u64) -> std::ops::Range<u64> {
-    let count = std::env::var("AEROBEE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
-    from..from + count
-}
-
 #[test]
 fn acknowledged_messages_survive_every_crash_with_synchronous_flush() {
-    for seed in seeds(0) {
+    for seed in seeds(0, 60) {
         live_through_crashes(seed, FlushMode::Sync);
     }
 }
 
 #[test]
 fn flushed_messages_survive_power_cuts_and_written_ones_kills_with_asynchronous_flush() {
-    for seed in seeds(1_000_000) {
+    for seed in seeds(1_000_000, 60) {
         live_through_crashes(seed, FlushMode::Async);
     }
 }

@@ -33,8 +33,8 @@ impl Recovery<'_> {
         for topic in self.store.shared.options.batch_topics.clone() {
             let dir = queue_root.join(&topic);
             if self.disk().exists(&dir) {
+                self.begin_from(0)?;
                 self.set_aside(&dir, "belongs to a topic with batch queues")?;
-                self.changed = true;
                 self.topics_moved = true;
                 reached.rebuild_from = Some(0);
             }

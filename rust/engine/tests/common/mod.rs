@@ -141,3 +141,9 @@ pub fn body(store: &mut Store, topic: &str, queue_id: u32, offset: i64) -> Optio
 pub fn found_by_key(store: &mut Store, topic: &str, key: &str) -> Vec<u64> {
     store.search_index(topic, key, "", 64, 0, i64::MAX).positions
 }
+
+/// Seeds to try: `AEROBEE_SEEDS` of them, without it `count`.
+pub fn seeds(from: u64, count: u64) -> std::ops::Range<u64> {
+    let count = std::env::var("AEROBEE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(count);
+    from..from + count
+}
