@@ -229,10 +229,11 @@ pub(crate) struct Current {
     slots: Slots,
     /// Entries up to this number are in the file.
     written: u32,
-    /// Entries the flusher is writing just now, from `written` on.
-    writing: Arc<Vec<RawEntry>>,
+    /// Entries the flusher is writing just now, from `written` on. Bytes as they go to the file: putting them together there
+    /// would cost a copy of all.
+    writing: Arc<Vec<u8>>,
     /// Entries after those.
-    pending: Vec<RawEntry>,
+    pending: Vec<u8>,
     header_dirty: bool,
 }
 
@@ -241,11 +242,10 @@ impl Current {
         if number < self.written {
             return block.entry(geometry, self.file.as_ref(), number);
         }
-        let at = (number - self.written) as usize;
-        match self.writing.get(at) {
-            Some(entry) => Some(*entry),
-            None => self.pending.get(at - self.writing.len()).copied(),
-        }
+        let at = (number - self.written) as usize * ENTRY_BYTES as usize;
+        let rest = self.writing.get(at..).filter(|rest| !rest.is_empty());
+        let rest = rest.or_else(|| self.pending.get(at - self.writing.len()..))?;
+        rest.get(..ENTRY_BYTES as usize)?.try_into().ok()
     }
 
     fn has_work(&self) -> bool {
@@ -328,7 +328,7 @@ type SlotPages = (Arc<dyn DiskFile>, u64, Vec<u8>, usize);
 pub(crate) struct Batch {
     pub file: Arc<dyn DiskFile>,
     first: u32,
-    entries: Arc<Vec<RawEntry>>,
+    entries: Arc<Vec<u8>>,
     header: Header,
 }
 
@@ -336,7 +336,7 @@ impl Batch {
     /// Writes entries, then header.
     pub fn write(&self, geometry: &Geometry) -> io::Result<()> {
         if !self.entries.is_empty() {
-            self.file.write_at(geometry.entry_at(self.first), &self.entries.concat())?;
+            self.file.write_at(geometry.entry_at(self.first), &self.entries)?;
         }
         self.file.write_at(0, &self.header.encode())
     }
@@ -354,7 +354,7 @@ pub(crate) struct Index {
     full: VecDeque<Current>,
     current: Option<Current>,
     /// Buffer handed back by the flusher, so that a busy index does not allocate.
-    spare: Vec<RawEntry>,
+    spare: Vec<u8>,
     utc_offset_ms: i64,
     /// Set when a file could not be made; the reason is said once.
     pub broken: Option<String>,
@@ -671,7 +671,7 @@ impl Index {
         entry[4..12].copy_from_slice(&key.position.to_be_bytes());
         entry[12..16].copy_from_slice(&seconds.to_be_bytes());
         entry[16..].copy_from_slice(&previous.to_be_bytes());
-        current.pending.push(entry);
+        current.pending.extend_from_slice(&entry);
         current.slots.set(slot, header.count);
         if header.count <= 1 {
             header.begin_position = key.position;
@@ -788,7 +788,7 @@ impl Index {
 
     /// Bytes of entries waiting to be written.
     pub fn pending_bytes(&self) -> usize {
-        self.full.iter().chain(&self.current).map(|file| file.pending.len() * ENTRY_BYTES as usize).sum()
+        self.full.iter().chain(&self.current).map(|file| file.pending.len()).sum()
     }
 
     /// Takes away the entries to write now, oldest file first. After writing call [`Index::written`].
@@ -814,9 +814,9 @@ impl Index {
         drop(batch);
         let mut entries = Arc::try_unwrap(writing).unwrap_or_else(|shared| shared.to_vec());
         if done {
-            current.written += entries.len() as u32;
+            current.written += entries.len() as u32 / ENTRY_BYTES as u32;
             entries.clear();
-            if entries.capacity() <= 1 << 19 {
+            if entries.capacity() <= (ENTRY_BYTES as usize) << 19 {
                 self.spare = entries;
             }
         } else {
