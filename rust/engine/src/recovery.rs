@@ -140,7 +140,7 @@ fn queue_file_units(disk: &dyn Disk, root: &Path, unit_bytes: u64, configured: u
 pub(crate) fn recover(store: &mut Store, look: Option<Look>, progress: &dyn Fn(Level, &str)) -> Result<(), Error> {
     let shared = store.shared.clone();
     let root = shared.options.root.clone();
-    for dir in ["commitlog", "consumequeue", "index"] {
+    for dir in ["commitlog", "index"] {
         let dir = root.join(dir);
         shared.disk.create_dirs(&dir).map_err(|e| Error::open("making", &dir, &e))?;
     }
@@ -295,6 +295,8 @@ impl Recovery<'_> {
         if !self.clean || reached.rebuild_from.is_some() || reached.newest != Some(start) {
             self.begin_from(start)?;
         }
+        let queue_root = self.store.shared.options.root.join("consumequeue");
+        self.disk().create_dirs(&queue_root).map_err(|e| Error::open("making", &queue_root, &e))?;
         let strange = self.load_index(start)?;
         if self.index_from < start {
             start = self.believe(&bases, self.index_from, i64::MAX).max(log_min);
@@ -484,6 +486,11 @@ impl Recovery<'_> {
             return Ok(reached);
         }
         let mut reached = Reached::default();
+        if !self.disk().exists(&root) {
+            // All of it is gone: no topic was deleted, and what batch queues reached says nothing of the others.
+            self.topics_moved = true;
+            reached.rebuild_from = Some(0);
+        }
         let total = topics.len();
         for (done, topic) in topics.into_iter().enumerate() {
             let topic_dir = root.join(&topic.name);

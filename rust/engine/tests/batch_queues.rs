@@ -14,7 +14,7 @@ use aerobee_engine::record::{NewRecord, RecordView};
 use aerobee_engine::session::Engine;
 use aerobee_engine::store::{DeletePolicy, FlushMode, Staged, Store};
 use aerobee_engine::tables::{Filter, Settings};
-use common::{bounds, Bench, START_MS};
+use common::{append, body, bounds, Bench, START_MS};
 
 const FILE_UNITS: u64 = 20;
 
@@ -363,6 +363,29 @@ fn units_that_a_power_cut_took_from_the_middle_come_back() {
         bench.write("/store/checkpoint".as_ref(), 0, &checkpoint);
         bench.write(&batch_file(2), from % FILE_UNITS * 46, &vec![0; (to - from) as usize * 46]);
         assert_eq!(all(&mut bench.open()), sent, "{from}..{to}: {:?}", bench.lines);
+    }
+}
+
+#[test]
+fn consume_queues_that_were_removed_are_made_again_beside_batch_queues() {
+    for clean in [true, false] {
+        let bench = bench(FlushMode::Async);
+        let mut store = bench.open();
+        append(&mut store, "t", 0, b"first", "k");
+        let sent = fill(&bench, &mut store, 10);
+        store.flush().unwrap();
+        if clean {
+            store.close().unwrap();
+        }
+        drop(store);
+        bench.disk.kill();
+        bench.disk.remove_tree("/store/consumequeue".as_ref()).unwrap();
+        let mut store = bench.open();
+        assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"first", "clean {clean}");
+        assert_eq!(all(&mut store), sent);
+        store.close().unwrap();
+        let mut store = bench.open();
+        assert_eq!(body(&mut store, "t", 0, 0).unwrap(), b"first");
     }
 }
 

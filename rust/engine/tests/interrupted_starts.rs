@@ -132,8 +132,9 @@ fn damage(bench: &Bench, random: &mut Random) -> String {
             bench.disk.remove_file(path).unwrap();
         }
     }
-    if kind == 4 && random.below(2) == 0 {
-        queues.iter().for_each(|dir| bench.disk.remove_tree(dir.as_ref()).unwrap());
+    if kind == 4 {
+        let gone = queues.iter().take(random.below(3) as usize);
+        gone.for_each(|dir| bench.disk.remove_tree(dir.as_ref()).unwrap());
     }
     bench.disk.sync_all("/store".as_ref()).unwrap();
     format!("{} {paths:?}", if cut { "cut" } else { "without" })
