@@ -122,7 +122,8 @@ class Client:
     """A member of the cluster; see the head of this file. Start it inside a running event loop.
 
     `name_servers` is "host:port", several separated by `;` or `,`; when left out, the environment's NAMESRV_ADDR,
-    then 127.0.0.1:9876. They are asked one after the other until one answers.
+    then 127.0.0.1:9876. They are asked one after the other until one answers. An empty `instance_name` stands for one
+    that no other client has; a child that starts what was made before the fork gets another one.
     """
 
     def __init__(
@@ -135,7 +136,8 @@ class Client:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.name_servers = parse_name_servers(name_servers)
-        self.instance_name = instance_name
+        self.instance_name = instance_name or unique_instance_name()
+        self._renamed_in_child = not instance_name
         self.client_ip = client_ip or local_ip()
         self.timeout_s = timeout_ms / 1000
         self.routes: dict[str, TopicRoute] = {}
@@ -151,7 +153,7 @@ class Client:
         self._routes_unsettled = asyncio.Event()
         self._shrunk_until = 0.0
         self._users = 0
-        self._pid = 0
+        self._pid = os.getpid()
 
     @property
     def client_id(self) -> str:
@@ -162,13 +164,16 @@ class Client:
 
     async def start(self) -> Self:
         """May be called by several users; the last `stop` ends it."""
-        if self._users and self._pid != os.getpid():
-            # A forked child: everything that ran belongs to the parent.
+        if self._pid != os.getpid():
+            # A forked child: everything that ran belongs to the parent, and so does a name that was made there. Members
+            # of a group with the same name would all be given the same queues, and nobody the others.
+            self._pid = os.getpid()
+            if self._renamed_in_child:
+                self.instance_name = unique_instance_name()
             self._users, self._tasks, self._asking, self._members = 0, set(), {}, []
             self._greeting, self._greeted = {}, set()
         self._users += 1
         if self._users == 1:
-            self._pid = os.getpid()
             self._routes_unsettled = asyncio.Event()  # of this loop; another one may come later
             self.spawn(self._keep_routes())
             self.spawn(self._keep_heartbeats())

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from aerobee.client import answers, calls
-from aerobee.client.client import STATIC_BROKER, Client, TopicRoute, unique_instance_name
+from aerobee.client.client import STATIC_BROKER, Client, TopicRoute
 from aerobee.client.offsets import BrokerOffsets, LocalOffsets
 from aerobee.client.process_queue import FOREVER, Lane, Parcel, ProcessQueue
 from aerobee.client.producer import Producer
@@ -137,8 +137,8 @@ class Consumer:
         self.concurrency = concurrency
         broadcasting = model is MessageModel.BROADCASTING
         # Broadcasting members keep their offsets in a file named after the client id, so that one must come again.
-        name = instance_name or ("DEFAULT" if broadcasting else unique_instance_name())
-        self.client = client or Client(name_servers, instance_name=name)
+        name = "DEFAULT" if broadcasting else ""
+        self.client = client or Client(name_servers, instance_name=instance_name or name)
         self.queues: dict[MessageQueue, ProcessQueue] = {}
         """The queues this member has now."""
         self.subscriptions: dict[str, SubscriptionData] = {}

@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol, Self
 
 from aerobee.client.calls import sending_request, sent, unregister
-from aerobee.client.client import STATIC_BROKER, Client, TopicRoute, unique_instance_name
+from aerobee.client.client import STATIC_BROKER, Client, TopicRoute
 from aerobee.client.results import SendResult
 from aerobee.errors import AerobeeError, ConnectError, RequestTimeout, ServerError, TopicNotExist
 from aerobee.net.connection import Connection
@@ -103,7 +103,7 @@ class Producer:
     ) -> None:
         wire.check_group(group)
         self.group = group
-        self.client = client or Client(name_servers, instance_name=instance_name or unique_instance_name())
+        self.client = client or Client(name_servers, instance_name=instance_name)
         self._timeout_s = timeout_ms / 1000
         self._attempts = retry_times + 1
         self._compress_above_bytes = compress_above_bytes

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol, Self
 
 from aerobee.client import calls
-from aerobee.client.client import Client, unique_instance_name
+from aerobee.client.client import Client
 from aerobee.client.results import PullResult, PullStatus
 from aerobee.errors import AerobeeError, ConnectError
 from aerobee.net.connection import Connection
@@ -62,7 +62,7 @@ class PullConsumer:
     ) -> None:
         wire.check_group(group)
         self.group = group
-        self.client = client or Client(name_servers, instance_name=instance_name or unique_instance_name())
+        self.client = client or Client(name_servers, instance_name=instance_name)
         self._subscriptions: dict[str, SubscriptionData] = {}  # what heartbeats say; each pull brings its own
         self._sessions: set[PullSession] = set()
         self._started = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -562,3 +563,41 @@ def test_the_first_call_in_a_forked_child_may_come_from_several_threads_at_once(
     with ThreadPoolExecutor(8) as threads:
         assert all(inner.started for inner in threads.map(lambda _: face._aio(), range(8)))
     assert Slow.made == 3
+
+
+def test_what_was_made_before_a_fork_is_another_member_in_each_child() -> None:
+    # Claim: a consumer at the head of a module, run by several worker processes, is a member of its group in each of
+    # them: with one client id, all would be given the same queues and none the others. A name its owner chose stays.
+    made = [
+        Producer("names:1"),
+        Consumer("names:1", group="g"),
+        PullConsumer("names:1", group="g"),
+        Consumer("names:1", group="g", instance_name="mine"),
+    ]
+
+    async def names() -> list[str]:
+        for member in made:
+            await member.client.start()
+        found = [member.client.instance_name for member in made]
+        for member in made:
+            await member.client.stop()
+        return found
+
+    def in_a_child() -> list[str]:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                os.write(writing, " ".join(asyncio.run(names())).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as told:
+            text = told.read()
+        os.waitpid(child, 0)
+        return text.split(" ")
+
+    before = [member.client.instance_name for member in made]
+    everywhere = [in_a_child(), in_a_child(), asyncio.run(names())]
+    assert everywhere[2] == before
+    assert [len(set(ids)) for ids in zip(*everywhere, strict=True)] == [3, 3, 3, 1]
