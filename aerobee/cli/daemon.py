@@ -182,6 +182,9 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # started without nohup, and its terminal is closed
+        # Never the second one: the shell and the system may both tell of it.
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
     if stop_at_eof:  # whoever started us holds the other end, and closes it by ending in whatever way
 
         def at_eof() -> None:

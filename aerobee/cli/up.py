@@ -112,8 +112,9 @@ def up(data: Path, *, fresh: bool, port_base: int | None, ready: IO[str] | None 
     """Runs the cluster until a signal; returns the exit code. `ready` gets the summary or error and is closed."""
     ports = Ports.of(port_base)
     interrupted = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: interrupted.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # it is, under nohup
+            signal.signal(number, lambda *_: interrupted.set())
     daemons: list[Daemon] = []
     try:
         with _claimed(data, fresh=fresh):

@@ -210,13 +210,38 @@ async def test_what_is_no_message_or_cannot_be_printed_is_said_and_the_rest_is_s
         assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1), found.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_three(up: Callable[..., Up], number: signal.Signals) -> None:
     cluster = up()
     code, _, err = cluster.end(number)
     assert (code, err) == (0, "")
     assert not any(alive(pid) for pid in cluster.daemons())
     assert not (cluster.data / "up.json").exists()
+
+
+def test_a_daemon_stops_in_order_when_its_terminal_is_closed_unless_it_was_started_with_nohup() -> None:
+    # Claim: as at Apache's, SIGHUP is a graceful stop; it may come from the shell and from the system, and the second
+    # one does not cut the stop short.
+    command = [*AEROBEE, "nameserver", "--listen-port", "0"]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as closed, subprocess.Popen(
+        ["nohup", *command], text=True, **pipes
+    ) as kept:  # fmt: skip
+        try:
+            for process in (closed, kept):
+                assert process.stdout is not None and "boot success" in process.stdout.readline()
+                for _ in range(2):
+                    process.send_signal(signal.SIGHUP)
+            _, log = closed.communicate(timeout=30)
+            assert (closed.returncode, "nameserver is stopping" in log) == (0, True), log
+            ignored = re.search(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{kept.pid}/status").read_text(), re.MULTILINE)
+            assert ignored and int(ignored[1], 16) >> signal.SIGHUP - 1 & 1
+            kept.terminate()
+            _, log = kept.communicate(timeout=30)
+            assert kept.returncode == 0, log
+        finally:
+            closed.kill()
+            kept.kill()
 
 
 @pytest.mark.parametrize("victim", ["broker", "name_server"])
