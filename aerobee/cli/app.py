@@ -85,8 +85,8 @@ def consume(
     topic: Annotated[str, typer.Option("--topic", "-t", help="Where from.")] = "greetings",
     group: Annotated[str, typer.Option("--group", "-g", help="Whose progress the broker keeps.")] = "aerobee-cli",
     filter: Annotated[str, typer.Option(help="Tags to take: 'a || b', or '*'.")] = "*",
-    count: Annotated[int, typer.Option(help="Leave after so many messages (0: never).")] = 0,
-    wait: Annotated[float, typer.Option(help="Leave after so many seconds without a message (0: never).")] = 0.0,
+    count: Annotated[int, typer.Option(min=0, help="Leave after so many messages (0: never).")] = 0,
+    wait: Annotated[float, typer.Option(min=0, help="Leave after so many seconds without a message (0: never).")] = 0.0,
     latest: Annotated[bool, typer.Option("--latest", help="A new group starts at the end.")] = False,
     name_server: NameServers = LOCAL,
 ) -> None:

@@ -210,6 +210,12 @@ async def test_what_is_no_message_or_cannot_be_printed_is_said_and_the_rest_is_s
         assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1), found.stderr
 
 
+@pytest.mark.parametrize("option", ["--count", "--wait"])
+def test_less_than_nothing_is_refused_and_not_waited_for(option: str) -> None:
+    found = run("consume", "-t", "greetings", option, "-1", "-n", "127.0.0.1:1")
+    assert found.returncode == 2 and option in found.stderr, found.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_three(up: Callable[..., Up], number: signal.Signals) -> None:
     cluster = up()
