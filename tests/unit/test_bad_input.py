@@ -162,7 +162,7 @@ CHANGES: Final[dict[int, set[str]]] = {
     RequestCode.CONSUMER_SEND_MSG_BACK: {"messages", "topics", "groups"},
     RequestCode.SEND_REPLY_MESSAGE: {"messages"},
     RequestCode.SEND_REPLY_MESSAGE_V2: {"messages"},
-    # Acknowledgements are messages too, in a topic of the broker's own. A group that reads is made, whatever it reads.
+    # Acknowledgements are messages too, in a topic of the broker's own. A group that reads, or is asked for, is made.
     RequestCode.ACK_MESSAGE: {"messages"},
     RequestCode.BATCH_ACK_MESSAGE: {"messages"},
     RequestCode.CHANGE_MESSAGE_INVISIBLETIME: {"messages"},
@@ -170,6 +170,7 @@ CHANGES: Final[dict[int, set[str]]] = {
     RequestCode.PEEK_MESSAGE: {"groups"},
     RequestCode.NOTIFICATION: {"groups"},
     RequestCode.POLLING_INFO: {"groups"},
+    RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG: {"groups"},
     RequestCode.PULL_MESSAGE: {"groups"},
     RequestCode.LITE_PULL_MESSAGE: {"groups"},
     # What is asked for is done: the field that is spoiled makes a name or a number that can be.
