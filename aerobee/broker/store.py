@@ -313,7 +313,8 @@ class Store:
     def _waiter(self, receipt: Receipt) -> asyncio.Future[None] | None:
         """What is done when the record is flushed; None: it is, or need not be. Raises DiskFailed: it never will be."""
         end = receipt.position + receipt.size
-        if not self._sync_flush or self.engine.durable() >= end:
+        # Who finds it flushed already still comes after those before it, who are about to be told.
+        if not self._sync_flush or (self.engine.durable() >= end and not self._unflushed):
             return None
         failure = self.engine.health(True)
         if failure is not None:
