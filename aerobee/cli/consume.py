@@ -23,8 +23,9 @@ def consume(name_servers: str, topic: str, group: str, *, filter: str, count: in
         quiet_since = time.monotonic()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # it is, under nohup
+                loop.add_signal_handler(number, stop.set)
         consumer = Consumer(
             name_servers,
             group=group,

@@ -134,6 +134,24 @@ def test_the_first_message(up: Callable[..., Up]) -> None:
     assert "greetings" in got.stderr and got.stderr.count("\n") == 1 and got.stdout == ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_who_stops_consume_gets_nothing_again(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C, or a closed terminal: the group's progress is told first."""
+    async with Cluster(directory=tmp_path) as cluster, Producer(cluster.name_servers) as producer:
+        await cluster.create_topic("once", queues=1)
+        await producer.send(Message("once", b"seen"))
+        command = [*AEROBEE, "consume", "-t", "once", "-n", cluster.name_servers]
+        consume = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        assert consume.stdout is not None
+        async with asyncio.timeout(READY_S):
+            assert (await consume.stdout.readline()).endswith(b"seen\n")
+            consume.send_signal(number)
+            assert await consume.wait() == 0
+        await producer.send(Message("once", b"new"))
+        again = await asyncio.to_thread(run, *command[len(AEROBEE) :], "--count", "1", "--wait", "20")
+        assert again.stdout.split()[-1] == "new" and again.stdout.count("\n") == 1
+
+
 async def test_each_line_of_standard_input_leaves_at_once(tmp_path: Path) -> None:
     """`tail -f log | aerobee send`: a line is stored while the next one is waited for, and once; Ctrl-C ends it."""
     async with Cluster(directory=tmp_path) as cluster, PullConsumer(cluster.name_servers, group="reader") as reader:
