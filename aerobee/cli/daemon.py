@@ -180,11 +180,16 @@ async def _serve(
             os._exit(1)
         asked.set()
 
+    def hang_up() -> None:
+        """Its terminal was closed. Shell and system may both tell of it: the second time says nothing new."""
+        asked.set()
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # started without nohup, and its terminal is closed
-        # Never the second one: the shell and the system may both tell of it.
-        loop.add_signal_handler(signal.SIGHUP, asked.set)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # it is, under nohup
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     if stop_at_eof:  # whoever started us holds the other end, and closes it by ending in whatever way
 
         def at_eof() -> None:
